@@ -1,0 +1,49 @@
+"""Packaging of keras_bnrnn: what it needs, and what each extra adds."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+SPEECH = [
+    "espeakng-loader>=0.2.4,<0.3",
+    "kaldiio>=2.18,<3",
+    "pocketsphinx>=5.1,<6",
+    "soundfile>=0.12,<1",
+    "soxr>=0.5,<2",
+    "tqdm>=4.60,<5",
+]
+TEXT = ["tensorflow-text>=2.16.1,<3"]
+TFIO = ["tensorflow-io[tensorflow]>=0.37.1,<0.38"]
+TRAIN = ["absl-py>=2.0,<3", "matplotlib>=3.8,<4", "tensorboard>=2.16,<3", "tqdm>=4.60,<5"]
+TEST = [
+    "hypothesis>=6.100,<7",
+    "kaldi-native-fbank>=1.20,<2",
+    "pytest>=8,<10",
+    "pytest-xdist>=3.5,<4",
+    "ruff>=0.9,<1",
+]
+
+setup(
+    name="keras-bnrnn",
+    version="0.1.0",
+    description="Batch-normalised recurrent networks for Keras 3 on TensorFlow",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["keras_bnrnn", "keras_bnrnn.*"]),
+    install_requires=["tensorflow>=2.16.1,<3", "keras>=3.10,<4", "numpy>=1.26,<3"],
+    extras_require={
+        "speech": SPEECH,
+        "text": TEXT,
+        "tfio": TFIO,
+        "train": TRAIN,
+        "dev": sorted({*SPEECH, *TEXT, *TRAIN, *TEST}),
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

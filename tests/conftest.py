@@ -1,0 +1,30 @@
+"""Fixtures and settings that every test shares."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def pytest_configure(config):
+    # Two logical CPUs let MirroredStrategy be tested with two replicas; they must exist
+    # before TensorFlow first touches its devices.
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real text and speech that measurements use, beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real data of the tests is absent: no folder {SHARED_DATA.name!r} in "
+                    "../shared beside the checkout")
+    return SHARED_DATA
