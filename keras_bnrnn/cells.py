@@ -1,0 +1,383 @@
+"""Batch-normalised cells: one time step each, in the symbols of the equations.
+
+A cell holds the weights and the normalisers. Its `step` takes an input that has been projected
+and normalised already, which is how the layers call it; its `call` also projects and normalises
+one frame, which is how a bare `keras.layers.RNN` calls it.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_bnrnn.moments import Moments, statistics_dtype
+from keras_bnrnn.normalization import BatchNormalizer, as_tensor, project
+
+NORMALIZATIONS = ("sequence", "frame", None)
+
+
+class Frame(NamedTuple):
+    """What a step is told about its frame.
+
+    Attributes:
+        mask: Boolean `[batch]`, or `None` when all rows are live.
+        time: Index of the frame, an integer tensor.
+        training: Python boolean.
+    """
+
+    mask: Any = None
+    time: Any = 0
+    training: bool = False
+
+
+class BatchNormCell:
+    """What the batch-normalised cells share; mixed into a `keras.layers` cell."""
+
+    gates = 1
+    has_cell_state = False
+
+    def __init__(
+        self,
+        units,
+        *args,
+        normalization="frame",
+        normalize_recurrent=False,
+        normalize_cell_state=False,
+        max_timesteps=None,
+        synchronized=False,
+        momentum=0.99,
+        epsilon=1e-5,
+        gamma_initializer="ones",
+        gamma_regularizer=None,
+        gamma_constraint=None,
+        moving_mean_initializer="zeros",
+        moving_variance_initializer="ones",
+        **kwargs,
+    ):
+        name = type(self).__name__
+        if normalization == "sequence":
+            raise ValueError(
+                f'{name} sees one frame at a time, so normalization="sequence" cannot work in it. '
+                f"Use the layer keras_bnrnn.{name.removesuffix('Cell')}, which sees the whole "
+                'sequence, or normalization="frame".'
+            )
+        if synchronized:
+            raise ValueError(
+                f"{name} normalises inside the time loop, where replicas cannot exchange moments, "
+                "so synchronized=True cannot work in it. Use the layer "
+                f"keras_bnrnn.{name.removesuffix('Cell')}."
+            )
+        if normalize_cell_state and not self.has_cell_state:
+            raise ValueError(
+                f"normalize_cell_state=True needs a cell state, which {name} does not have; it is "
+                "for BatchNormLSTM and BatchNormLSTMCell. Leave it at False."
+            )
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"normalization must be one of {NORMALIZATIONS}. Received: {normalization!r}"
+            )
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must lie between 0 and 1. Received: {momentum!r}")
+        if not epsilon > 0:
+            raise ValueError(f"epsilon must be positive. Received: {epsilon!r}")
+        if max_timesteps is not None and (int(max_timesteps) != max_timesteps or max_timesteps < 1):
+            raise ValueError(
+                "max_timesteps must be a positive integer, or None for statistics that all time "
+                f"steps share. Received: {max_timesteps!r}"
+            )
+        if max_timesteps and not (normalization or normalize_recurrent or normalize_cell_state):
+            raise ValueError(
+                "max_timesteps keeps normalisation statistics for each time step, but with "
+                "normalization=None and neither recurrent nor cell-state normalisation there "
+                'are none. Use normalization="frame" or leave max_timesteps at None.'
+            )
+        super().__init__(units, *args, **kwargs)
+        self.normalization = normalization
+        self.normalize_recurrent = bool(normalize_recurrent)
+        self.normalize_cell_state = bool(normalize_cell_state)
+        self.max_timesteps = max_timesteps
+        self.synchronized = False
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
+        self.gamma_constraint = keras.constraints.get(gamma_constraint)
+        self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
+        self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
+        # In the order in which their weights are listed, after the cell's own.
+        self.normalizer = self._normalizer() if normalization else None
+        self.recurrent_normalizer = (
+            self._normalizer(prefix="recurrent_") if normalize_recurrent else None
+        )
+        self.cell_normalizer = (
+            self._normalizer(prefix="cell_", use_beta=True) if normalize_cell_state else None
+        )
+        self._step_states = list(keras.tree.flatten(self.state_size))
+        if max_timesteps is not None:
+            self.state_size = [*self._step_states, 1]
+
+    def _normalizer(self, **kwargs):
+        return BatchNormalizer(
+            max_timesteps=self.max_timesteps,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            gamma_initializer=keras.initializers.get(self.gamma_initializer),
+            gamma_regularizer=self.gamma_regularizer,
+            gamma_constraint=self.gamma_constraint,
+            moving_mean_initializer=self.moving_mean_initializer,
+            moving_variance_initializer=self.moving_variance_initializer,
+            dtype=self.dtype_policy,
+            trainable=self.trainable,
+            **kwargs,
+        )
+
+    def join_layer(self, normalization, synchronized):
+        """Makes this the cell of a layer, which counts time steps and sees whole sequences.
+
+        Args:
+            normalization: The layer's mode.
+            synchronized: Whether the input moments are taken over all replicas.
+        """
+        if normalization == "sequence" and self.max_timesteps is not None:
+            raise ValueError(
+                "max_timesteps keeps statistics for each time step, but "
+                'normalization="sequence" takes one mean and variance over all of them. Use '
+                'normalization="frame", or leave max_timesteps at None.'
+            )
+        if synchronized and self.loop_normalizers:
+            raise ValueError(
+                "synchronized=True cannot be combined with normalize_recurrent or "
+                "normalize_cell_state: their moments are taken inside the time loop, where the "
+                "replicas of a tf.distribute strategy cannot exchange them."
+            )
+        self.normalization = normalization
+        self.synchronized = bool(synchronized)
+        if self.normalizer is not None:
+            self.normalizer.synchronized = self.synchronized
+        sizes = self._step_states
+        self.state_size = sizes[0] if len(sizes) == 1 else list(sizes)
+
+    @property
+    def loop_normalizers(self):
+        """The normalisers whose moments depend on the states, in the order a step uses them."""
+        both = (self.recurrent_normalizer, self.cell_normalizer)
+        return [normalizer for normalizer in both if normalizer is not None]
+
+    @property
+    def counts_steps(self):
+        """Whether the last state is a step counter, as in a bare `keras.layers.RNN`."""
+        return len(keras.tree.flatten(self.state_size)) > len(self._step_states)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        for normalizer in (self.normalizer, self.recurrent_normalizer):
+            if normalizer is not None:
+                normalizer.build(self.gates * self.units)
+        if self.cell_normalizer is not None:
+            self.cell_normalizer.build(self.units)
+        if self.counts_steps:
+            exact = {"bfloat16": 2**8, "float16": 2**11}.get(self.compute_dtype, 2**24)
+            if self.max_timesteps > exact:
+                raise ValueError(
+                    f"A {type(self).__name__} in a bare keras.layers.RNN counts time steps in a "
+                    f"state of its compute dtype, and {self.compute_dtype} counts only to "
+                    f"{exact}, not to max_timesteps={self.max_timesteps}. Use the layer, or a "
+                    "wider compute dtype."
+                )
+
+    def get_initial_state(self, batch_size=None):
+        return [
+            tf.zeros((batch_size, size), dtype=self.compute_dtype)
+            for size in keras.tree.flatten(self.state_size)
+        ]
+
+    @property
+    def input_bias(self):
+        """The bias that is added to the projected inputs: a tensor `[gates * units]` or `None`."""
+        return None if self.bias is None else as_tensor(self.bias)
+
+    def drop_inputs(self, x, training):
+        """Keras's input dropout: one mask for all frames, or one for each gate (a list then)."""
+        mask = self.get_dropout_mask(x[0] if len(x.shape) == 3 else x)
+        return _dropped(x, mask) if training and mask is not None else x
+
+    def project_inputs(self, x, mask=None, training=False, first_time=0):
+        """z: the projected, normalised and shifted inputs, `[time, batch, gates * units]`.
+
+        Args:
+            x: `[time, batch, features]`, or a list of such, one for each gate.
+            mask: Boolean `[time, batch]` or `None`.
+            training: Python boolean.
+            first_time: The index of the first frame.
+        """
+        kernel, bias = as_tensor(self.kernel), self.input_bias
+        if self.normalizer is None:
+            return project(x, kernel, bias)
+        return self.normalizer.project(
+            x,
+            kernel,
+            bias,
+            whole_sequence=self.normalization == "sequence",
+            mask=mask,
+            training=training,
+            first_time=first_time,
+        )
+
+    def measured_specs(self, training):
+        """The `tf.TensorSpec` of all that `step` measures."""
+        dtype = statistics_dtype(self.compute_dtype)
+        specs = []
+        for normalizer in self.loop_normalizers:
+            if normalizer.normalizes_by_batch(training):
+                shape = normalizer.gamma.shape
+                specs += [tf.TensorSpec(s, dtype) for s in (shape, shape, (1,))]
+        return specs
+
+    def update_statistics(self, measured, first_time=0):
+        """Updates the loop's normalisers with what `step` measured, stacked over time."""
+        moments = [Moments(*measured[i : i + 3]) for i in range(0, len(measured), 3)]
+        if moments:
+            for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
+                normalizer.update(batch, first_time)
+
+    def call(self, inputs, states, training=False):
+        """One step of a bare `keras.layers.RNN`, where every row of every call counts."""
+        nested = isinstance(states, (list, tuple))
+        states = list(states) if nested else [states]
+        time = 0
+        counter = []
+        if self.counts_steps:
+            # A masked row's counter stands still, as states do; a live row's has the time.
+            counter = [states.pop()]
+            time = tf.cast(tf.reduce_max(counter[0]), tf.int32)
+        x = self.drop_inputs(tf.convert_to_tensor(inputs), training)
+        x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
+        z = self.project_inputs(x, training=training, first_time=time)[0]
+        output, states, measured = self.step(z, states, Frame(None, time, training))
+        self.update_statistics([value[tf.newaxis] for value in measured], time)
+        states = states + [count + 1 for count in counter]
+        return output, states if nested else states[0]
+
+    def step(self, z, states, frame):
+        """One time step on projected inputs.
+
+        Args:
+            z: `[batch, gates * units]`.
+            states: List of `[batch, units]`.
+            frame: `Frame`.
+
+        Returns:
+            The output `[batch, units]`, the list of new states, and the list of what the loop's
+            normalisers measured.
+        """
+        raise NotImplementedError
+
+    def _recurrent(self, h, frame, gates=slice(None)):
+        """`h U` of some gates' columns, normalised where asked; and the moments of it."""
+        channels = slice(
+            *(None if end is None else end * self.units for end in (gates.start, gates.stop))
+        )
+        U = as_tensor(self.recurrent_kernel)[:, channels]
+        mask = self.get_recurrent_dropout_mask(h) if frame.training else None
+        if isinstance(mask, list):
+            mask = mask[gates]
+        hU = project(h if mask is None else _dropped(h, mask), U, None)
+        return self._normalize(self.recurrent_normalizer, hU, frame, channels)
+
+    def _normalize(self, normalizer, a, frame, channels=slice(None)):
+        if normalizer is None:
+            return a, []
+        y, batch = normalizer.normalize_frame(
+            a, frame.mask, frame.time, frame.training, channels=channels
+        )
+        return y, [] if batch is None else list(batch)
+
+    def get_config(self):
+        cell_state = (
+            {"normalize_cell_state": self.normalize_cell_state} if self.has_cell_state else {}
+        )
+        return {
+            **super().get_config(),
+            **cell_state,
+            "normalization": self.normalization,
+            "normalize_recurrent": self.normalize_recurrent,
+            "max_timesteps": self.max_timesteps,
+            "synchronized": self.synchronized,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
+            "gamma_regularizer": keras.regularizers.serialize(self.gamma_regularizer),
+            "gamma_constraint": keras.constraints.serialize(self.gamma_constraint),
+            "moving_mean_initializer": keras.initializers.serialize(self.moving_mean_initializer),
+            "moving_variance_initializer": keras.initializers.serialize(
+                self.moving_variance_initializer
+            ),
+        }
+
+
+def _dropped(x, mask):
+    return [x * gate_mask for gate_mask in mask] if isinstance(mask, list) else x * mask
+
+
+@keras.saving.register_keras_serializable(package="keras_bnrnn")
+class BatchNormSimpleRNNCell(BatchNormCell, keras.layers.SimpleRNNCell):
+    def step(self, z, states, frame):
+        (h,) = states
+        hU, measured = self._recurrent(h, frame)
+        h = self.activation(z + hU)
+        return h, [h], measured
+
+
+@keras.saving.register_keras_serializable(package="keras_bnrnn")
+class BatchNormLSTMCell(BatchNormCell, keras.layers.LSTMCell):
+    gates = 4
+    has_cell_state = True
+
+    def step(self, z, states, frame):
+        h, c = states
+        hU, measured = self._recurrent(h, frame)
+        i, f, g, o = tf.split(z + hU, 4, axis=-1)
+        c = self.recurrent_activation(f) * c + self.recurrent_activation(i) * self.activation(g)
+        normalized_c, cell_measured = self._normalize(self.cell_normalizer, c, frame)
+        h = self.recurrent_activation(o) * self.activation(normalized_c)
+        return h, [h, c], measured + cell_measured
+
+
+@keras.saving.register_keras_serializable(package="keras_bnrnn")
+class BatchNormGRUCell(BatchNormCell, keras.layers.GRUCell):
+    gates = 3
+
+    @property
+    def input_bias(self):
+        bias = super().input_bias
+        return bias[0] if bias is not None and self.reset_after else bias
+
+    @property
+    def recurrent_bias(self):
+        """The bias that is added to the recurrent term: a tensor `[3 * units]` or `None`."""
+        return as_tensor(self.bias)[1] if self.use_bias and self.reset_after else None
+
+    def step(self, z, states, frame):
+        (h,) = states
+        z_z, z_r, z_h = tf.split(z, 3, axis=-1)
+        if self.reset_after:
+            hU, measured = self._recurrent(h, frame)
+            if self.use_bias:
+                hU += self.recurrent_bias
+            u_z, u_r, u_h = tf.split(hU, 3, axis=-1)
+        else:
+            hU, measured = self._recurrent(h, frame, slice(0, 2))
+            u_z, u_r = tf.split(hU, 2, axis=-1)
+        z = self.recurrent_activation(z_z + u_z)
+        r = self.recurrent_activation(z_r + u_r)
+        if self.reset_after:
+            u_h = r * u_h
+        else:
+            u_h, candidate_measured = self._recurrent(r * h, frame, slice(2, 3))
+            if measured:
+                mean, variance = (
+                    tf.concat(pair, -1) for pair in zip(measured[:2], candidate_measured[:2])
+                )
+                measured = [mean, variance, measured[2]]
+        h = z * h + (1 - z) * self.activation(z_h + u_h)
+        return h, [h], measured

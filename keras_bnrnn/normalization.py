@@ -1,0 +1,280 @@
+"""Batch normalisation with population statistics, for one array of pre-activations.
+
+    BN(a) = gamma * (a - mean) / sqrt(variance + epsilon)  [+ beta]
+
+`BatchNormalizer` owns gamma and the population statistics, and knows over which rows mean and
+variance are taken: a whole sequence, each frame by itself, or the population's. It knows no time
+loop; a loop asks it for one frame at a time and hands the moments back when it is done.
+"""
+
+import keras
+import tensorflow as tf
+
+from keras_bnrnn.moments import Moments, moments, pool, statistics_dtype
+
+# One row normalises to zero whatever it holds, so a mean needs two.
+FEWEST_ROWS = 2
+
+
+def as_tensor(value):
+    """`value` as a `tf.Tensor`: a Keras variable converts to a `tf.Variable` otherwise."""
+    return tf.convert_to_tensor(keras.ops.convert_to_tensor(value))
+
+
+class BatchNormalizer(keras.layers.Layer):
+    """Normalises pre-activations of `channels` channels; part of a cell, not of the public API.
+
+    Args:
+        max_timesteps: `None` for one pair of population statistics, or N for a pair for each of
+            the first N frames.
+        momentum: Share of the old value that a moving average keeps at each update.
+        epsilon: Added to the variance.
+        use_beta: Whether to add a trained shift; the input-to-hidden path has the cell's bias.
+        synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
+        prefix: Put before the names of the weights.
+        gamma_initializer, gamma_regularizer, gamma_constraint: Of the scale.
+        moving_mean_initializer, moving_variance_initializer: Of the population statistics.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_timesteps,
+        momentum,
+        epsilon,
+        gamma_initializer,
+        gamma_regularizer,
+        gamma_constraint,
+        moving_mean_initializer,
+        moving_variance_initializer,
+        use_beta=False,
+        synchronized=False,
+        prefix="",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.max_timesteps = max_timesteps
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.use_beta = use_beta
+        self.synchronized = synchronized
+        self.prefix = prefix
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
+        self.gamma_constraint = keras.constraints.get(gamma_constraint)
+        self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
+        self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
+        self.beta = None
+        # While set, batch statistics are used and collected here instead of averaged.
+        self.collector = None
+
+    def build(self, channels):
+        self.gamma = self.add_weight(
+            shape=(channels,),
+            name=self.prefix + "gamma",
+            initializer=self.gamma_initializer,
+            regularizer=self.gamma_regularizer,
+            constraint=self.gamma_constraint,
+            autocast=False,
+        )
+        if self.use_beta:
+            self.beta = self.add_weight(
+                shape=(channels,), name=self.prefix + "beta", initializer="zeros", autocast=False
+            )
+        shape = (channels,) if self.max_timesteps is None else (self.max_timesteps, channels)
+
+        def statistic(name, initializer):
+            # Each replica averages on its own, inside a loop too, and the mean is saved.
+            return keras.Variable(
+                initializer,
+                shape=shape,
+                dtype=self.variable_dtype,
+                trainable=False,
+                autocast=False,
+                synchronization="on_read",
+                aggregation="mean",
+                name=self.prefix + name,
+            )
+
+        self.moving_mean = statistic("moving_mean", self.moving_mean_initializer)
+        self.moving_variance = statistic("moving_variance", self.moving_variance_initializer)
+        self.built = True
+
+    def normalizes_by_batch(self, training):
+        """Whether a call takes its own moments, rather than the population's."""
+        return bool(training and self.trainable) or self.collector is not None
+
+    def project(self, x, kernel, bias, *, whole_sequence, mask=None, training=False, first_time=0):
+        """Normalised projection of all frames, `BN(x W) + bias`.
+
+        Args:
+            x: `[time, batch, features]`, or a list of such, one for each equal part of the
+                kernel's columns (inputs with a dropout mask for each gate).
+            kernel: `[features, channels]`.
+            bias: `[channels]` or `None`.
+            whole_sequence: Moments over all live frames together, or over each frame by itself.
+            mask: Boolean `[time, batch]` or `None`.
+            training: Python boolean.
+            first_time: The index of the first frame.
+
+        Returns:
+            `[time, batch, channels]`. Updates the population statistics where it trains.
+        """
+        if not self.normalizes_by_batch(training):
+            return self._population_projection(x, kernel, bias, first_time)
+        axes = (0, 1) if whole_sequence else (1,)
+        # Any constant taken off the inputs leaves BN(x W) as it is. Their own mean makes the
+        # product small where it would otherwise cancel: a mean of 1e3, a deviation of 0.1.
+        parts = x if isinstance(x, list) else [x]
+        kernels = tf.split(kernel, len(parts), axis=1)
+        products, offsets = [], []
+        for part, columns in zip(parts, kernels, strict=True):
+            shift = tf.stop_gradient(moments(part, mask, axes, self.synchronized).mean)
+            centred = tf.cast(part, shift.dtype) - self._local(shift, part, whole_sequence)
+            if mask is not None:
+                centred = tf.where(mask[..., tf.newaxis], centred, 0.0)
+            products.append(product(tf.cast(centred, part.dtype), columns))
+            offsets.append(product(shift, tf.cast(columns, shift.dtype)))
+        a = products[0] if len(products) == 1 else tf.concat(products, -1)
+        offset = offsets[0] if len(offsets) == 1 else tf.concat(offsets, -1)
+        batch = moments(a, mask, axes, self.synchronized)
+
+        enough = batch.count >= FEWEST_ROWS
+        population = self._population(None if whole_sequence else self._frames(offset, first_time))
+        mean = tf.where(enough, batch.mean, population.mean - offset)
+        variance = tf.where(enough, batch.variance, population.variance)
+        scale = self._gamma() * tf.math.rsqrt(variance + self.epsilon)
+        shift = -mean * scale if bias is None else tf.cast(bias, mean.dtype) - mean * scale
+        scale, shift = (self._local(value, a, whole_sequence) for value in (scale, shift))
+        z = tf.cast(tf.cast(a, scale.dtype) * scale + shift, a.dtype)
+        self.update(Moments(batch.mean + offset, batch.variance, batch.count), first_time)
+        return z
+
+    def normalize_frame(self, a, mask=None, time=None, training=False, channels=slice(None)):
+        """`BN(a)` of one frame, for use inside a time loop.
+
+        Args:
+            a: `[batch, channels]`.
+            mask: Boolean `[batch]` or `None`.
+            time: The frame's index, an integer tensor.
+            training: Python boolean.
+            channels: Which of the normaliser's channels these are.
+
+        Returns:
+            `BN(a)`, and the frame's `Moments` to be handed to `update` after the loop
+            (`None` where the population's were used).
+        """
+        population = self._population(time)
+        batch = None
+        mean, variance = population.mean[channels], population.variance[channels]
+        if self.normalizes_by_batch(training):
+            batch = moments(a, mask)
+            enough = batch.count >= FEWEST_ROWS
+            mean = tf.where(enough, batch.mean, mean)
+            variance = tf.where(enough, batch.variance, variance)
+        y = (tf.cast(a, mean.dtype) - mean) * tf.math.rsqrt(variance + self.epsilon)
+        y *= self._gamma()[channels]
+        if self.beta is not None:
+            y += tf.cast(as_tensor(self.beta), y.dtype)
+        return tf.cast(y, a.dtype), batch
+
+    def update(self, batch, first_time=0):
+        """Moves the population statistics towards a call's moments, once.
+
+        Args:
+            batch: `Moments` of a whole sequence (`[channels]`) or of each of its frames
+                (`[time, channels]`). Frames with fewer than two live rows are left out.
+            first_time: The index of the first of these frames.
+        """
+        batch = Moments(*(tf.stop_gradient(value) for value in batch))
+        by_frame = len(batch.mean.shape) == 2
+        if self.max_timesteps is not None:
+            batch = self._align_frames(batch, first_time)
+        if self.collector is not None:
+            self.collector.add(batch if self.max_timesteps or not by_frame else pool(batch))
+            return
+        if by_frame and self.max_timesteps is None:
+            counted = tf.where(batch.count >= FEWEST_ROWS, batch.count, 0.0)
+            batch = pool(batch._replace(count=counted))
+        for variable, value in (
+            (self.moving_mean, batch.mean),
+            (self.moving_variance, batch.variance),
+        ):
+            old = tf.cast(as_tensor(variable), value.dtype)
+            moved = self.momentum * old + (1.0 - self.momentum) * value
+            variable.assign(tf.where(batch.count >= FEWEST_ROWS, moved, old))
+
+    def fold(self, kernel, bias):
+        """The kernel and bias with which a plain projection equals the normalised one.
+
+        Args:
+            kernel: `[features, channels]`.
+            bias: `[channels]`, or `None` for zeros.
+
+        Returns:
+            `W diag(gamma / sigma)` and `bias - gamma mean / sigma`, both in float32 or wider.
+        """
+        scale, shift = self._affine(self._population(), bias)
+        return tf.cast(kernel, scale.dtype) * scale, shift
+
+    def _population_projection(self, x, kernel, bias, first_time):
+        dtype = kernel.dtype
+        if self.max_timesteps is None:
+            kernel, shift = self.fold(kernel, bias)
+            return project(x, tf.cast(kernel, dtype), tf.cast(shift, dtype))
+        a = project(x, kernel, None)
+        scale, shift = self._affine(self._population(self._frames(a, first_time)), bias)
+        return tf.cast(tf.cast(a, scale.dtype) * scale[:, tf.newaxis] + shift[:, tf.newaxis], dtype)
+
+    def _affine(self, population, bias):
+        scale = self._gamma() * tf.math.rsqrt(population.variance + self.epsilon)
+        shift = -population.mean * scale
+        return scale, shift if bias is None else tf.cast(bias, shift.dtype) + shift
+
+    def _gamma(self):
+        gamma = as_tensor(self.gamma)
+        return tf.cast(gamma, statistics_dtype(self.compute_dtype))
+
+    def _population(self, time=None):
+        """Population moments: a pair, or the pairs that belong to the frames `time`."""
+        dtype = statistics_dtype(self.compute_dtype)
+        mean = tf.cast(as_tensor(self.moving_mean), dtype)
+        variance = tf.cast(as_tensor(self.moving_variance), dtype)
+        if self.max_timesteps is not None:
+            time = tf.minimum(time, self.max_timesteps - 1)
+            mean, variance = tf.gather(mean, time), tf.gather(variance, time)
+        return Moments(mean, variance, None)
+
+    def _align_frames(self, batch, first_time):
+        """Moments by frame, as `max_timesteps` rows that begin at frame 0 of the sequence."""
+        row = tf.range(self.max_timesteps) - first_time
+        frames = tf.shape(batch.mean)[0]
+        present = ((row >= 0) & (row < frames))[:, tf.newaxis]
+        row = tf.clip_by_value(row, 0, tf.maximum(frames - 1, 0))
+        mean, variance, count = (tf.gather(value, row) for value in batch)
+        return Moments(mean, variance, tf.where(present, count, 0.0))
+
+    @staticmethod
+    def _frames(by_frame, first_time):
+        return tf.range(tf.shape(by_frame)[0]) + first_time
+
+    @staticmethod
+    def _local(value, x, whole_sequence):
+        """Values for each frame of any replica, as they meet this replica's `[time, batch]`."""
+        return value if whole_sequence else value[: tf.shape(x)[0], tf.newaxis]
+
+
+def project(x, kernel, bias):
+    """Plain projection `x W + bias` of `[..., features]`, or of a list of such, one for a gate."""
+    if isinstance(x, list):
+        kernels = tf.split(kernel, len(x), axis=1)
+        z = tf.concat([product(*pair) for pair in zip(x, kernels, strict=True)], -1)
+    else:
+        z = product(x, kernel)
+    return z if bias is None else z + bias
+
+
+def product(x, kernel):
+    """`x W` of `[..., features]` as one matrix product over all rows."""
+    rows = tf.reshape(x, [-1, kernel.shape[0]])
+    return tf.reshape(rows @ kernel, tf.concat([tf.shape(x)[:-1], [kernel.shape[1]]], 0))

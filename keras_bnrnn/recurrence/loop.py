@@ -1,0 +1,108 @@
+"""The general time loop: any step function, masks, and accumulators for what a step measures."""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class Scan(NamedTuple):
+    """What a loop over time returns.
+
+    Attributes:
+        outputs: `[time, batch, units]`, or `None` when only the last output was asked for.
+        last_output: `[batch, units]`.
+        states: List of the final states.
+        measured: List of what the step measured, each stacked over time.
+    """
+
+    outputs: Any
+    last_output: Any
+    states: list
+    measured: Any
+
+
+def scan(
+    step,
+    inputs,
+    states,
+    mask=None,
+    *,
+    measured_specs=(),
+    zero_output_for_mask=False,
+    all_outputs=True,
+    unroll=False,
+):
+    """Runs `step` over time with Keras's rules for masked frames.
+
+    A masked frame keeps the states and repeats the last output (zeros before the first live
+    frame, and everywhere under `zero_output_for_mask`). Unlike Keras's own loop this one does not
+    call `step` an extra time.
+
+    Args:
+        step: Maps `(inputs_t, states, mask_t, time)` to `(output, states, measured)`; `measured` is
+            a list of tensors.
+        inputs: `[time, batch, channels]`.
+        states: List of `[batch, units]`.
+        mask: Boolean `[time, batch]` or `None`.
+        measured_specs: The `tf.TensorSpec` of each tensor in `measured`.
+        zero_output_for_mask: Whether masked outputs are zeros.
+        all_outputs: Whether to keep every output.
+        unroll: Whether to write the loop out; needs a static number of frames.
+
+    Returns:
+        A `Scan`.
+    """
+
+    def masked_step(time, previous_output, states):
+        mask_t = None if mask is None else mask[time]
+        output, new_states, measured = step(inputs[time], states, mask_t, time)
+        if mask is not None:
+            live = mask_t[:, tf.newaxis]
+            output = tf.where(
+                live, output, tf.zeros_like(output) if zero_output_for_mask else previous_output
+            )
+            new_states = [
+                tf.where(live, new, old) for new, old in zip(new_states, states, strict=True)
+            ]
+        return output, list(new_states), measured
+
+    output = tf.zeros_like(states[0])
+    if unroll:
+        outputs, measurements = [], []
+        for time in range(inputs.shape[0]):
+            output, states, measured = masked_step(time, output, states)
+            outputs.append(output)
+            measurements.append(measured)
+        measured = [tf.stack(values) for values in zip(*measurements, strict=True)]
+        return Scan(tf.stack(outputs) if all_outputs else None, output, states, measured)
+
+    timesteps = tf.shape(inputs)[0]
+
+    def array(dtype, shape):
+        return tf.TensorArray(dtype, timesteps, element_shape=shape)
+
+    def body(time, output, states, kept, measured):
+        output, states, values = masked_step(time, output, states)
+        if all_outputs:
+            kept = kept.write(time, output)
+        measured = [held.write(time, value) for held, value in zip(measured, values, strict=True)]
+        return time + 1, output, states, kept, measured
+
+    _, output, states, kept, measured = tf.while_loop(
+        lambda time, *_: time < timesteps,
+        body,
+        (
+            0,
+            output,
+            list(states),
+            array(output.dtype, output.shape) if all_outputs else 0,
+            [array(spec.dtype, spec.shape) for spec in measured_specs],
+        ),
+        maximum_iterations=timesteps,
+    )
+    return Scan(
+        kept.stack() if all_outputs else None,
+        output,
+        states,
+        [held.stack() for held in measured],
+    )
