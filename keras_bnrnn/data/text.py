@@ -1,0 +1,306 @@
+"""Text for language models: a corpus becomes token numbers, tokens become streams of windows.
+
+A recurrent language model reads its training text as `B` parallel streams. Each stream is one
+contiguous part of the text and is cut into windows of `T` steps; row `b` of a batch continues
+row `b` of the batch before it, so a stateful model carries its states from window to window:
+
+    from keras_bnrnn.data.text import load_text, token_windows
+
+    corpus = load_text("path/to/ptb")                        # or load_text(): embedded English
+    train = token_windows(corpus.train, batch_size=20, timesteps=20, start=corpus.eos_id)
+    test = token_windows(
+        corpus.test, batch_size=20, timesteps=20, start=corpus.eos_id, keep_remainder=True
+    )
+    for inputs, targets, weights in train: ...               # each [20, 20]
+
+`load_text` reads Penn Treebank in Mikolov's preparation (`ptb.train.txt`, `ptb.valid.txt`,
+`ptb.test.txt`, one sentence a line), any other text in files of these names, or the English text
+that ships with every Python. Tokens are made by tensorflow-text (the `text` extra).
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+EOS = "<eos>"
+UNKNOWN = "<unk>"
+SPLITS = ("train", "valid", "test")
+
+_LINES_PER_BATCH = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextCorpus:
+    """A text as numbers, split for training, validation and test.
+
+    Attributes:
+        source: where the text came from, for reports.
+        vocabulary: the words; `vocabulary[k]` is the word of token `k`. Most frequent first,
+            words of equal frequency in byte order; it contains `<eos>` and `<unk>`.
+        train, valid, test: int32 arrays `[tokens]`, each sentence followed by `<eos>`.
+        distinct_words: how many different words the training text has, those that became
+            `<unk>` included.
+    """
+
+    source: str
+    vocabulary: tuple
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    distinct_words: int
+
+    @property
+    def eos_id(self):
+        """The token that ends every sentence."""
+        return self.vocabulary.index(EOS)
+
+    @property
+    def unknown_id(self):
+        """The token of every word that is not in the vocabulary."""
+        return self.vocabulary.index(UNKNOWN)
+
+    def words(self, tokens):
+        """The words of an array of token numbers, as one string."""
+        return " ".join(self.vocabulary[token] for token in np.ravel(tokens))
+
+
+def load_text(data_dir=None, *, max_words=10_000):
+    """Reads a text for language modelling and numbers its words.
+
+    The vocabulary is taken from the training text alone: its `max_words` most frequent words,
+    `<eos>` and `<unk>` among them. Every other word, in any split, becomes `<unk>`.
+
+    Penn Treebank in Mikolov's preparation has exactly 10,000 words, its rare ones already
+    replaced, and 929,589, 73,760 and 82,430 tokens for training, validation and test, an `<eos>`
+    at each line's end included. It is split at white space, as every published figure assumes.
+
+    Without `data_dir` the text is Python's own language reference (`pydoc_data.topics`), lower
+    case, with punctuation as tokens of its own, each paragraph a sentence. Of every 20 distinct
+    paragraphs 18 are for training, one for validation and one for test. It has fewer than 10,000
+    words and none of them is marked as unknown, so words that occur once in the training part
+    become `<unk>`: otherwise a model would never see that token before it is judged on it. The
+    text grows with Python's version; figures of two Python versions do not compare.
+
+    Args:
+        data_dir: a directory with `ptb.train.txt`, `ptb.valid.txt` and `ptb.test.txt`, UTF-8,
+            one sentence a line; or None for the embedded text.
+        max_words: the largest size of the vocabulary.
+
+    Returns:
+        A `TextCorpus`.
+
+    Raises:
+        ModuleNotFoundError: if tensorflow-text is not installed.
+        NotADirectoryError, FileNotFoundError: if the directory or a file of it is missing.
+        ValueError: if a file is not UTF-8 or has no words, or `max_words` is too small.
+
+    Example:
+
+    >>> corpus = load_text()
+    >>> corpus.words(corpus.train[:12])  # doctest: +ELLIPSIS
+    'the " assert " statement ...'
+    """
+    if max_words < 3:
+        raise ValueError(
+            f"`max_words` must be at least 3: {EOS}, {UNKNOWN} and one word. Received: {max_words}"
+        )
+    if data_dir is None:
+        source = "embedded English (pydoc_data.topics)"
+        words = {name: _running_text(lines) for name, lines in _embedded_paragraphs().items()}
+        least_count = 2
+    else:
+        source = os.fspath(data_dir)
+        words = {name: _prepared_text(path) for name, path in _split_files(data_dir).items()}
+        least_count = 1
+    counts = collections.Counter(words["train"].tolist())
+    vocabulary = _vocabulary(counts, max_words, least_count)
+    lookup = _lookup_table(vocabulary)
+    return TextCorpus(
+        source=source,
+        vocabulary=tuple(word.decode("utf-8") for word in vocabulary),
+        distinct_words=len(counts),
+        **{name: lookup(tokens) for name, tokens in words.items()},
+    )
+
+
+def token_windows(tokens, batch_size, timesteps, *, start, keep_remainder=False):
+    """Cuts a text into windows for a stateful language model.
+
+    The model predicts every token from those before it: `targets` are the tokens in order and
+    `inputs` the same shifted by one, with the token `start` before the first. The text is laid
+    out as `batch_size` contiguous streams of equal length and these are cut into windows of
+    `timesteps` steps. Row `b` of window `k` therefore continues row `b` of window `k - 1`, and a
+    model that starts a stream with zero states still sees the token before it.
+
+    A text rarely fills `batch_size` times whole windows. There are two ways to deal with that:
+
+    * `keep_remainder=False`, for training: the last partial window is left out, at the end of
+      every stream and of the text. That is fewer than `batch_size * (timesteps + 1)` tokens, the
+      same ones in each epoch, so that no padding enters gradients or normalisation statistics.
+    * `keep_remainder=True`, for evaluation: streams and windows are filled up at the end, with
+      `start` as token and 0 as weight. Every token of the text has weight 1 exactly once.
+
+    Args:
+        tokens: int array `[tokens]`.
+        batch_size: the number of streams, B.
+        timesteps: the steps of a window, T.
+        start: the token that stands before the text; usually `<eos>`, the end of what came before.
+        keep_remainder: whether to fill up the last windows (True) or leave out the rest (False).
+
+    Returns:
+        A `tf.data.Dataset` of `(inputs, targets, weights)`, each `[batch_size, timesteps]`, int32,
+        int32 and float32. Keras takes the third as sample weights. Its `len` is the number of
+        windows.
+
+    Raises:
+        ValueError: if the text is too short for one window of every stream.
+
+    Example:
+
+    >>> windows = token_windows(np.arange(1, 11), batch_size=2, timesteps=2, start=0)
+    >>> for inputs, targets, _ in windows.as_numpy_iterator():
+    ...     print(inputs.tolist(), targets.tolist())
+    [[0, 1], [5, 6]] [[1, 2], [6, 7]]
+    [[2, 3], [7, 8]] [[3, 4], [8, 9]]
+    >>> len(token_windows(np.arange(1, 11), 2, 2, start=0, keep_remainder=True))
+    3
+    """
+    for name, value in (("batch_size", batch_size), ("timesteps", timesteps)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+    tokens = np.asarray(tokens, dtype=np.int32)
+    if tokens.ndim != 1:
+        raise ValueError(f"`tokens` must have the shape [tokens]. Received shape: {tokens.shape}")
+    steps_per_window = batch_size * timesteps
+    if len(tokens) < (batch_size if keep_remainder else steps_per_window):
+        raise ValueError(
+            f"Too little text: {len(tokens)} tokens cannot fill {batch_size} streams of "
+            f"{1 if keep_remainder else timesteps} step(s). Give more text, or use a smaller "
+            "`batch_size` or `timesteps`."
+        )
+    length = -(-len(tokens) // batch_size) if keep_remainder else len(tokens) // batch_size
+    windows = -(-length // timesteps) if keep_remainder else length // timesteps
+
+    def streams(values, filler):
+        """`[tokens]` to time-major streams `[windows * timesteps, batch_size]`."""
+        values = values[: batch_size * length]
+        values = np.pad(values, (0, batch_size * length - len(values)), constant_values=filler)
+        values = values.reshape(batch_size, length)[:, : windows * timesteps]
+        gap = windows * timesteps - values.shape[1]
+        return np.pad(values, ((0, 0), (0, gap)), constant_values=filler).T
+
+    inputs = streams(np.concatenate([[start], tokens[:-1]]).astype(np.int32), start)
+    targets = streams(tokens, start)
+    weights = streams(np.ones(len(tokens), np.float32), 0.0)
+
+    def batch_major(*window):
+        return tuple(tf.transpose(part) for part in window)
+
+    return (
+        tf.data.Dataset.from_tensor_slices((inputs, targets, weights))
+        .batch(timesteps, drop_remainder=True)
+        .map(batch_major, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _split_files(data_dir):
+    """The three files of a directory, each known to exist."""
+    directory = pathlib.Path(data_dir)
+    if not directory.is_dir():
+        raise NotADirectoryError(
+            f"`data_dir` must be a directory with ptb.train.txt, ptb.valid.txt and ptb.test.txt. "
+            f"Received: {directory}, which is {'a file' if directory.exists() else 'not there'}."
+        )
+    files = {name: directory / f"ptb.{name}.txt" for name in SPLITS}
+    missing = [path.name for path in files.values() if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{directory} has no {' and no '.join(missing)}. Expected Penn Treebank in Mikolov's "
+            "preparation: ptb.train.txt, ptb.valid.txt and ptb.test.txt, one sentence a line."
+        )
+    return files
+
+
+def _prepared_text(path):
+    """The words of a file that is already split at white space, as an array of bytes."""
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte {error.start} cannot be decoded ({error.reason}). "
+            "Convert the file to UTF-8."
+        ) from None
+    lines = tf.data.TextLineDataset(str(path))
+    words = _words_of_lines(lines, _tensorflow_text().WhitespaceTokenizer().tokenize)
+    if np.all(words == EOS.encode()):
+        raise ValueError(f"{path} has no words. Expected one sentence a line.")
+    return words
+
+
+def _running_text(paragraphs):
+    """The words of running English: lower case, punctuation apart."""
+    text = _tensorflow_text()
+    tokenizer = text.UnicodeScriptTokenizer()
+    lines = tf.data.Dataset.from_tensor_slices(paragraphs)
+    return _words_of_lines(lines, lambda line: tokenizer.tokenize(text.case_fold_utf8(line)))
+
+
+def _words_of_lines(lines, tokenize):
+    """A dataset of lines to one array of words, each line followed by `<eos>`."""
+
+    def with_line_ends(batch):
+        ends = tf.fill([tf.shape(batch)[0], 1], EOS)
+        return tf.concat([tokenize(batch), ends], axis=1).flat_values
+
+    batches = lines.batch(_LINES_PER_BATCH).map(with_line_ends)
+    return np.concatenate([np.array([], object), *batches.as_numpy_iterator()])
+
+
+def _embedded_paragraphs():
+    """The paragraphs of Python's language reference, each once, by split."""
+    from pydoc_data.topics import topics
+
+    paragraphs = (part.strip() for topic in topics.values() for part in topic.split("\n\n"))
+    # Topics quote each other. A paragraph that stood in two splits would be known by heart.
+    paragraphs = [part for part in dict.fromkeys(paragraphs) if part]
+    place_of = {9: "valid", 19: "test"}
+    splits = {name: [] for name in SPLITS}
+    for k, paragraph in enumerate(paragraphs):
+        splits[place_of.get(k % 20, "train")].append(paragraph)
+    return splits
+
+
+def _vocabulary(counts, max_words, least_count):
+    """The words to keep, as bytes: most frequent first, equal frequencies in byte order."""
+    special = (EOS.encode(), UNKNOWN.encode())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    kept = [word for word, count in ordered if count >= least_count and word not in special]
+    kept = set(kept[: max_words - len(special)]).union(special)
+    return sorted(kept, key=lambda word: (-counts[word], word))
+
+
+def _lookup_table(vocabulary):
+    """A function from an array of words to an int32 array of their numbers."""
+    initializer = tf.lookup.KeyValueTensorInitializer(
+        tf.constant(vocabulary), tf.range(len(vocabulary), dtype=tf.int32)
+    )
+    table = tf.lookup.StaticHashTable(initializer, vocabulary.index(UNKNOWN.encode()))
+    return lambda words: table.lookup(tf.constant(words)).numpy()
+
+
+def _tensorflow_text():
+    try:
+        import tensorflow_text
+    # A tensorflow-text of another TensorFlow fails at its compiled operations: NotFoundError.
+    except (ImportError, tf.errors.NotFoundError) as error:
+        raise ModuleNotFoundError(
+            "Reading text needs tensorflow-text, in the version that belongs to the installed "
+            f"TensorFlow ({tf.__version__}). Install it with the `text` extra: "
+            'pip install "keras-bnrnn[text]"'
+        ) from error
+    return tensorflow_text
