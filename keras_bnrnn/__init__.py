@@ -15,7 +15,9 @@ if _keras.backend.backend() != "tensorflow":
 
 from keras_bnrnn.bidirectional import Bidirectional
 from keras_bnrnn.cells import BatchNormGRUCell, BatchNormLSTMCell, BatchNormSimpleRNNCell
+from keras_bnrnn.folding import copy_weights, fold_batch_norm
 from keras_bnrnn.layers import BatchNormGRU, BatchNormLSTM, BatchNormSimpleRNN
+from keras_bnrnn.population import recalibrate
 
 __version__ = "0.1.0"
 
@@ -27,4 +29,7 @@ __all__ = [
     "BatchNormSimpleRNN",
     "BatchNormSimpleRNNCell",
     "Bidirectional",
+    "copy_weights",
+    "fold_batch_norm",
+    "recalibrate",
 ]

@@ -321,6 +321,8 @@ def _dropped(x, mask):
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
 class BatchNormSimpleRNNCell(BatchNormCell, keras.layers.SimpleRNNCell):
+    plain_class = keras.layers.SimpleRNNCell
+
     def step(self, z, states, frame):
         (h,) = states
         hU, measured = self._recurrent(h, frame)
@@ -330,6 +332,7 @@ class BatchNormSimpleRNNCell(BatchNormCell, keras.layers.SimpleRNNCell):
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
 class BatchNormLSTMCell(BatchNormCell, keras.layers.LSTMCell):
+    plain_class = keras.layers.LSTMCell
     gates = 4
     has_cell_state = True
 
@@ -345,6 +348,7 @@ class BatchNormLSTMCell(BatchNormCell, keras.layers.LSTMCell):
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
 class BatchNormGRUCell(BatchNormCell, keras.layers.GRUCell):
+    plain_class = keras.layers.GRUCell
     gates = 3
 
     @property
@@ -376,7 +380,8 @@ class BatchNormGRUCell(BatchNormCell, keras.layers.GRUCell):
             u_h, candidate_measured = self._recurrent(r * h, frame, slice(2, 3))
             if measured:
                 mean, variance = (
-                    tf.concat(pair, -1) for pair in zip(measured[:2], candidate_measured[:2])
+                    tf.concat(pair, -1)
+                    for pair in zip(measured[:2], candidate_measured[:2], strict=True)
                 )
                 measured = [mean, variance, measured[2]]
         h = z * h + (1 - z) * self.activation(z_h + u_h)

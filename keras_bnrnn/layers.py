@@ -43,6 +43,7 @@ class BatchNormRNN(keras.layers.RNN):
 
     def __init_subclass__(cls, namesake, **kwargs):
         super().__init_subclass__(**kwargs)
+        cls.plain_class = namesake
         normalization = _named_parameters(BatchNormCell)
         del normalization["units"]
         normalization["normalization"] = normalization["normalization"].replace(default="sequence")

@@ -1,0 +1,145 @@
+"""Exact population statistics from a dataset, in place of moving averages."""
+
+import itertools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bnrnn.normalization import BatchNormalizer
+
+
+class _Collector:
+    """Pools the moments of many calls, in float64."""
+
+    def __init__(self, normalizer):
+        shape = normalizer.moving_mean.shape
+        self.count = tf.Variable(tf.zeros((*shape[:-1], 1), tf.float64), trainable=False)
+        self.mean = tf.Variable(tf.zeros(shape, tf.float64), trainable=False)
+        self.squares = tf.Variable(tf.zeros(shape, tf.float64), trainable=False)
+
+    def add(self, batch):
+        mean, variance, count = (tf.cast(value, tf.float64) for value in batch)
+        total = self.count + count
+        share = count / tf.maximum(total, 1.0)
+        step = mean - self.mean
+        self.squares.assign_add(variance * count + tf.square(step) * self.count * share)
+        self.mean.assign_add(step * share)
+        self.count.assign(total)
+
+
+def recalibrate(model, dataset, steps=None):
+    """Replaces every population statistic in a model by the exact one over a dataset.
+
+    One pass over `dataset`, in which the batch-normalised recurrent layers normalise with the
+    statistics of each mini-batch and everything else runs at `training=False`. Then each layer's
+    moving mean and variance become the pooled mean and the biased variance of all live frames of
+    the pass; where statistics are kept for each time step, of that step's (a step that no sequence
+    reaches keeps what it had). Use it after a training too short for the moving averages to have
+    forgotten their initial values, and before folding or exporting.
+
+    All other variables, states of stateful layers among them, are as before afterwards. If the
+    pass fails nothing has changed.
+
+    Args:
+        model: A `keras.Model` or `keras.Layer` that holds layers or cells of this package.
+        dataset: A `tf.data.Dataset`, a `keras.utils.PyDataset` or another iterable of mini-batches
+            as `model.fit` takes them: `x`, `(x, y)` or `(x, y, sample_weight)`.
+        steps: How many mini-batches to take; all of them when `None`.
+
+    Raises:
+        ValueError: If the model has nothing to recalibrate, the dataset gives no live frame, or
+            the statistics come out infinite or not a number.
+
+    Example:
+
+    >>> import keras, keras_bnrnn, numpy as np
+    >>> layer = keras_bnrnn.BatchNormLSTM(4, kernel_initializer="ones")
+    >>> model = keras.Sequential([keras.Input((None, 3)), layer])
+    >>> batches = [np.full((8, 5, 3), value, "float32") for value in (1.0, 3.0)]
+    >>> recalibrate(model, batches)  # doctest: +ELLIPSIS
+    <BLANKLINE>
+    ...
+    >>> float(layer.cell.normalizer.moving_mean[0])
+    6.0
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be a positive integer or None. Received: {steps!r}")
+    inputs, length = _inputs(dataset, steps)
+    if not model.built:
+        first = next(inputs, None)
+        if first is None:
+            raise ValueError("dataset is empty: it gave no mini-batch to recalibrate with.")
+        model(first)
+        inputs = itertools.chain([first], inputs)
+    layers = model._flatten_layers(include_self=True, recursive=True)
+    normalizers = [layer for layer in layers if isinstance(layer, BatchNormalizer)]
+    if not normalizers:
+        raise ValueError(
+            f"{model.name!r} has no batch-normalised recurrent layer, so there is nothing to "
+            "recalibrate. (keras.layers.BatchNormalization is left to Keras.)"
+        )
+    before = [(variable, variable.numpy()) for variable in model.variables]
+    try:
+        for layer in layers:
+            if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
+                layer.reset_state()
+        for normalizer in normalizers:
+            normalizer.collector = _Collector(normalizer)
+        # A new function, so that nothing traced earlier is run and nothing traced here is kept.
+        run = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+        progress = keras.utils.Progbar(length, unit_name="batch")
+        for batch, x in enumerate(inputs, start=1):
+            run(x)
+            progress.update(batch)
+        statistics = [_statistics(normalizer) for normalizer in normalizers]
+    finally:
+        for normalizer in normalizers:
+            normalizer.collector = None
+        for variable, value in before:
+            variable.assign(value)
+    for normalizer, (mean, variance) in zip(normalizers, statistics, strict=True):
+        normalizer.moving_mean.assign(mean)
+        normalizer.moving_variance.assign(variance)
+
+
+def _statistics(normalizer):
+    collected = normalizer.collector
+    count = collected.count.numpy()
+    if not count.any():
+        raise ValueError(
+            f"No live frame reached {normalizer.moving_mean.path!r}, so it has no statistics. Is "
+            "the dataset empty, everything masked, or the layer not called by the model (or only "
+            "through a tf.function of the model's own)? Nothing was changed."
+        )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(count > 0, collected.mean.numpy(), normalizer.moving_mean.numpy())
+        variance = np.where(
+            count > 0, collected.squares.numpy() / count, normalizer.moving_variance.numpy()
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+        raise ValueError(
+            f"The statistics for {normalizer.moving_mean.path!r} came out infinite or not a "
+            "number. Check the dataset's live frames for such values. Nothing was changed."
+        )
+    return mean, variance
+
+
+def _inputs(dataset, steps):
+    """The inputs of at most `steps` mini-batches, and how many there are if that is known."""
+    if isinstance(dataset, (np.ndarray, tf.Tensor)):
+        raise ValueError(
+            "dataset must give mini-batches, but a single array was received. Wrap it: "
+            "tf.data.Dataset.from_tensor_slices(x).batch(batch_size)."
+        )
+    try:
+        length = len(dataset)
+    except TypeError:
+        length = None
+    if steps is not None:
+        length = steps if length is None else min(steps, length)
+    if isinstance(dataset, keras.utils.PyDataset):
+        batches = (dataset[index] for index in range(length))
+    else:
+        batches = itertools.islice(dataset, steps)
+    return (keras.utils.unpack_x_y_sample_weight(batch)[0] for batch in batches), length
