@@ -1,0 +1,131 @@
+"""What every training script shares on its command line: flags, `--help`, one-line errors.
+
+Each script keeps its flags in a `flags.FlagValues` of its own instead of absl's global one, so
+that several scripts can be imported into one process (tests do) though all of them have `--seed`:
+
+```python
+FLAGS = flags.FlagValues()
+command_line.define_run_flags(FLAGS)
+flags.DEFINE_integer("layers", 5, "Number of recurrent layers.", lower_bound=1, flag_values=FLAGS)
+
+def main(argv):
+    ...
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__)
+```
+"""
+
+import sys
+
+from absl import app, flags
+
+MODELS = ("baseline", "batch_norm")
+STRATEGIES = ("auto", "none", "mirrored")
+
+
+class CommandError(Exception):
+    """Something the caller of a script can put right; printed as one line, without a traceback."""
+
+
+def define_run_flags(flag_values):
+    """Defines the flags that every training script has."""
+    flags.DEFINE_string(
+        "output_dir",
+        None,
+        "Folder of the run: checkpoints, history.csv, results.json and the models. The same "
+        "command on the same folder continues an interrupted run.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "model",
+        "batch_norm",
+        MODELS,
+        "baseline: keras.layers.LSTM; batch_norm: BatchNormLSTM.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        STRATEGIES,
+        "auto: MirroredStrategy over all visible GPUs where there are two or more; none: one "
+        "device; mirrored: MirroredStrategy over whatever there is.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "momentum",
+        0.9,
+        "Momentum of the batch-normalised layers' population statistics.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "Seed of the initial weights, of dropout and of the data's order.",
+        lower_bound=0,
+        flag_values=flag_values,
+    )
+
+
+def require_flag(flag_values, name):
+    """Returns the flag's value, or raises a `CommandError` where it was not given."""
+    value = flag_values[name].value
+    if value in (None, ""):
+        raise CommandError(f"--{name} is missing: {flag_values[name].help}")
+    return value
+
+
+def parse(flag_values, argv, description=""):
+    """Parses `argv` (program name first) and returns the positional arguments after it.
+
+    Raises:
+        SystemExit: with code 0 after `--help`, with code 2 after a flag that is wrong.
+    """
+    if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in argv[1:]):
+        print(f"{(description or '').strip()}\n\nflags:\n{flag_values.get_help()}")
+        raise SystemExit(0)
+    try:
+        return flag_values(argv)[1:]
+    except flags.Error as error:
+        print(f"error: {_one_line(error)} (--help lists the flags)", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(main, flag_values, description="", expected_errors=()):
+    """Runs `main(argv)` under absl's `app.run`; expected errors end as one line and code 1.
+
+    Args:
+        main: a function of `argv`: the program's name and the positional arguments.
+        flag_values: the script's `flags.FlagValues`.
+        description: what `--help` prints above the flags, usually the script's `__doc__`.
+        expected_errors: exception classes that are the caller's to put right, besides
+            `CommandError`, `OSError` and the missing of an optional package.
+    """
+
+    def parse_flags(argv):
+        positional = parse(flag_values, argv, description)
+        flags.FLAGS([argv[0]])
+        return [argv[0], *positional]
+
+    def guarded_main(argv):
+        try:
+            return main(argv)
+        except (CommandError, OSError, ModuleNotFoundError, *expected_errors) as error:
+            print(f"error: {_one_line(error)}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted: the same command continues", file=sys.stderr)
+            return 130
+
+    app.run(guarded_main, flags_parser=parse_flags)
+
+
+def fit_verbosity():
+    """Keras's `verbose`: a progress bar on a terminal, else one line per epoch."""
+    return 1 if sys.stdout.isatty() else 2
+
+
+def _one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
