@@ -1,0 +1,221 @@
+"""Trains a word-level language model on Penn Treebank, batch-normalised or plain.
+
+The models and schedules are those of Zaremba et al. 2014 (arXiv 1409.2329): two LSTM layers,
+plain SGD, 20 parallel streams of text, states carried from window to window. The batch-normalised
+model normalises each time step over the streams.
+
+    python training/train_ptb.py --data_dir=DIR --model=baseline   --output_dir=runs/ptb_baseline
+    python training/train_ptb.py --data_dir=DIR --model=batch_norm --output_dir=runs/ptb_batch_norm
+    python training/compare.py runs/ptb_baseline runs/ptb_batch_norm
+
+DIR holds ptb.train.txt, ptb.valid.txt and ptb.test.txt (one sentence a line). Without --data_dir
+the text is the language reference that every Python carries: small, but enough to see it work.
+
+The output folder gets history.csv (a row per epoch), results.json and the trained model. A run
+that was stopped goes on when the same command is given again.
+
+Perplexities are per word. `train` is the running figure of the epoch; `valid` and `test` score
+every token of their text exactly once, `test` with the weights of the epoch of the best `valid`.
+"""
+
+import dataclasses
+import hashlib
+
+import command_line
+import keras
+import language_model
+from absl import flags
+from command_line import CommandError
+from distribution import make_strategy
+from run_folder import LANGUAGE_COLUMNS, RunFolder
+
+from keras_bnrnn.data.text import SPLITS, load_text, token_windows
+
+FLAGS = flags.FlagValues()
+command_line.define_run_flags(FLAGS)
+flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt. Not given: embedded English text.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "size",
+    "small",
+    list(language_model.RECIPES),
+    "small: 2 x 200 units, 20 steps, no dropout, 13 epochs; medium: 2 x 650, 35 steps, dropout "
+    "0.5, 39 epochs; large: 2 x 1500, 35 steps, dropout 0.65, 55 epochs.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "epochs",
+    None,
+    "Epochs to train in all; not given: as many as the size's recipe has. A finished run goes on "
+    "when the number is raised.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "steps_per_epoch",
+    None,
+    "End each epoch after this many windows, always the same first ones; to try things out. Not "
+    "given: the whole training text.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    output_dir = command_line.require_flag(FLAGS, "output_dir")
+    recipe = language_model.RECIPES[FLAGS.size]
+    epochs = FLAGS.epochs or recipe.epochs
+    strategy = make_strategy(FLAGS.strategy)
+    replicas = check_replicas(strategy.num_replicas_in_sync, recipe.batch_size)
+    corpus = read_corpus(FLAGS.data_dir)
+    train, valid, test = make_windows(corpus, recipe, FLAGS.steps_per_epoch)
+    run = RunFolder(output_dir, describe_run(corpus, recipe), LANGUAGE_COLUMNS, "valid_perplexity")
+
+    def new_model():
+        keras.utils.set_random_seed(FLAGS.seed)
+        with strategy.scope():
+            return language_model.build_language_model(
+                recipe,
+                len(corpus.vocabulary),
+                normalized=FLAGS.model == "batch_norm",
+                momentum=FLAGS.momentum,
+                replicas=replicas,
+            )
+
+    model = new_model()
+    print_plan(corpus, recipe, model, train, replicas)
+    initial_epoch = run.restore(model)
+    if initial_epoch >= epochs:
+        print(f"{initial_epoch} epochs are done already; --epochs={epochs} asks for no more.")
+    callbacks = [
+        language_model.ResetStates(),
+        keras.callbacks.LearningRateScheduler(recipe.learning_rate_of),
+        language_model.ReportPerplexity(),
+        run.callback(),
+    ]
+    model.fit(
+        train,
+        validation_data=valid,
+        initial_epoch=initial_epoch,
+        epochs=max(epochs, initial_epoch),
+        callbacks=callbacks,
+        shuffle=False,
+        verbose=command_line.fit_verbosity(),
+    )
+
+    best_model = new_model()
+    best_model.load_weights(run.best_model_path)
+    scores = best_model.evaluate(
+        test, callbacks=[language_model.ResetStates()], verbose=0, return_dict=True
+    )
+    test_perplexity = language_model.perplexity(scores["cross_entropy"])
+    run.finish(model, test_perplexity=test_perplexity)
+    print_results(run, test_perplexity)
+
+
+def check_replicas(replicas, streams):
+    """Returns the number of replicas; a `CommandError` if the streams cannot be dealt out."""
+    if streams % replicas:
+        fitting = [str(count) for count in range(1, streams + 1) if streams % count == 0]
+        raise CommandError(
+            f"the recipe's {streams} streams do not divide over {replicas} devices; make "
+            f"{', '.join(fitting[:-1])} or {fitting[-1]} visible (CUDA_VISIBLE_DEVICES for GPUs), "
+            "or use --strategy=none"
+        )
+    return replicas
+
+
+def read_corpus(data_dir):
+    """`load_text`, with what the caller can put right as a `CommandError`."""
+    try:
+        return load_text(data_dir)
+    except ValueError as error:
+        raise CommandError(f"--data_dir={data_dir}: {error}") from None
+
+
+def make_windows(corpus, recipe, steps_per_epoch):
+    """The datasets for training, validation and test."""
+    datasets = []
+    for name in SPLITS:
+        try:
+            dataset = token_windows(
+                getattr(corpus, name),
+                recipe.batch_size,
+                recipe.timesteps,
+                start=corpus.eos_id,
+                keep_remainder=name != "train",
+            )
+        except ValueError as error:
+            raise CommandError(f"{name} text of {corpus.source}: {error}") from None
+        datasets.append(dataset)
+    train, valid, test = datasets
+    windows = len(train)
+    if steps_per_epoch is not None:
+        if steps_per_epoch > windows:
+            raise CommandError(
+                f"--steps_per_epoch={steps_per_epoch} is more than the text's {windows} windows"
+            )
+        train = train.take(steps_per_epoch)
+    return train, valid, test
+
+
+def describe_run(corpus, recipe):
+    """Everything that decides the numbers of a run's epochs; how many epochs does not."""
+    text = hashlib.sha256("\n".join(corpus.vocabulary).encode("utf-8"))
+    for name in SPLITS:
+        text.update(getattr(corpus, name).tobytes())
+    return {
+        "model": FLAGS.model,
+        "size": FLAGS.size,
+        "recipe": dataclasses.asdict(recipe),
+        "steps_per_epoch": FLAGS.steps_per_epoch,
+        "momentum": FLAGS.momentum,
+        "seed": FLAGS.seed,
+        "text": {
+            "vocabulary": len(corpus.vocabulary),
+            **{f"{name}_tokens": len(getattr(corpus, name)) for name in SPLITS},
+            "sha256": text.hexdigest()[:16],
+        },
+    }
+
+
+def print_plan(corpus, recipe, model, train, replicas):
+    counts = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in SPLITS)
+    print(f"Text: {corpus.source}; {counts} tokens, {len(corpus.vocabulary):,} words.")
+    steps = len(train)
+    used = steps * recipe.batch_size * recipe.timesteps
+    print(
+        f"An epoch: {steps:,} windows of {recipe.batch_size} streams x {recipe.timesteps} steps = "
+        f"{used:,} training tokens, the other {len(corpus.train) - used:,} are left out; "
+        "validation and test use every token."
+    )
+    print(
+        f"Model: {FLAGS.model}, {FLAGS.size}, {model.count_params():,} weights, "
+        f"on {replicas} device{'s' if replicas > 1 else ''}.",
+        flush=True,
+    )
+
+
+def print_results(run, test_perplexity):
+    best = run.best_row
+    print(
+        f"Best epoch {best['epoch']} of {run.completed_epochs}: perplexity "
+        f"{best['train_perplexity']:.1f} train, {best['valid_perplexity']:.1f} valid, "
+        f"{test_perplexity:.1f} test."
+    )
+    print(f"Written: {run.path}/results.json, history.csv, best.keras, final.keras")
+    other = "baseline" if FLAGS.model == "batch_norm" else "batch_norm"
+    print(
+        f"Next: the same command with --model={other} and another --output_dir, then\n"
+        f"  python training/compare.py {run.path} OTHER_OUTPUT_DIR"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__)
