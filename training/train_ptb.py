@@ -92,7 +92,7 @@ def main(argv):
     print_plan(corpus, recipe, model, train, replicas)
     initial_epoch = run.restore(model)
     if initial_epoch >= epochs:
-        print(f"{initial_epoch} epochs are done already; --epochs={epochs} asks for no more.")
+        print(f"{initial_epoch} epoch(s) are done already; --epochs={epochs} asks for no more.")
     callbacks = [
         language_model.ResetStates(),
         keras.callbacks.LearningRateScheduler(recipe.learning_rate_of),
