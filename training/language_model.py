@@ -7,11 +7,11 @@ recurrence. The batch-normalised model differs in the recurrent layers alone.
 """
 
 import dataclasses
-import math
 
 import keras
 
 import keras_bnrnn
+from keras_bnrnn.metrics import Perplexity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,24 +149,9 @@ def build_language_model(recipe, vocabulary_size, normalized, *, momentum=0.9, r
         # learning rate.
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         loss_weights=[float(recipe.timesteps)],
-        weighted_metrics=[
-            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy")
-        ],
+        weighted_metrics=[Perplexity(from_logits=True)],
     )
     return model
-
-
-class ReportPerplexity(keras.callbacks.Callback):
-    """Adds `perplexity` and `val_perplexity` per word to an epoch's logs.
-
-    It is exp of the mean `cross_entropy` in nats. The training figure is the running one: each
-    window is scored with the weights of its own step, dropout and batch statistics included.
-    """
-
-    def on_epoch_end(self, epoch, logs=None):
-        for prefix in ("", "val_"):
-            if f"{prefix}cross_entropy" in logs:
-                logs[f"{prefix}perplexity"] = perplexity(logs[f"{prefix}cross_entropy"])
 
 
 class ResetStates(keras.callbacks.Callback):
@@ -187,11 +172,3 @@ def reset_states(model):
     for layer in model.layers:
         if getattr(layer, "stateful", False):
             layer.reset_state()
-
-
-def perplexity(cross_entropy):
-    """Perplexity per word of a mean cross-entropy in nats; infinite where that overflows."""
-    try:
-        return math.exp(cross_entropy)
-    except OverflowError:
-        return math.inf

@@ -96,7 +96,6 @@ def main(argv):
     callbacks = [
         language_model.ResetStates(),
         keras.callbacks.LearningRateScheduler(recipe.learning_rate_of),
-        language_model.ReportPerplexity(),
         run.callback(),
     ]
     model.fit(
@@ -114,9 +113,8 @@ def main(argv):
     scores = best_model.evaluate(
         test, callbacks=[language_model.ResetStates()], verbose=0, return_dict=True
     )
-    test_perplexity = language_model.perplexity(scores["cross_entropy"])
-    run.finish(model, test_perplexity=test_perplexity)
-    print_results(run, test_perplexity)
+    run.finish(model, test_perplexity=scores["perplexity"])
+    print_results(run, scores["perplexity"])
 
 
 def check_replicas(replicas, streams):
