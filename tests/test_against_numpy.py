@@ -1,0 +1,140 @@
+"""Every layer in every mode against the independent NumPy models of `reference`, in float64.
+
+Outputs, final states, population statistics after several training steps, and gradients with
+respect to the inputs, the initial states and every trainable weight. Run as a program, it prints
+the largest deviation per layer and mode:
+
+    python tests/test_against_numpy.py
+"""
+
+import conformance
+import numpy as np
+import pytest
+import reference
+from conformance import BATCH, CASES, FEATURES, TIME, UNITS
+
+MASKS = tuple(conformance.masks())
+TOLERANCE = 1e-10  # of values and gradients of order 1 to 10, in float64
+
+
+def deviations(case, mask_name, training, with_state):
+    """Largest absolute deviations of a layer from the NumPy model, by what deviates."""
+    rng = np.random.default_rng(MASKS.index(mask_name) + 10 * training)
+    weights = case.weights(rng)
+    mask = conformance.masks()[mask_name]
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    states = conformance.random_states(case, rng) if with_state else None
+    layer = case.layer()
+    layer.build(x.shape)
+    conformance.set_weights(layer, weights)
+
+    outputs, final, gradients = conformance.call_and_differentiate(
+        layer, x, mask, states, training=training
+    )
+    expected = reference.layer(case.options, weights, x, mask, states, training)
+
+    def loss(arguments):
+        start = [arguments[f"state_{i}"] for i in range(len(states))] if with_state else None
+        moved = {name: arguments.get(name, value) for name, value in weights.items()}
+        result = reference.layer(case.options, moved, arguments["x"], mask, start, training)
+        return conformance.projection(result.outputs, result.states)
+
+    arguments = {"x": x, **{f"state_{i}": s for i, s in enumerate(states or [])}}
+    trainable = {name: value for name, value in weights.items() if "moving" not in name}
+    expected_gradients = reference.gradients(loss, arguments | trainable)
+    assert set(gradients) == set(expected_gradients)
+    statistics = conformance.statistics(case, layer)
+    return {
+        "outputs": _largest([outputs], [expected.outputs]),
+        "states": _largest(final, expected.states),
+        "statistics": _largest(
+            statistics.values(), [expected.statistics[name] for name in statistics]
+        ),
+        "gradients": _largest(gradients.values(), [expected_gradients[name] for name in gradients]),
+    }
+
+
+def _largest(actual, expected):
+    pairs = list(zip(actual, expected, strict=True))
+    for left, right in pairs:
+        assert np.shape(left) == np.shape(right)
+    return max((float(np.abs(left - right).max()) for left, right in pairs), default=0.0)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_outputs_states_statistics_and_gradients(case, training, record_property):
+    # The mask and the initial state go round instead of through every combination.
+    turn = CASES.index(case) + training
+    for offset, with_state in enumerate([False, True]):
+        mask_name = MASKS[(turn + offset) % len(MASKS)]
+        found = deviations(case, mask_name, training, with_state)
+        record_property(f"largest deviation, {mask_name}", max(found.values()))
+        assert max(found.values()) < TOLERANCE, (mask_name, with_state, found)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.normalized], ids=str)
+def test_population_statistics_after_several_training_steps(case):
+    rng = np.random.default_rng(3)
+    weights = case.weights(rng)
+    layer = case.layer(momentum=0.7)
+    options = reference.dataclasses.replace(case.options, momentum=0.7)
+    layer.build((None, None, FEATURES))
+    conformance.set_weights(layer, weights)
+    for mask in conformance.masks().values():
+        x = rng.normal(rng.normal(), 2.0, size=(BATCH, TIME, FEATURES))
+        layer(x, mask=mask, training=True)
+        weights |= reference.layer(options, weights, x, mask, training=True).statistics
+    statistics = conformance.statistics(case, layer)
+    assert set(statistics) == set(case.options.statistics())
+    for name, value in statistics.items():
+        np.testing.assert_allclose(value, weights[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_weights_follow_the_namesakes_then_each_normalisation(case):
+    layer = case.layer()
+    layer.build((None, None, FEATURES))
+    assert [weight.name for weight in layer.weights] == list(
+        case.options.weight_shapes(FEATURES, UNITS)
+    )
+    assert [weight.shape for weight in layer.weights] == list(
+        case.options.weight_shapes(FEATURES, UNITS).values()
+    )
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.mode in ("none", "frame_steps")], ids=str)
+def test_last_output_is_that_of_the_sequence(case, training):
+    rng = np.random.default_rng(0)
+    weights = case.weights(rng)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    layer = case.layer(return_sequences=False, return_state=False)
+    layer.build(x.shape)
+    conformance.set_weights(layer, weights)
+    for mask in conformance.masks().values():
+        conformance.set_weights(layer, weights)
+        output = layer(x, mask=mask, training=training)
+        expected = reference.layer(case.options, weights, x, mask, training=training)
+        np.testing.assert_allclose(output, expected.last_output, rtol=0, atol=TOLERANCE)
+
+
+def main():
+    """Prints a table of the largest deviation per layer and mode over masks and initial states."""
+    print("| layer and mode | outputs | states | statistics | gradients |\n|---|---|---|---|---|")
+    for case in CASES:
+        found = [
+            deviations(case, mask_name, training, with_state)
+            for mask_name in MASKS
+            for training in (False, True)
+            for with_state in (False, True)
+        ]
+        cells = [
+            f"{max(f[column] for f in found):.1e}"
+            for column in ("outputs", "states", "statistics", "gradients")
+        ]
+        print(f"| {case} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Masked frames never count: not in outputs, gradients or population statistics.
+
+Whatever the padding holds, however long it is, and on Keras versions that stopped handing the
+mask from layer to layer.
+"""
+
+import conformance
+import keras
+import numpy as np
+import pytest
+import reference
+from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS
+
+import keras_bnrnn
+
+# 1e200 overflows when squared. Plain Keras lets nan through to the gradients, so nan is asked of
+# the normalised layers only.
+JUNK = {"fifty": 50.0, "huge": 1e200, "nan": np.nan, "infinite": -np.inf}
+
+
+def _run(case, layer, weights, x, mask, training):
+    """Outputs, states, gradients and statistics in one flat dict."""
+    conformance.set_weights(layer, weights)
+    outputs, states, gradients = conformance.call_and_differentiate(
+        layer, x, mask, training=training
+    )
+    found = {"outputs": outputs, **gradients, **conformance.statistics(case, layer)}
+    return found | {f"final_{i}": s for i, s in enumerate(states)}
+
+
+def _built(case, weights, **overrides):
+    layer = case.layer(**overrides)
+    layer.build((None, None, FEATURES))
+    conformance.set_weights(layer, weights)
+    return layer
+
+
+def _assert_same(actual, expected, atol=1e-12, but=()):
+    assert set(actual) == set(expected)
+    for name in set(expected) - set(but):
+        np.testing.assert_allclose(actual[name], expected[name], rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_the_padding_holds_moves_nothing(case, training):
+    rng = np.random.default_rng(0)
+    weights = case.weights(rng)
+    layer = _built(case, weights)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    turn = CASES.index(case) + training
+    for junk_name, mask_name in zip(JUNK, ["right", "holey", "left", "right"], strict=True):
+        if junk_name in ("nan", "infinite") and not case.normalized:
+            continue
+        mask = conformance.masks()[mask_name if turn % 2 else "holey"]
+        clean = np.where(mask[..., None], x, 0.0)
+        dirty = np.where(mask[..., None], x, JUNK[junk_name])
+        expected = _run(case, layer, weights, clean, mask, training)
+        found = _run(case, layer, weights, dirty, mask, training)
+        _assert_same(found, expected)
+        assert not found["x"][~mask].any(), "a masked frame has no gradient"
+
+
+def _counts_padding(case):
+    """Whether padding in front of the loop moves per-step statistics: masked steps count."""
+    return "max_timesteps" in case.kwargs and "go_backwards" in case.kwargs
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("case", [c for c in CASES if not _counts_padding(c)], ids=str)
+def test_how_long_the_padding_is_moves_nothing(case, training):
+    rng = np.random.default_rng(1)
+    weights = case.weights(rng)
+    layer = _built(case, weights)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    mask = conformance.masks()["right"]
+    backwards = case.kwargs.get("go_backwards", False)
+    longer_x = np.pad(x, [(0, 0), (0, 3), (0, 0)], constant_values=50.0)
+    longer_mask = np.pad(mask, [(0, 0), (0, 3)])
+    short = reference.layer(case.options, weights, x, mask, training=training)
+    if case.kwargs.get("unroll"):
+        layer = _built(case, weights)  # an unrolled layer knows one length
+    conformance.set_weights(layer, weights)
+    outputs, *states = layer(longer_x, mask=longer_mask, training=training)
+    # Under go_backwards the padding is in front, in the order of the loop.
+    live_part = outputs[:, 3:] if backwards else outputs[:, :TIME]
+    np.testing.assert_allclose(live_part, short.outputs, rtol=0, atol=1e-12)
+    for found, expected in zip(states, short.states, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    found = conformance.statistics(case, layer)
+    for name, expected in short.statistics.items():
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_wholly_masked_rows_move_nothing(case):
+    rng = np.random.default_rng(2)
+    weights = case.weights(rng)
+    layer = _built(case, weights)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    expected = _run(case, layer, weights, x, np.ones((BATCH, TIME), bool), True)
+    conformance.set_weights(layer, weights)
+    wider_x = np.concatenate([x, np.full((2, TIME, FEATURES), 50.0)])
+    mask = np.repeat([True] * BATCH + [False] * 2, TIME).reshape(BATCH + 2, TIME)
+    outputs, *states = layer(wider_x, mask=mask, training=True)
+    np.testing.assert_allclose(outputs[:BATCH], expected["outputs"], rtol=0, atol=1e-12)
+    assert not np.asarray(outputs[BATCH:]).any()
+    assert not np.asarray(states[0][BATCH:]).any()
+    for name, value in conformance.statistics(case, layer).items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_batch_without_any_live_frame(case):
+    rng = np.random.default_rng(3)
+    weights = case.weights(rng)
+    layer = _built(case, weights)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    found = _run(case, layer, weights, x, np.zeros((BATCH, TIME), bool), True)
+    for name, value in found.items():
+        if name in weights and "moving" in name:
+            np.testing.assert_array_equal(value, weights[name], err_msg=name)
+        else:
+            np.testing.assert_array_equal(value, np.zeros_like(value), err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_mask_without_masked_frames_is_no_mask(case):
+    rng = np.random.default_rng(4)
+    weights = case.weights(rng)
+    layer = _built(case, weights)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    expected = _run(case, layer, weights, x, None, True)
+    _assert_same(_run(case, layer, weights, x, np.ones((BATCH, TIME), bool), True), expected)
+
+
+@pytest.fixture
+def newer_keras(monkeypatch):
+    """Keras's wrappers as the version after 3.15.1 has them: they swallow the mask."""
+    for wrapper in (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed):
+
+        def __init__(self, *args, _original=wrapper.__init__, **kwargs):
+            _original(self, *args, **kwargs)
+            self.supports_masking = False
+
+        monkeypatch.setattr(wrapper, "__init__", __init__)
+
+
+def _stack(case):
+    arguments = {"return_state": False, "dtype": "float32"}
+    return keras.Sequential(
+        [
+            keras.Input((None, FEATURES)),
+            keras.layers.Masking(0.0),
+            case.layer(**arguments, name="first"),
+            keras_bnrnn.Bidirectional(case.layer(**arguments), name="both"),
+            case.layer(**arguments, return_sequences=False, name="last"),
+        ]
+    )
+
+
+STACKED = [
+    case
+    for case in MAIN_CASES
+    # Not with per-step statistics: the backward half counts its steps from the padding's end.
+    if case.mode in ("none", "sequence", "frame_recurrent", "sequence_recurrent_cell")
+]
+
+
+def test_newer_keras_is_simulated(newer_keras):
+    model = keras.Sequential(
+        [
+            keras.Input((None, FEATURES)),
+            keras.layers.Masking(0.0),
+            keras.layers.LSTM(UNITS, return_sequences=True),
+        ]
+    )
+    with pytest.warns(UserWarning, match="mask"):
+        output = model(np.ones((2, TIME, FEATURES), "float32"))
+    assert keras.src.backend.get_keras_mask(output) is None
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("case", STACKED, ids=str)
+def test_the_mask_travels_through_a_stack(case, training, newer_keras):
+    """Longer padding moves neither the outputs nor any statistic of a stack."""
+    keras.utils.set_random_seed(0)
+    model = _stack(case)
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+    x[0, 3:], x[1, 2:] = 0.0, 0.0
+    weights = [w + rng.uniform(0, 0.3, w.shape) for w in model.get_weights()]
+    found = []
+    for padding in (0, 4):
+        model.set_weights(weights)
+        padded = np.pad(x, [(0, 0), (0, padding), (0, 0)])
+        output = model(padded, training=training)
+        found.append([np.asarray(output), *model.get_weights()])
+    for left, right in zip(*found, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["layer", "bidirectional"])
+@pytest.mark.parametrize("case", STACKED, ids=str)
+def test_outputs_carry_the_mask(case, wrapped, newer_keras):
+    layer = case.layer(return_state=False, dtype="float32")
+    if wrapped:
+        layer = keras_bnrnn.Bidirectional(layer)
+    masked = keras.layers.Masking(0.0)(np.ones((2, TIME, FEATURES), "float32"))
+    mask = keras.src.backend.get_keras_mask(layer(masked))
+    assert mask is not None
+    np.testing.assert_array_equal(mask, np.ones((2, TIME), bool))
+
+
+# The backward half counts the padding's steps, so per-step statistics are left out. Wrapped
+# `keras.layers` stand beside the layers that compute the same.
+ALONE = [(case, False) for case in MAIN_CASES if "max_timesteps" not in case.kwargs]
+ALONE += [(case, True) for case in MAIN_CASES if not case.normalized]
+
+
+@pytest.mark.parametrize(("case", "plain"), ALONE, ids=lambda v: {True: "keras"}.get(v, str(v)))
+def test_backward_half_equals_each_sequence_alone(case, plain, newer_keras):
+    """At inference, each row of a padded batch is what it is alone, at its own length."""
+    keras.utils.set_random_seed(1)
+    layer_class = case.namesake_class if plain else case.layer_class
+    kwargs = case.namesake_kwargs if plain else case.kwargs
+    layer = layer_class(UNITS, return_sequences=True, dtype="float64", **kwargs)
+    both = keras_bnrnn.Bidirectional(layer, dtype="float64")
+    both.build((None, None, FEATURES))
+    rng = np.random.default_rng(6)
+    both.set_weights([w + rng.uniform(0, 0.3, w.shape) for w in both.get_weights()])
+    x = rng.normal(size=(3, TIME, FEATURES))
+    lengths = [TIME, 3, 1]
+    mask = np.arange(TIME) < np.array(lengths)[:, None]
+    together = np.asarray(both(np.where(mask[..., None], x, 50.0), mask=mask))
+    for row, length in enumerate(lengths):
+        alone = np.asarray(both(x[row : row + 1, :length]))
+        np.testing.assert_allclose(together[row, :length], alone[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Layer 'time_distributed:UserWarning")
+@pytest.mark.parametrize("case", MAIN_CASES, ids=str)
+def test_time_distributed_hands_the_mask_down(case, newer_keras):
+    """[batch, words, characters, features] with a mask of characters: each word as if alone."""
+    inner = case.layer(return_sequences=False, return_state=False, dtype="float64")
+    wrapper = keras.layers.TimeDistributed(inner, dtype="float64")
+    rng = np.random.default_rng(7)
+    weights = case.weights(rng)
+    x = rng.normal(size=(2, 3, TIME, FEATURES))
+    mask = np.arange(TIME) < np.array([[TIME, 2, 1], [3, 0, 4]])[..., None]
+    wrapper.build(x.shape)
+    conformance.set_weights(wrapper, weights)
+    found = wrapper(np.where(mask[..., None], x, 50.0), mask=mask)
+    for word in range(3):
+        expected = reference.layer(case.options, weights, x[:, word], mask[:, word])
+        np.testing.assert_allclose(found[:, word], expected.last_output, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lstm-sequence", "gru-frame_recurrent"])
+def test_padding_moves_no_weight_in_fit(name):
+    """The same promise for a compiled training step, where Keras hands the mask down."""
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential(
+        [
+            keras.Input((None, FEATURES)),
+            keras.layers.Masking(0.0),
+            conformance.find(name).layer(return_state=False, dtype="float32"),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    start = model.get_weights()
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+    x[1, 3:] = 0.0
+    y = rng.normal(size=(BATCH, TIME, 1)).astype("float32")
+    after = []
+    for padding in (0, 3):
+        model.set_weights(start)
+        pad = [(0, 0), (0, padding), (0, 0)]
+        model.train_on_batch(np.pad(x, pad), np.pad(y, pad))
+        after.append(model.get_weights())
+    names = [weight.name for weight in model.weights]
+    for weight, before, short, long in zip(names, start, *after, strict=True):
+        assert np.any(short != before), weight
+        np.testing.assert_allclose(short, long, rtol=1e-5, atol=1e-6, err_msg=weight)

@@ -1,0 +1,186 @@
+"""Properties of every layer over random shapes, masks and options.
+
+The examples are bounded and the same at every run.
+"""
+
+import conformance
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import reference
+
+import keras_bnrnn
+
+EXAMPLES = hypothesis.settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+NAMESAKES = {"simple_rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
+
+
+@st.composite
+def layers(draw):
+    """Options and the layer's constructor arguments, over everything that can be combined."""
+    kind = draw(st.sampled_from(sorted(NAMESAKES)))
+    kwargs = {
+        "normalization": draw(st.sampled_from(["sequence", "frame", None])),
+        "normalize_recurrent": draw(st.booleans()),
+        "use_bias": draw(st.booleans()),
+        "go_backwards": draw(st.booleans()),
+        "zero_output_for_mask": draw(st.booleans()),
+        "activation": draw(st.sampled_from(["tanh", "relu", "linear"])),
+        "momentum": draw(st.sampled_from([0.0, 0.5, 0.99])),
+        "epsilon": draw(st.sampled_from([1e-5, 1e-2])),
+    }
+    if kind == "gru":
+        kwargs["reset_after"] = draw(st.booleans())
+    if kind == "lstm":
+        kwargs["normalize_cell_state"] = draw(st.booleans())
+    if kwargs["normalization"] == "frame":
+        kwargs["max_timesteps"] = draw(st.sampled_from([None, 1, 2, 4]))
+    return kind, kwargs
+
+
+@st.composite
+def problems(draw):
+    """A layer with weights, and a batch with or without a mask and initial states."""
+    kind, kwargs = draw(layers())
+    options = reference.Options.of(kind, **kwargs)
+    batch, time = draw(st.integers(1, 5)), draw(st.integers(1, 6))
+    features, units = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    weights = reference.random_weights(options, features, units, rng)
+    x = rng.normal(rng.normal(), draw(st.sampled_from([0.1, 1.0, 3.0])), (batch, time, features))
+    mask = None
+    if draw(st.booleans()):
+        share = draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
+        mask = rng.random((batch, time)) < share
+    states = None
+    if draw(st.booleans()):
+        states = [rng.uniform(-1, 1, (batch, units)) for _ in range(options.state_count)]
+    layer_class = getattr(keras_bnrnn, f"BatchNorm{NAMESAKES[kind]}")
+    layer = layer_class(units, return_sequences=True, return_state=True, dtype="float64", **kwargs)
+    layer.build(x.shape)
+    conformance.set_weights(layer, weights)
+    return options, layer, weights, x, mask, states, draw(st.booleans())
+
+
+def _call(layer, weights, x, mask, states, training):
+    """Outputs, final states and the weights after the call, from these weights."""
+    conformance.set_weights(layer, weights)
+    outputs, *final = layer(x, mask=mask, initial_state=states, training=training)
+    after = dict(zip(weights, layer.get_weights(), strict=True))
+    return np.asarray(outputs), [np.asarray(s) for s in final], after
+
+
+def _close(actual, expected, tolerance=1e-8):
+    """Relative to the size of what is expected: linear activations may grow."""
+    scale = max(1.0, np.abs(expected).max(initial=0.0))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+@EXAMPLES
+@hypothesis.given(problems())
+def test_equals_the_numpy_model(problem):
+    options, layer, weights, x, mask, states, training = problem
+    outputs, final, after = _call(layer, weights, x, mask, states, training)
+    expected = reference.layer(options, weights, x, mask, states, training)
+    _close(outputs, expected.outputs)
+    for found, state in zip(final, expected.states, strict=True):
+        _close(found, state)
+    for name, value in (weights | expected.statistics).items():
+        _close(after[name], value)
+
+
+@EXAMPLES
+@hypothesis.given(problems(), st.integers(0, 2**32 - 1))
+def test_the_order_of_the_rows_does_not_matter(problem, seed):
+    _, layer, weights, x, mask, states, training = problem
+    outputs, final, after = _call(layer, weights, x, mask, states, training)
+    order = np.random.default_rng(seed).permutation(len(x))
+    mask = None if mask is None else mask[order]
+    states = None if states is None else [state[order] for state in states]
+    moved, moved_final, moved_after = _call(layer, weights, x[order], mask, states, training)
+    _close(moved, outputs[order])
+    for found, state in zip(moved_final, final, strict=True):
+        _close(found, state[order])
+    for name, value in after.items():
+        _close(moved_after[name], value)
+
+
+@EXAMPLES
+@hypothesis.given(problems(), st.integers(1, 3), st.sampled_from([0.0, 50.0, np.nan]))
+def test_padding_at_the_end_of_the_loop_does_not_matter(problem, length, junk):
+    options, layer, weights, x, mask, states, training = problem
+    mask = np.ones(x.shape[:2], bool) if mask is None else mask
+    outputs, final, after = _call(layer, weights, x, mask, states, training)
+    where = [(0, 0), (length, 0) if options.go_backwards else (0, length)]
+    padded = np.pad(np.where(mask[..., None], x, junk), [*where, (0, 0)], constant_values=junk)
+    found, found_final, found_after = _call(
+        layer, weights, padded, np.pad(mask, where), states, training
+    )
+    _close(found[:, : x.shape[1]], outputs)
+    for left, right in zip(found_final, final, strict=True):
+        _close(left, right)
+    for name, value in after.items():
+        _close(found_after[name], value)
+
+
+@EXAMPLES
+@hypothesis.given(problems())
+def test_rows_do_not_meet_at_inference(problem):
+    _, layer, weights, x, mask, states, _ = problem
+    outputs, final, after = _call(layer, weights, x, mask, states, False)
+    for row in range(len(x)):
+        one = slice(row, row + 1)
+        alone, alone_final, _ = _call(
+            layer,
+            weights,
+            x[one],
+            None if mask is None else mask[one],
+            None if states is None else [state[one] for state in states],
+            False,
+        )
+        _close(alone, outputs[one])
+        for found, state in zip(alone_final, final, strict=True):
+            _close(found, state[one])
+    for name, value in weights.items():
+        np.testing.assert_array_equal(after[name], value)
+
+
+@EXAMPLES
+@hypothesis.given(problems(), st.sampled_from([-7.0, 0.5, 100.0]))
+def test_a_shift_of_the_inputs_moves_only_the_mean(problem, shift):
+    """Batch normalisation takes it out again, so a training call answers the same."""
+    options, layer, weights, x, mask, states, _ = problem
+    hypothesis.assume(options.normalization is not None)
+    live = np.ones(x.shape[:2], bool) if mask is None else mask
+    rows = live.sum(axis=0) if options.normalization == "frame" else live.sum(keepdims=True)
+    hypothesis.assume(np.all((rows >= 2) | (rows == 0)))
+    outputs, final, after = _call(layer, weights, x, mask, states, True)
+    moved, moved_final, moved_after = _call(layer, weights, x + shift, mask, states, True)
+    _close(moved, outputs, 1e-6)
+    for found, state in zip(moved_final, final, strict=True):
+        _close(found, state, 1e-6)
+    for name, value in after.items():
+        if name != "moving_mean":
+            _close(moved_after[name], value, 1e-6)
+
+
+@EXAMPLES
+@hypothesis.given(problems())
+def test_frame_wise_training_is_causal(problem):
+    """Later frames do not leak into earlier outputs; only "sequence" looks ahead."""
+    options, layer, weights, x, mask, states, training = problem
+    hypothesis.assume(options.normalization != "sequence" or not training)
+    hypothesis.assume(x.shape[1] >= 2)
+    cut = x.shape[1] // 2
+    outputs, *_ = _call(layer, weights, x, mask, states, training)
+    early = slice(-cut, None) if options.go_backwards else slice(0, cut)
+    part, *_ = _call(
+        layer, weights, x[:, early], None if mask is None else mask[:, early], states, training
+    )
+    _close(part, outputs[:, :cut])

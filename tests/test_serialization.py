@@ -1,0 +1,318 @@
+"""Configurations, clones, `.keras` files, weight files and SavedModels of every layer and mode."""
+
+import inspect
+import json
+import subprocess
+import sys
+
+import conformance
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conformance import BATCH, CASES, CONTAINERS, FEATURES, MAIN_CASES, SLOW_CASES, TIME, UNITS
+
+import keras_bnrnn
+
+LAYERS = [keras_bnrnn.BatchNormSimpleRNN, keras_bnrnn.BatchNormLSTM, keras_bnrnn.BatchNormGRU]
+CELLS = [
+    keras_bnrnn.BatchNormSimpleRNNCell,
+    keras_bnrnn.BatchNormLSTMCell,
+    keras_bnrnn.BatchNormGRUCell,
+]
+CLASSES = LAYERS + CELLS
+# What the classes take beyond their namesakes' arguments, by keyword only.
+OWN_ARGUMENTS = [
+    "normalization",
+    "normalize_recurrent",
+    "max_timesteps",
+    "momentum",
+    "epsilon",
+    "gamma_initializer",
+    "gamma_regularizer",
+    "gamma_constraint",
+    "moving_mean_initializer",
+    "moving_variance_initializer",
+]
+# Every argument away from its default; a class takes those it knows.
+UNUSUAL = {
+    "units": UNITS,
+    "activation": "relu",
+    "recurrent_activation": "hard_sigmoid",
+    "use_bias": False,
+    "kernel_initializer": "he_normal",
+    "recurrent_initializer": "glorot_normal",
+    "bias_initializer": "ones",
+    "unit_forget_bias": False,
+    "kernel_regularizer": "l1",
+    "recurrent_regularizer": "l2",
+    "bias_regularizer": "l1",
+    "activity_regularizer": "l2",
+    "kernel_constraint": "max_norm",
+    "recurrent_constraint": "unit_norm",
+    "bias_constraint": "non_neg",
+    "dropout": 0.25,
+    "recurrent_dropout": 0.125,
+    "reset_after": False,
+    "seed": 7,
+    "return_sequences": True,
+    "return_state": True,
+    "go_backwards": True,
+    "zero_output_for_mask": True,
+    "stateful": True,
+    "unroll": True,
+    "use_cudnn": False,
+    "normalization": "frame",
+    "normalize_recurrent": True,
+    "normalize_cell_state": True,
+    "max_timesteps": 4,
+    "momentum": 0.5,
+    "epsilon": 0.25,
+    "gamma_initializer": keras.initializers.Constant(0.1),
+    "gamma_regularizer": keras.regularizers.L1L2(0.1, 0.2),
+    "gamma_constraint": keras.constraints.MinMaxNorm(0.1, 0.9),
+    "moving_mean_initializer": "ones",
+    "moving_variance_initializer": keras.initializers.Constant(3.0),
+    "name": "unusual",
+    "dtype": "mixed_float16",
+    "trainable": False,
+}
+
+
+def _namesake(layer_class):
+    return getattr(keras.layers, layer_class.__name__.removeprefix("BatchNorm"))
+
+
+def _namesakes_arguments(layer_class):
+    """The namesake's own positional arguments, in its order."""
+    parameters = inspect.signature(_namesake(layer_class).__init__).parameters.values()
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [p.name for p in parameters if p.kind is positional and p.name != "self"]
+
+
+def _arguments(layer_class):
+    extra = ["normalize_cell_state"] if "LSTM" in layer_class.__name__ else []
+    if layer_class in LAYERS:
+        extra += ["zero_output_for_mask"]
+    return [*_namesakes_arguments(layer_class), *OWN_ARGUMENTS, *extra]
+
+
+def _json(config):
+    return json.loads(json.dumps(config, sort_keys=True))
+
+
+@pytest.mark.parametrize("layer_class", CLASSES, ids=lambda c: c.__name__)
+def test_every_argument_survives_the_config(layer_class):
+    names = _arguments(layer_class) + ["name", "dtype", "trainable"]
+    layer = layer_class(**{name: UNUSUAL[name] for name in names})
+    config = _json(layer.get_config())
+    default = _json(layer_class(UNITS + 1).get_config())
+    for name in names:
+        if name == "normalization" and layer_class in CELLS:
+            continue  # "frame" is a cell's default
+        assert config[name] != default[name], name
+    again = layer_class.from_config(layer.get_config())
+    assert _json(again.get_config()) == config
+
+
+def test_use_cudnn_is_for_the_layers_that_have_a_kernel():
+    with pytest.raises((TypeError, ValueError), match="use_cudnn"):
+        keras_bnrnn.BatchNormSimpleRNN(UNITS, use_cudnn=False)
+
+
+@pytest.mark.parametrize("layer_class", LAYERS, ids=lambda c: c.__name__)
+def test_synchronized_survives_the_config(layer_class):
+    layer = layer_class(UNITS, synchronized=True)
+    assert layer_class.from_config(layer.get_config()).get_config()["synchronized"] is True
+
+
+@pytest.mark.parametrize("layer_class", CLASSES, ids=lambda c: c.__name__)
+def test_registered(layer_class):
+    expected = f"keras_bnrnn>{layer_class.__name__}"
+    assert keras.saving.get_registered_name(layer_class) == expected
+    assert keras.saving.get_registered_object(expected) is layer_class
+
+
+def test_bidirectional_registered():
+    assert keras.saving.get_registered_name(keras_bnrnn.Bidirectional).startswith("keras_bnrnn>")
+
+
+@pytest.mark.parametrize("layer_class", CLASSES, ids=lambda c: c.__name__)
+def test_defaults_are_the_namesakes(layer_class):
+    """A Keras user can swap one for the other and nothing else changes."""
+    theirs = _json(_namesake(layer_class)(UNITS, name="same").get_config())
+    config = _json(layer_class(UNITS, name="same").get_config())
+    assert {name: config[name] for name in theirs} == theirs
+
+
+@pytest.mark.parametrize("layer_class", CLASSES, ids=lambda c: c.__name__)
+def test_positional_arguments_are_the_namesakes(layer_class):
+    names = _namesakes_arguments(layer_class)
+    values = [UNUSUAL[name] for name in names]
+    by_position = layer_class(*values, name="same")
+    by_keyword = layer_class(**dict(zip(names, values, strict=True)), name="same")
+    assert _json(by_position.get_config()) == _json(by_keyword.get_config())
+    theirs = _json(_namesake(layer_class)(*values, name="same").get_config())
+    theirs.pop("activity_regularizer", None)  # keras.layers.SimpleRNN forgets its own
+    config = _json(by_position.get_config())
+    assert {name: config[name] for name in theirs} == theirs
+    with pytest.raises(TypeError):
+        layer_class(*values, "frame")
+
+
+@pytest.mark.parametrize("layer_class", CLASSES, ids=lambda c: c.__name__)
+def test_the_signature_shows_the_arguments(layer_class):
+    """`help()` and editors show what there is to pass."""
+    parameters = inspect.signature(layer_class).parameters
+    names = _namesakes_arguments(layer_class)
+    assert list(parameters)[: len(names)] == names
+    for name in OWN_ARGUMENTS:
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_config_round_trip(case):
+    layer = case.layer()
+    serialized = keras.saving.serialize_keras_object(layer)
+    again = keras.saving.deserialize_keras_object(_json(serialized))
+    assert type(again) is case.layer_class
+    assert _json(again.get_config()) == _json(layer.get_config())
+
+
+def _inputs(seed=0, time=TIME):
+    x = np.random.default_rng(seed).normal(size=(BATCH, time, FEATURES)).astype("float32")
+    x[1, 3:] = 0.0
+    return x
+
+
+@pytest.mark.parametrize("case", MAIN_CASES, ids=str)
+def test_clone_keras_file_and_weights_file(case, tmp_path):
+    model = conformance.model_of("sequential", case)
+    x = _inputs()
+    expected = model(x)
+
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_array_equal(clone(x), expected)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), expected)
+    assert [w.name for w in loaded.weights] == [w.name for w in model.weights]
+
+    model.save_weights(tmp_path / "model.weights.h5")
+    fresh = conformance.model_of("sequential", case, seed=1)
+    assert np.any(np.asarray(fresh(x)) != np.asarray(expected))
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(fresh(x), expected)
+
+
+@pytest.mark.parametrize("case", SLOW_CASES, ids=str)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_weights_file_in_every_container(container, case, tmp_path):
+    model = conformance.model_of(container, case)
+    x = _inputs()
+    model.save_weights(tmp_path / "model.weights.h5")
+    fresh = conformance.model_of(container, case, seed=1)
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(fresh(x), model(x))
+    for mine, theirs in zip(fresh.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("container", [name for name in CONTAINERS if name != "subclassed"])
+@pytest.mark.parametrize("case", SLOW_CASES, ids=str)
+def test_clone_in_every_container(container, case):
+    model = conformance.model_of(container, case)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_array_equal(clone(_inputs()), model(_inputs()))
+
+
+LOADER = """
+import sys
+import keras_bnrnn
+import keras, numpy as np
+for line in sys.stdin.read().splitlines():
+    data = np.load(line + ".npz")
+    model = keras.models.load_model(line + ".keras")
+    np.testing.assert_allclose(model(data["x"]), data["y"], rtol=1e-6, atol=1e-6)
+    assert len(model.trainable_weights) == data["trainable"], line
+    print("loaded")
+"""
+
+
+def test_a_new_process_loads_after_importing_only_keras_bnrnn(tmp_path):
+    """Every container of every layer, in one process: starting one takes longer than the rest."""
+    paths = []
+    x = _inputs()
+    for case in SLOW_CASES:
+        for container in CONTAINERS:
+            if container == "subclassed":
+                continue  # its class belongs to whoever wrote it
+            model = conformance.model_of(container, case)
+            path = tmp_path / f"{case}-{container}"
+            model.save(f"{path}.keras")
+            np.savez(path, x=x, y=model(x), trainable=len(model.trainable_weights))
+            paths.append(str(path))
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER],
+        input="\n".join(paths),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("loaded") == len(paths)
+
+
+# Exporting takes seconds: every layer in one container, every container with one layer.
+EXPORTED = [("sequential", case) for case in SLOW_CASES] + [
+    (container, conformance.find("lstm-frame_recurrent_cell_steps"))
+    for container in CONTAINERS
+    if container != "sequential"
+]
+
+
+@pytest.mark.parametrize(("container", "case"), EXPORTED, ids=lambda value: str(value))
+def test_saved_model(container, case, tmp_path):
+    """The exported function takes any batch and length and answers as the model at inference."""
+    model = conformance.model_of(container, case)
+    if container == "subclassed":
+        signature = [keras.InputSpec(shape=(None, None, FEATURES), dtype="float32")]
+        model.export(tmp_path / "model", verbose=False, input_signature=signature)
+    else:
+        model.export(tmp_path / "model", verbose=False)
+    served = tf.saved_model.load(tmp_path / "model")
+    # Keras's TimeDistributed exports a batch of unknown size, but loops over a known time only.
+    times = (TIME, TIME, TIME) if container == "time_distributed" else (TIME, 1, 8)
+    for batch, time in zip((BATCH, 1, 3), times, strict=True):
+        x = np.random.default_rng(time).normal(size=(batch, time, FEATURES)).astype("float32")
+        np.testing.assert_allclose(served.serve(tf.constant(x)), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_saved_model_of_a_training_call(tmp_path):
+    """`tf.saved_model.save` of a function that trains: the statistics move in the loaded one."""
+    layer = conformance.find("lstm-sequence").layer(return_state=False, dtype="float32")
+    layer.build((None, None, FEATURES))
+
+    class Module(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = [weight.value for weight in layer.weights]
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None, FEATURES])])
+        def train(self, x):
+            return layer(x, training=True)
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "module"))
+    loaded = tf.saved_model.load(str(tmp_path / "module"))
+    before = [np.array(weight) for weight in loaded.weights]
+    x = _inputs() + 1.0
+    np.testing.assert_allclose(loaded.train(x), module.train(x), rtol=1e-5, atol=1e-6)
+    moved = [bool(np.any(b != w.numpy())) for b, w in zip(before, loaded.weights, strict=True)]
+    assert moved == ["moving" in weight.name for weight in layer.weights]
+    for theirs, ours in zip(loaded.weights, layer.weights, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
