@@ -1,7 +1,6 @@
 """`--strategy`: which devices a training script uses."""
 
 import tensorflow as tf
-
 from command_line import STRATEGIES, CommandError
 
 
@@ -33,6 +32,6 @@ def check_batch_size(batch_size, strategy):
     replicas = strategy.num_replicas_in_sync
     if batch_size % replicas:
         raise CommandError(
-            f"--batch_size={batch_size} does not divide over {replicas} replicas; use a multiple of "
-            f"{replicas}, or --strategy=none"
+            f"--batch_size={batch_size} does not divide over {replicas} replicas; use a multiple "
+            f"of {replicas}, or --strategy=none"
         )

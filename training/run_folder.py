@@ -28,7 +28,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-
 from command_line import CommandError
 
 FORMAT_VERSION = 1
