@@ -129,9 +129,12 @@ class Normalizer:
         self.moving_mean = weights[f"{prefix}moving_mean"]
         self.moving_variance = weights[f"{prefix}moving_variance"]
         self.counted = []  # (step, rows [n, width]) of every frame that had a batch statistic
+        self.live = []  # the same of every frame with a live row
 
     def frame(self, values, live, step, training, count=True):
         """Normalises one frame [batch, width] over its live rows."""
+        if count and live.any():
+            self.live.append((step, values[live]))
         if training and live.sum() >= 2:
             if count:
                 self.counted.append((step, values[live]))
@@ -140,6 +143,8 @@ class Normalizer:
 
     def sequence(self, values, live, training):
         """Normalises [batch, time, width] over all live frames together."""
+        if live.any():
+            self.live.append((0, values[live]))
         if training and live.sum() >= 2:
             self.counted.append((0, values[live]))
             return self._scale(values, *_moments(values[live]))
@@ -280,6 +285,11 @@ class _Model:
 
 def layer(options, weights, x, mask=None, initial_state=None, training=False):
     """Runs a layer on x [batch, time, features] with mask [batch, time]."""
+    model, outputs, states = _run(options, weights, x, mask, initial_state, training)
+    return Result(outputs, states, model.statistics())
+
+
+def _run(options, weights, x, mask, initial_state, training):
     model = _Model(options, weights)
     batch, time = x.shape[:2]
     live = np.ones((batch, time), bool) if mask is None else np.asarray(mask, bool)
@@ -302,7 +312,26 @@ def layer(options, weights, x, mask=None, initial_state=None, training=False):
         output = np.where(shown, new_states[0], 0.0 if options.zero_output_for_mask else output)
         states = [np.where(shown, new, old) for new, old in zip(new_states, states, strict=True)]
         outputs.append(output)
-    return Result(np.stack(outputs, axis=1), states, model.statistics())
+    return model, np.stack(outputs, axis=1), states
+
+
+def exact_statistics(options, weights, batches):
+    """What `recalibrate` assigns: pooled moments of every live frame of (x, mask) batches.
+
+    The batches are seen with batch statistics; frames too few to normalise by themselves are
+    live all the same, and count.
+    """
+    norms = {}
+    for x, mask in batches:
+        model = _run(options, weights, x, mask, None, training=True)[0]
+        for norm in model.norms:
+            norms.setdefault(norm.prefix, []).append(norm)
+    result = {}
+    for prefix, calls in norms.items():
+        pooled = Normalizer(dataclasses.replace(options, momentum=0.0), weights, prefix)
+        pooled.counted = [seen for call in calls for seen in call.live]
+        result |= pooled.statistics()
+    return result
 
 
 def bare_cell(options, weights, x, initial_state=None, training=False, extra_calls=1):

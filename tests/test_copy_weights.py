@@ -1,0 +1,157 @@
+"""`copy_weights` between a layer and its `keras.layers` namesake keeps what inference answers."""
+
+import conformance
+import keras
+import numpy as np
+import pytest
+from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS
+
+import keras_bnrnn
+
+# What folding must be able to express, whatever else it can.
+FOLDED = [case for case in CASES if case.mode in ("none", "sequence", "frame")]
+
+
+def _namesake(case, **overrides):
+    kwargs = {**case.namesake_kwargs, "return_sequences": True, "dtype": "float64", **overrides}
+    layer = case.namesake_class(UNITS, **kwargs)
+    layer.build((BATCH, TIME, FEATURES))
+    return layer
+
+
+def _ours(case, rng, **overrides):
+    layer = case.layer(return_state=False, **overrides)
+    layer.build((BATCH, TIME, FEATURES))
+    if "use_bias" not in overrides:
+        conformance.set_weights(layer, case.weights(rng))
+    return layer
+
+
+def _randomize(layer, rng):
+    layer.set_weights([rng.normal(0, 0.6, w.shape) for w in layer.get_weights()])
+
+
+def _snapshot(layer):
+    return [w.copy() for w in layer.get_weights()]
+
+
+def _assert_unchanged(layer, before):
+    for found, value in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.parametrize("case", FOLDED, ids=str)
+def test_out_of_a_normalised_layer(case):
+    rng = np.random.default_rng(0)
+    source = _ours(case, rng)
+    before = _snapshot(source)
+    target = _namesake(case, use_bias=True)
+    _randomize(target, rng)
+    keras_bnrnn.copy_weights(source, target)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    mask = conformance.masks()["holey"]
+    np.testing.assert_allclose(target(x, mask=mask), source(x, mask=mask), rtol=0, atol=1e-12)
+    _assert_unchanged(source, before)
+
+
+@pytest.mark.parametrize("case", [c for c in FOLDED if c.kwargs.get("use_bias", True)], ids=str)
+def test_into_a_normalised_layer(case):
+    """Into one that has trained, so its statistics are far from 0 and 1."""
+    rng = np.random.default_rng(1)
+    source = _namesake(case)
+    _randomize(source, rng)
+    before = _snapshot(source)
+    target = _ours(case, rng)
+    statistics = conformance.statistics(case, target)
+    keras_bnrnn.copy_weights(source, target)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    np.testing.assert_allclose(target(x), source(x), rtol=0, atol=1e-12)
+    for name, value in conformance.statistics(case, target).items():
+        np.testing.assert_array_equal(value, statistics[name], err_msg=name)
+    _assert_unchanged(source, before)
+    back = _namesake(case)
+    keras_bnrnn.copy_weights(target, back)
+    np.testing.assert_allclose(back(x), source(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("into", [False, True], ids=["out_of", "into"])
+@pytest.mark.parametrize("case", [c for c in MAIN_CASES if c not in FOLDED], ids=str)
+def test_outputs_are_preserved_or_the_copy_refused(case, into):
+    """Recurrent and cell-state normalisation, statistics per step: exact, or an error."""
+    rng = np.random.default_rng(2)
+    plain, ours = _namesake(case), _ours(case, rng)
+    _randomize(plain, rng)
+    source, target = (plain, ours) if into else (ours, plain)
+    before = _snapshot(target)
+    try:
+        keras_bnrnn.copy_weights(source, target)
+    except ValueError:
+        _assert_unchanged(target, before)
+    else:
+        x = rng.normal(size=(BATCH, TIME, FEATURES))
+        np.testing.assert_allclose(target(x), source(x), rtol=0, atol=1e-12)
+
+
+def test_continuing_a_pretrained_layer_in_three_steps():
+    """Copy, recalibrate, copy again: true statistics and the pretrained outputs."""
+    case = conformance.find("lstm-sequence")
+    rng = np.random.default_rng(3)
+    source = _namesake(case)
+    _randomize(source, rng)
+    target = case.layer(return_state=False)
+    model = keras.Sequential([keras.Input((TIME, FEATURES), dtype="float64"), target])
+    x = rng.normal(3.0, 2.0, size=(BATCH, TIME, FEATURES))
+    keras_bnrnn.copy_weights(source, target)
+    keras_bnrnn.recalibrate(model, [x])
+    keras_bnrnn.copy_weights(source, target)
+    np.testing.assert_allclose(model(x), source(x), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(model(x, training=True), source(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", conformance.KINDS)
+def test_cells_and_bidirectional(kind):
+    case = conformance.find(f"{kind}-frame")
+    rng = np.random.default_rng(4)
+    plain = keras_bnrnn.Bidirectional(_namesake(case), dtype="float64")
+    ours = keras_bnrnn.Bidirectional(case.layer(return_state=False), dtype="float64")
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    for layer in (plain, ours):
+        layer.build(x.shape)
+        layer.set_weights([w + rng.uniform(0.1, 0.4, w.shape) for w in layer.get_weights()])
+    keras_bnrnn.copy_weights(ours, plain)
+    np.testing.assert_allclose(plain(x), ours(x), rtol=0, atol=1e-12)
+    _randomize(plain, rng)
+    keras_bnrnn.copy_weights(plain, ours)
+    np.testing.assert_allclose(ours(x), plain(x), rtol=0, atol=1e-12)
+
+    plain_cell, cell = _namesake(case).cell, _ours(case, rng).cell
+    keras_bnrnn.copy_weights(cell, plain_cell)
+    states = [np.ones((BATCH, UNITS))] * case.state_count
+    expected, _ = cell(x[:, 0], states)
+    np.testing.assert_allclose(plain_cell(x[:, 0], states)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_what_cannot_be_copied_is_refused():
+    rng = np.random.default_rng(5)
+    case = conformance.find("lstm-sequence")
+    ours = _ours(case, rng)
+    unbuilt = keras.layers.LSTM(UNITS, dtype="float64")
+    wide = keras.layers.LSTM(UNITS + 1, dtype="float64")
+    wide.build((None, None, FEATURES))
+    gru = keras.layers.GRU(UNITS, dtype="float64")
+    gru.build((None, None, FEATURES))
+    dense = keras.layers.Dense(UNITS)
+    dense.build((None, FEATURES))
+    no_bias = _namesake(case, use_bias=False)  # the shift of the normalisation needs a bias
+    for target in (unbuilt, wide, gru, dense, no_bias):
+        before = target.get_weights()
+        with pytest.raises(ValueError):
+            keras_bnrnn.copy_weights(ours, target)
+        _assert_unchanged(target, before)
+    with_bias = _namesake(case)
+    _randomize(with_bias, rng)
+    target = _ours(conformance.find("lstm-sequence-no_bias"), rng)
+    before = _snapshot(target)
+    with pytest.raises(ValueError, match="bias"):
+        keras_bnrnn.copy_weights(with_bias, target)
+    _assert_unchanged(target, before)

@@ -1,0 +1,290 @@
+"""`recalibrate` replaces every population statistic by the exact one over a dataset."""
+
+import conformance
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from conformance import BATCH, FEATURES, MAIN_CASES, TIME, UNITS
+
+import keras_bnrnn
+
+NORMALIZED = [case for case in MAIN_CASES if case.normalized]
+
+
+def _batches(rng, count=3):
+    """Batches (x, mask) of several sizes and lengths, zero-padded."""
+    for i in range(count):
+        batch, time = BATCH + i, TIME + i
+        x = rng.normal(i, 1.0 + i, size=(batch, time, FEATURES))
+        mask = np.arange(time) < rng.integers(1, time + 1, batch)[:, None]
+        mask[0] = True  # at the longest length a single live row is left
+        yield np.where(mask[..., None], x, 0.0), mask
+
+
+def _model(layer, *others):
+    inputs = keras.Input((None, FEATURES), dtype="float64")
+    masked = keras.layers.Masking(0.0, dtype="float64")
+    return keras.Sequential([inputs, masked, layer, *others])
+
+
+@pytest.mark.parametrize("case", NORMALIZED, ids=str)
+def test_statistics_are_exact(case):
+    rng = np.random.default_rng(0)
+    weights = case.weights(rng)
+    layer = case.layer(return_state=False)
+    model = _model(layer)
+    conformance.set_weights(layer, weights)
+    batches = list(_batches(rng))
+    keras_bnrnn.recalibrate(model, [x for x, _ in batches])
+    expected = reference.exact_statistics(case.options, weights, batches)
+    assert set(expected) == set(conformance.statistics(case, layer))
+    for name, value in zip(weights, layer.get_weights(), strict=True):
+        np.testing.assert_allclose(
+            value, expected.get(name, weights[name]), rtol=1e-9, atol=1e-9, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("kind", conformance.KINDS)
+def test_inference_then_answers_as_training_did(kind):
+    """On a single batch, in "sequence" mode: the moments of the batch are those of the data."""
+    case = conformance.find(f"{kind}-sequence")
+    rng = np.random.default_rng(1)
+    layer = case.layer(return_state=False)
+    model = _model(layer)
+    conformance.set_weights(layer, case.weights(rng))
+    x = rng.normal(5.0, 3.0, size=(BATCH, TIME, FEATURES))
+    keras_bnrnn.recalibrate(model, [x])
+    before = layer.get_weights()
+    inference = model(x, training=False)
+    np.testing.assert_allclose(inference, model(x, training=True), rtol=0, atol=1e-9)
+    layer.set_weights(before)
+
+
+def test_layers_of_a_stack_see_each_other_on_batch_statistics():
+    case = conformance.find("lstm-sequence")
+    rng = np.random.default_rng(2)
+    below, above = case.layer(return_state=False), case.layer(return_state=False)
+    model = _model(below, above)
+    first, second = case.weights(rng), case.weights(rng, features=UNITS)
+    conformance.set_weights(below, first)
+    conformance.set_weights(above, second)
+    batches = list(_batches(rng))
+    keras_bnrnn.recalibrate(model, [x for x, _ in batches])
+    between = [
+        (reference.layer(case.options, first, x, mask, training=True).outputs, mask)
+        for x, mask in batches
+    ]
+    for layer, weights, seen in ((below, first, batches), (above, second, between)):
+        found = conformance.statistics(case, layer)
+        for name, value in reference.exact_statistics(case.options, weights, seen).items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_both_halves_of_bidirectional():
+    case = conformance.find("gru-frame_recurrent")
+    rng = np.random.default_rng(3)
+    both = keras_bnrnn.Bidirectional(case.layer(return_state=False), dtype="float64")
+    model = _model(both)
+    forward, backward = case.weights(rng), case.weights(rng)
+    conformance.set_weights(both.forward_layer, forward)
+    conformance.set_weights(both.backward_layer, backward)
+    batches = list(_batches(rng))
+    keras_bnrnn.recalibrate(model, [x for x, _ in batches])
+    for layer, weights, backwards in (
+        (both.forward_layer, forward, False),
+        (both.backward_layer, backward, True),
+    ):
+        options = reference.dataclasses.replace(case.options, go_backwards=backwards)
+        expected = reference.exact_statistics(options, weights, batches)
+        found = conformance.statistics(case, layer)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def _rich_model():
+    """With everything that a training pass would move: dropout, batch norm, states, seeds."""
+    case = conformance.find("lstm-frame_recurrent_cell_steps")
+    inputs = keras.Input((TIME, FEATURES), batch_size=BATCH, dtype="float32")
+    x = keras.layers.Dropout(0.5, seed=1)(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = case.layer(dtype="float32", return_state=False, dropout=0.3, seed=2, stateful=True)(x)
+    x = keras.layers.LSTM(UNITS, return_sequences=True, stateful=True)(x)
+    model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    model.compile("adam", "mse")
+    data = np.random.default_rng(4).normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+    model.train_on_batch(data, np.ones((BATCH, TIME, 1), "float32"))
+    return model, data
+
+
+def _everything(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    return {variable.path: np.array(variable) for variable in variables}
+
+
+def test_nothing_else_moves():
+    model, data = _rich_model()
+    before = _everything(model)
+    flags = [layer.trainable for layer in model._flatten_layers()]
+    keras_bnrnn.recalibrate(model, [data + 1.0, data * 2.0])
+    after = _everything(model)
+    moved = {path for path, value in before.items() if np.any(after[path] != value)}
+    assert moved
+    for path in moved:
+        assert "moving" in path and "batch_normalization" not in path, path
+    names = {path.rsplit("/", 1)[-1] for path in moved}
+    for prefix in ("", "recurrent_", "cell_"):
+        assert {f"{prefix}moving_mean", f"{prefix}moving_variance"} <= names
+    assert flags == [layer.trainable for layer in model._flatten_layers()]
+
+
+def test_a_failing_pass_is_undone():
+    model, data = _rich_model()
+    before = _everything(model)
+
+    def failing():
+        yield data
+        yield data
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        keras_bnrnn.recalibrate(model, failing())
+    for path, value in _everything(model).items():
+        np.testing.assert_array_equal(value, before[path], err_msg=path)
+    expected = model(data, training=False)
+    model.layers[3].reset_state()
+    assert np.all(np.isfinite(expected))
+    keras_bnrnn.recalibrate(model, [data])  # and the model still works
+    assert any(np.any(v != before[path]) for path, v in _everything(model).items())
+
+
+def test_dropout_is_off():
+    """The statistics are those that inference meets."""
+    found = []
+    for dropout in (0.0, 0.5):
+        layer = conformance.find("gru-sequence").layer(
+            return_state=False, dropout=dropout, seed=1, kernel_initializer="ones"
+        )
+        model = keras.Sequential(
+            [
+                keras.Input((None, FEATURES), dtype="float64"),
+                keras.layers.Dropout(dropout, seed=1, dtype="float64"),
+                layer,
+            ]
+        )
+        keras_bnrnn.recalibrate(model, [np.random.default_rng(5).normal(size=(9, 4, FEATURES))])
+        found.append(layer.get_weights()[-2:])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+
+
+def test_a_frozen_layer_is_recalibrated_and_stays_frozen():
+    """Every population statistic of the model is replaced: freezing stops training, not this."""
+    case = conformance.find("lstm-sequence")
+    rng = np.random.default_rng(6)
+    layer = case.layer(return_state=False)
+    model = _model(layer)
+    weights = case.weights(rng)
+    conformance.set_weights(layer, weights)
+    layer.trainable = False
+    batches = list(_batches(rng))
+    keras_bnrnn.recalibrate(model, [x for x, _ in batches])
+    assert not layer.trainable
+    expected = reference.exact_statistics(case.options, weights, batches)
+    for name, value in conformance.statistics(case, layer).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_datasets_of_every_kind_and_steps(capsys):
+    case = conformance.find("simple_rnn-sequence")
+    rng = np.random.default_rng(7)
+    weights = case.weights(rng)
+    x = rng.normal(size=(3, BATCH, TIME, FEATURES))
+    y = np.zeros((3, BATCH, TIME, UNITS))
+    expected = reference.exact_statistics(case.options, weights, [(part, None) for part in x[:2]])
+
+    class Sequence(keras.utils.PyDataset):
+        def __len__(self):
+            return len(x)
+
+        def __getitem__(self, index):
+            return x[index], y[index]
+
+    datasets = {
+        "tf.data": tf.data.Dataset.from_tensor_slices((x, y)),
+        "with weights": tf.data.Dataset.from_tensor_slices((x, y, y[..., 0])),
+        "inputs only": tf.data.Dataset.from_tensor_slices(x),
+        "endless": tf.data.Dataset.from_tensor_slices((x, y)).repeat(),
+        "PyDataset": Sequence(),
+        "generator": ((part, None) for part in x),
+        "list": list(zip(x, y, strict=True)),
+    }
+    for name, dataset in datasets.items():
+        layer = case.layer(return_state=False)
+        model = _model(layer)
+        conformance.set_weights(layer, weights)
+        keras_bnrnn.recalibrate(model, dataset, steps=2)
+        found = conformance.statistics(case, layer)
+        for statistic, value in expected.items():
+            np.testing.assert_allclose(found[statistic], value, rtol=1e-9, err_msg=name)
+    assert "2/2" in capsys.readouterr().out, "there is a progress bar"
+
+
+def test_float32_statistics_of_a_large_mean():
+    """Pooling over batches must not cancel either."""
+    layer = conformance.find("simple_rnn-sequence").layer(dtype="float32", return_state=False)
+    model = keras.Sequential([keras.Input((None, FEATURES)), layer])
+    rng = np.random.default_rng(8)
+    kernel = rng.normal(size=(FEATURES, UNITS)).astype("float32")
+    layer.set_weights([kernel, *layer.get_weights()[1:]])
+    x = rng.normal(1e3, 0.1, size=(6, 8, 5, FEATURES)).astype("float32")
+    keras_bnrnn.recalibrate(model, list(x))
+    a = (x.astype(float) @ kernel).reshape(-1, UNITS)
+    *_, mean, variance = layer.get_weights()
+    np.testing.assert_allclose(mean, a.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(variance, a.var(axis=0), rtol=2e-2)
+
+
+def test_bare_cells_are_recalibrated_over_every_row():
+    """A bare `keras.layers.RNN` shows its cell no mask; frame 0 is seen once more."""
+    case = conformance.find("gru-frame")
+    rng = np.random.default_rng(9)
+    weights = case.weights(rng)
+    cell = case.cell_class(UNITS, **case.kwargs, dtype="float64")
+    rnn = keras.layers.RNN(cell, unroll=True, dtype="float64")
+    model = keras.Sequential([keras.Input((TIME, FEATURES), dtype="float64"), rnn])
+    conformance.set_weights(cell, weights)
+    x = rng.normal(size=(2, BATCH, TIME, FEATURES))
+    keras_bnrnn.recalibrate(model, list(x))
+    a = (x @ weights["kernel"]).reshape(-1, weights["kernel"].shape[1])
+    found = dict(zip(weights, cell.get_weights(), strict=True))
+    np.testing.assert_allclose(found["moving_mean"], a.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(found["moving_variance"], a.var(axis=0), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: keras.Sequential([keras.Input((TIME, FEATURES)), keras.layers.LSTM(UNITS)]),
+        lambda: keras.Sequential(
+            [
+                keras.Input((TIME, FEATURES)),
+                keras_bnrnn.BatchNormLSTM(UNITS, normalization=None),
+            ]
+        ),
+    ],
+    ids=["plain", "none"],
+)
+def test_nothing_to_recalibrate_is_an_error(model):
+    with pytest.raises(ValueError, match="recalibrate"):
+        keras_bnrnn.recalibrate(model(), [np.ones((2, TIME, FEATURES), "float32")])
+
+
+def test_an_empty_dataset_is_an_error():
+    layer = conformance.find("lstm-sequence").layer(return_state=False)
+    model = _model(layer)
+    before = layer.get_weights()
+    with pytest.raises(ValueError):
+        keras_bnrnn.recalibrate(model, [])
+    for found, value in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, value)
