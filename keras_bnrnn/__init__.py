@@ -13,6 +13,7 @@ if _keras.backend.backend() != "tensorflow":
         "before the first import of keras."
     )
 
+from keras_bnrnn import metrics
 from keras_bnrnn.bidirectional import Bidirectional
 from keras_bnrnn.cells import BatchNormGRUCell, BatchNormLSTMCell, BatchNormSimpleRNNCell
 from keras_bnrnn.folding import copy_weights, fold_batch_norm
@@ -31,5 +32,6 @@ __all__ = [
     "Bidirectional",
     "copy_weights",
     "fold_batch_norm",
+    "metrics",
     "recalibrate",
 ]

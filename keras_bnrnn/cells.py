@@ -5,6 +5,7 @@ and normalised already, which is how the layers call it; its `call` also project
 one frame, which is how a bare `keras.layers.RNN` calls it.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import keras
@@ -12,8 +13,32 @@ import tensorflow as tf
 
 from keras_bnrnn.moments import Moments, statistics_dtype
 from keras_bnrnn.normalization import BatchNormalizer, as_tensor, project
+from keras_bnrnn.recurrence.differentiated import recur
+from keras_bnrnn.recurrence.gru import ResetAfterGRUEquations, ResetBeforeGRUEquations
+from keras_bnrnn.recurrence.lstm import LSTMEquations
+from keras_bnrnn.recurrence.simple_rnn import SimpleRNNEquations
 
 NORMALIZATIONS = ("sequence", "frame", None)
+
+
+def named_parameters(function):
+    """The parameters of a function or class that have a name, by name."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+
+
+def joined_signature(namesake, own):
+    """The arguments of a class in `keras.layers`, and our own by keyword, for `help` to show."""
+    return inspect.Signature(
+        [
+            *named_parameters(namesake).values(),
+            *(parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own.values()),
+            inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
+        ]
+    )
 
 
 class Frame(NamedTuple):
@@ -35,6 +60,20 @@ class BatchNormCell:
 
     gates = 1
     has_cell_state = False
+    plain_class = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = joined_signature(cls.plain_class, cls.normalization_parameters())
+
+    @classmethod
+    def normalization_parameters(cls):
+        """The parameters that its namesake does not have, by name."""
+        own = named_parameters(BatchNormCell)
+        del own["units"]
+        if not cls.has_cell_state:
+            del own["normalize_cell_state"]
+        return own
 
     def __init__(
         self,
@@ -258,6 +297,34 @@ class BatchNormCell:
         states = states + [count + 1 for count in counter]
         return output, states if nested else states[0]
 
+    def equations(self):
+        """The class of this cell's equations in `recurrence`, and the parameters they take."""
+        raise NotImplementedError
+
+    @property
+    def has_equations(self):
+        """Whether the equations in `recurrence` are this cell's, normalising nothing."""
+        defaults = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+        return not self.loop_normalizers and all(
+            getattr(self, name) is keras.activations.get(default)
+            for name, default in defaults.items()
+            if hasattr(self, name)
+        )
+
+    def recur(self, z, states, mask, training, all_outputs):
+        """Runs the equations over time; see `recurrence.differentiated.recur`."""
+        make, parameters = self.equations()
+        masks = self.get_recurrent_dropout_mask(states[0]) if training else None
+        return recur(
+            lambda tensors: make(tensors, masks),
+            z,
+            [as_tensor(parameter) for parameter in parameters],
+            states,
+            mask,
+            differentiate=training,
+            all_outputs=all_outputs,
+        )
+
     def step(self, z, states, frame):
         """One time step on projected inputs.
 
@@ -323,6 +390,9 @@ def _dropped(x, mask):
 class BatchNormSimpleRNNCell(BatchNormCell, keras.layers.SimpleRNNCell):
     plain_class = keras.layers.SimpleRNNCell
 
+    def equations(self):
+        return SimpleRNNEquations, [self.recurrent_kernel]
+
     def step(self, z, states, frame):
         (h,) = states
         hU, measured = self._recurrent(h, frame)
@@ -335,6 +405,9 @@ class BatchNormLSTMCell(BatchNormCell, keras.layers.LSTMCell):
     plain_class = keras.layers.LSTMCell
     gates = 4
     has_cell_state = True
+
+    def equations(self):
+        return LSTMEquations, [self.recurrent_kernel]
 
     def step(self, z, states, frame):
         h, c = states
@@ -360,6 +433,12 @@ class BatchNormGRUCell(BatchNormCell, keras.layers.GRUCell):
     def recurrent_bias(self):
         """The bias that is added to the recurrent term: a tensor `[3 * units]` or `None`."""
         return as_tensor(self.bias)[1] if self.use_bias and self.reset_after else None
+
+    def equations(self):
+        if not self.reset_after:
+            return ResetBeforeGRUEquations, [self.recurrent_kernel]
+        bias = [self.recurrent_bias] if self.use_bias else []
+        return ResetAfterGRUEquations, [self.recurrent_kernel, *bias]
 
     def step(self, z, states, frame):
         (h,) = states

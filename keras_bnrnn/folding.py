@@ -7,8 +7,6 @@ With population statistics BN(x W) + bias is an affine function of x, so
 give a plain `keras.layers` layer the same outputs.
 """
 
-import inspect
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -316,9 +314,8 @@ def _holds_normalized(layer):
 def _plain_config(layer, cell):
     """The configuration of the namesake: our own less what is about normalisation."""
     config = layer.get_config()
-    for name in inspect.signature(BatchNormCell).parameters:
-        if name not in ("units", "args", "kwargs"):
-            config.pop(name, None)
+    for name in cell.normalization_parameters():
+        del config[name]
     if cell.normalizer is not None:
         config["use_bias"] = True
     return config

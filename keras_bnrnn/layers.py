@@ -4,32 +4,21 @@ The projection of the inputs depends on no hidden state, so it and its normalisa
 the time loop: one matrix product for all frames, and a loop that does the recurrent term only.
 """
 
-import inspect
-
 import keras
 import tensorflow as tf
 
 from keras_bnrnn.cells import (
-    BatchNormCell,
     BatchNormGRUCell,
     BatchNormLSTMCell,
     BatchNormSimpleRNNCell,
     Frame,
+    joined_signature,
+    named_parameters,
 )
 from keras_bnrnn.recurrence.loop import scan
 
-
-def _named_parameters(function):
-    return {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name != "self"
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
-
-
 # What a layer in keras.layers takes beside the arguments of its cell.
-_LAYER_ARGUMENTS = {*_named_parameters(keras.layers.RNN), "activity_regularizer", "use_cudnn"}
+_LAYER_ARGUMENTS = {*named_parameters(keras.layers.RNN), "activity_regularizer", "use_cudnn"}
 
 
 class BatchNormRNN(keras.layers.RNN):
@@ -40,30 +29,17 @@ class BatchNormRNN(keras.layers.RNN):
     """
 
     cell_class = None
+    cell_name = None
 
     def __init_subclass__(cls, namesake, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.plain_class = namesake
-        normalization = _named_parameters(BatchNormCell)
-        del normalization["units"]
-        normalization["normalization"] = normalization["normalization"].replace(default="sequence")
-        if not cls.cell_class.has_cell_state:
-            del normalization["normalize_cell_state"]
-        arguments = _named_parameters(namesake)
+        own = cls.cell_class.normalization_parameters()
+        own["normalization"] = own["normalization"].replace(default="sequence")
+        cls.__signature__ = joined_signature(namesake, own)
         cls._cell_arguments = [
-            name for name in [*arguments, *normalization] if name not in _LAYER_ARGUMENTS
+            name for name in [*named_parameters(namesake), *own] if name not in _LAYER_ARGUMENTS
         ]
-        rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
-        cls.__signature__ = inspect.Signature(
-            [
-                *arguments.values(),
-                *(
-                    parameter.replace(kind=parameter.KEYWORD_ONLY)
-                    for parameter in normalization.values()
-                ),
-                rest,
-            ]
-        )
         for name in cls._cell_arguments:
             setattr(cls, name, property(lambda self, name=name: getattr(self.cell, name)))
 
@@ -83,23 +59,25 @@ class BatchNormRNN(keras.layers.RNN):
             normalization="frame" if normalization == "sequence" else normalization,
             dtype=arguments.get("dtype"),
             trainable=arguments.get("trainable", True),
+            name=self.cell_name,
             **cell_arguments,
         )
         cell.join_layer(normalization, synchronized)
-        use_cudnn = arguments.pop("use_cudnn", False)
+        use_cudnn = arguments.pop("use_cudnn", None)
         super().__init__(cell, **arguments)
         # Keras releases after 3.15 switch this off for RNN, and masks would stop here.
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
-        if use_cudnn not in ("auto", True, False):
-            raise ValueError(
-                f"use_cudnn must be one of 'auto', True, False. Received: {use_cudnn!r}"
-            )
-        self.use_cudnn = use_cudnn
+        if "use_cudnn" in self.__signature__.parameters:
+            if use_cudnn not in ("auto", True, False):
+                raise ValueError(
+                    f"use_cudnn must be one of 'auto', True, False. Received: {use_cudnn!r}"
+                )
+            self.use_cudnn = use_cudnn
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         cell = self.cell
-        x = tf.transpose(sequences, [1, 0, 2])
+        x = tf.transpose(tf.cast(sequences, self.compute_dtype), [1, 0, 2])
         if mask is not None:
             mask = tf.transpose(tf.cast(tf.nest.flatten(mask)[0], tf.bool))
         if self.go_backwards:
@@ -110,10 +88,40 @@ class BatchNormRNN(keras.layers.RNN):
             x = tf.where(mask[..., tf.newaxis], x, tf.zeros_like(x))
         z = cell.project_inputs(cell.drop_inputs(x, training), mask, training)
 
+        states = keras.tree.flatten(initial_state)
+        if cell.has_equations and not self.unroll:
+            last_output, outputs, states = self._recur(z, states, mask, training)
+        else:
+            last_output, outputs, states = self._scan(z, states, mask, training)
+        if not self.return_sequences:
+            return last_output, last_output, states
+        return last_output, tf.transpose(outputs, [1, 0, 2]), states
+
+    def _recur(self, z, states, mask, training):
+        """The fast loop, for cells that are plain within it."""
+        outputs, states = self.cell.recur(z, states, mask, training, self.return_sequences)
+        last_output = states[0]
+        if mask is not None:
+            # The loop repeats the state in masked frames. Keras repeats the output, which is zero
+            # before the first live frame whatever the initial state.
+            if self.zero_output_for_mask:
+                shown = mask
+            else:
+                shown = tf.cumsum(tf.cast(mask, tf.int32)) > 0
+            last_output = tf.where(
+                shown[-1][:, tf.newaxis], last_output, tf.zeros_like(last_output)
+            )
+            if outputs is not None:
+                outputs = tf.where(shown[..., tf.newaxis], outputs, tf.zeros_like(outputs))
+        return last_output, outputs, states
+
+    def _scan(self, z, states, mask, training):
+        """The general loop."""
+        cell = self.cell
         result = scan(
             lambda z_t, states, mask_t, time: cell.step(z_t, states, Frame(mask_t, time, training)),
             z,
-            keras.tree.flatten(initial_state),
+            states,
             mask,
             measured_specs=cell.measured_specs(training),
             zero_output_for_mask=self.zero_output_for_mask,
@@ -121,10 +129,7 @@ class BatchNormRNN(keras.layers.RNN):
             unroll=self.unroll,
         )
         cell.update_statistics(result.measured)
-        outputs = result.last_output
-        if self.return_sequences:
-            outputs = tf.transpose(result.outputs, [1, 0, 2])
-        return result.last_output, outputs, result.states
+        return result.last_output, result.outputs, result.states
 
     def get_config(self):
         config = super().get_config()
@@ -132,6 +137,8 @@ class BatchNormRNN(keras.layers.RNN):
         cell_config = self.cell.get_config()
         own = {name: cell_config[name] for name in self._cell_arguments}
         own["activity_regularizer"] = keras.regularizers.serialize(self.activity_regularizer)
+        if hasattr(self, "use_cudnn"):
+            own["use_cudnn"] = self.use_cudnn
         return {**config, **own}
 
     @classmethod
@@ -142,13 +149,16 @@ class BatchNormRNN(keras.layers.RNN):
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
 class BatchNormSimpleRNN(BatchNormRNN, namesake=keras.layers.SimpleRNN):
     cell_class = BatchNormSimpleRNNCell
+    cell_name = "simple_rnn_cell"
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
 class BatchNormLSTM(BatchNormRNN, namesake=keras.layers.LSTM):
     cell_class = BatchNormLSTMCell
+    cell_name = "lstm_cell"
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
 class BatchNormGRU(BatchNormRNN, namesake=keras.layers.GRU):
     cell_class = BatchNormGRUCell
+    cell_name = "gru_cell"

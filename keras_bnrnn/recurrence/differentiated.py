@@ -1,0 +1,226 @@
+"""The fast time loop: its gradient is derived by hand, per cell type, rather than by autodiff.
+
+Autodiff of a time loop keeps every intermediate of every step and accumulates the gradient of the
+recurrent kernel with one thin matrix product per step. Here the way forward keeps only what the
+equations of the cell ask for, the way back computes the gradient of the pre-activations, and the
+gradients of all weights are single products over all frames after the loop.
+
+Kept for the backward pass, beside the inputs to the recurrence: the states before each step and
+after the last, `(time + 1) * batch * units` each, and what the equations save (see each cell type:
+4 * units per row for an LSTM and a GRU, nothing for a SimpleRNN). Nothing here knows about
+normalisation.
+"""
+
+import tensorflow as tf
+
+# Frames per turn of the loop. The turn itself (merging and switching each loop variable) costs as
+# much as several elementwise operations of a step, and there is less to gain beyond four.
+FRAMES_PER_TURN = 4
+
+
+class RecurrentProduct:
+    """`h U`, with Keras's recurrent dropout: a mask for all gates, or a list with one for each.
+
+    Args:
+        kernel: U, `[units, gates * units]`.
+        masks: `None`, `[batch, units]`, or a list of such.
+    """
+
+    def __init__(self, kernel, masks=None):
+        self.kernel = kernel
+        self.masks = masks
+        # A product with a transposed operand takes up to twice the time, and this one is taken at
+        # every step.
+        self.transposed = tf.transpose(kernel)
+
+    def forward(self, h):
+        """`[batch, units]` to `[batch, gates * units]`."""
+        if not isinstance(self.masks, list):
+            return self._masked(h) @ self.kernel
+        kernels = tf.split(self.kernel, len(self.masks), axis=1)
+        return tf.concat(
+            [(h * mask) @ kernel for mask, kernel in zip(self.masks, kernels, strict=True)], -1
+        )
+
+    def backward(self, d):
+        """The gradient for h of one step, from that for `h U`."""
+        if not isinstance(self.masks, list):
+            return self._masked(d @ self.transposed)
+        kernels = tf.split(self.transposed, len(self.masks), axis=0)
+        parts = tf.split(d, len(self.masks), axis=-1)
+        return tf.add_n(
+            [
+                (part @ kernel) * mask
+                for part, kernel, mask in zip(parts, kernels, self.masks, strict=True)
+            ]
+        )
+
+    def kernel_gradient(self, h, d):
+        """The gradient for U, from all h `[time, batch, units]` and all gradients for `h U`."""
+        if not isinstance(self.masks, list):
+            return _outer(self._masked(h), d)
+        parts = tf.split(d, len(self.masks), axis=-1)
+        return tf.concat(
+            [_outer(h * mask, part) for mask, part in zip(self.masks, parts, strict=True)], -1
+        )
+
+    def _masked(self, h):
+        return h if self.masks is None else h * self.masks
+
+
+def _outer(h, d):
+    """The sum over all rows of `h^T d`."""
+    return tf.matmul(
+        tf.reshape(h, [-1, h.shape[-1]]), tf.reshape(d, [-1, d.shape[-1]]), transpose_a=True
+    )
+
+
+def recur(make_equations, z, parameters, states, mask=None, *, differentiate, all_outputs=True):
+    """Runs a cell over time.
+
+    Args:
+        make_equations: Maps the list of parameters to the cell's equations, an object with
+            `forward(z_t, states)`, giving the new states (h first) and what to save;
+            `backward(saved, before, after, d_after)`, giving the gradient for z_t, a list of
+            further gradients that the parameters' need, and the gradients for the states before;
+            and `parameter_gradients(h_before, dz, further)` over all frames.
+        z: Projected inputs, `[time, batch, gates * units]`.
+        parameters: List of tensors that get a gradient.
+        states: List of `[batch, units]`.
+        mask: Boolean `[time, batch]` or `None`; a masked row keeps its states.
+        differentiate: Whether to use the derivative written by hand. Without it nothing is kept,
+            and a gradient is still there, by autodiff.
+        all_outputs: Whether h of every frame is wanted.
+
+    Returns:
+        h of every frame `[time, batch, units]` (`None` if not wanted), and the final states.
+    """
+    live = None if mask is None else mask[..., tf.newaxis]
+    if not differentiate:
+        return _run(make_equations(parameters), z, states, live, all_outputs)
+
+    @tf.custom_gradient
+    def differentiated(z, parameters, states):
+        equations = make_equations(parameters)
+        histories, final, saved = _run_and_save(equations, z, states, live)
+        outputs = histories[0].stack()
+        outputs.set_shape([None if z.shape[0] is None else z.shape[0] + 1, *states[0].shape])
+
+        def gradient(d_outputs, *d_states):
+            dz, further, d_states = _run_back(
+                equations, histories, saved, final, d_outputs, d_states, live
+            )
+            dz.set_shape(z.shape)
+            d_parameters = equations.parameter_gradients(outputs[:-1], dz, further)
+            return dz, d_parameters, d_states
+
+        return (outputs[1:], *final), gradient
+
+    outputs, *states = differentiated(z, list(parameters), list(states))
+    return outputs if all_outputs else None, states
+
+
+def _select(live, new, old):
+    return [tf.where(live, n, o) for n, o in zip(new, old, strict=True)]
+
+
+def _repeat(step, variables, steps_left):
+    """Repeats `step` on the loop variables, several times a turn, until none are left."""
+
+    def turn(*variables):
+        for _ in range(FRAMES_PER_TURN):
+            variables = step(*variables)
+        return variables
+
+    variables = tf.while_loop(lambda *v: steps_left(*v) >= FRAMES_PER_TURN, turn, variables)
+    return tf.while_loop(lambda *v: steps_left(*v) > 0, step, variables)
+
+
+def _array(size, like):
+    return tf.TensorArray(like.dtype, size, element_shape=like.shape, clear_after_read=False)
+
+
+def _run(equations, z, states, live, all_outputs):
+    timesteps = tf.shape(z)[0]
+
+    def step(time, states, outputs):
+        new, _ = equations.forward(tf.gather(z, time), states)
+        if live is not None:
+            new = _select(tf.gather(live, time), new, states)
+        if all_outputs:
+            outputs = outputs.write(time, new[0])
+        return time + 1, list(new), outputs
+
+    outputs = _array(timesteps, states[0]) if all_outputs else 0
+    _, states, outputs = _repeat(
+        step, (0, list(states), outputs), lambda time, *_: timesteps - time
+    )
+    if not all_outputs:
+        return None, states
+    outputs = outputs.stack()
+    outputs.set_shape([z.shape[0], *states[0].shape])
+    return outputs, states
+
+
+def _run_and_save(equations, z, states, live):
+    timesteps = tf.shape(z)[0]
+    histories = [_array(timesteps + 1, state).write(0, state) for state in states]
+    batch = z.shape[1]
+    saved = [
+        tf.TensorArray(z.dtype, timesteps, element_shape=[batch, channels], clear_after_read=False)
+        for channels in equations.saved_channels
+    ]
+
+    def step(time, states, histories, saved):
+        new, values = equations.forward(tf.gather(z, time), states)
+        if live is not None:
+            new = _select(tf.gather(live, time), new, states)
+        saved = [array.write(time, v) for array, v in zip(saved, values, strict=True)]
+        time += 1
+        histories = [array.write(time, v) for array, v in zip(histories, new, strict=True)]
+        return time, list(new), histories, saved
+
+    _, states, histories, saved = _repeat(
+        step, (0, list(states), histories, saved), lambda time, *_: timesteps - time
+    )
+    return histories, states, saved
+
+
+def _run_back(equations, histories, saved, final, d_outputs, d_states, live):
+    timesteps = tf.shape(d_outputs)[0]
+    batch = final[0].shape[0]
+    arrays = [
+        tf.TensorArray(d_outputs.dtype, timesteps, element_shape=[batch, channels])
+        for channels in equations.gradient_channels
+    ]
+
+    def step(time, after, d_after, arrays):
+        before = [array.read(time) for array in histories]
+        d_h, *d_rest = d_after
+        d_after = [d_h + tf.gather(d_outputs, time), *d_rest]
+        values = [array.read(time) for array in saved]
+        gradients, d_before = equations.backward(values, before, after, d_after)
+        if live is not None:
+            live_t = tf.gather(live, time)
+            gradients = [tf.where(live_t, value, tf.zeros_like(value)) for value in gradients]
+            d_before = _select(live_t, d_before, d_after)
+        arrays = [array.write(time, v) for array, v in zip(arrays, gradients, strict=True)]
+        return time - 1, before, list(d_before), arrays
+
+    _, _, d_states, arrays = _repeat(
+        step,
+        (timesteps - 1, list(final), list(d_states), arrays),
+        lambda time, *_: time + 1,
+    )
+    dz, *further = (array.stack() for array in arrays)
+    return dz, further, d_states
+
+
+def sigmoid_gradient(y, dy):
+    """The gradient before a sigmoid that gave y, as one operation."""
+    return tf.raw_ops.SigmoidGrad(y=y, dy=dy)
+
+
+def tanh_gradient(y, dy):
+    """The gradient before a tanh that gave y, as one operation."""
+    return tf.raw_ops.TanhGrad(y=y, dy=dy)
