@@ -9,10 +9,10 @@ import dataclasses
 
 import keras
 import numpy as np
-import reference
 import tensorflow as tf
 
 import keras_bnrnn
+import reference
 
 FEATURES = 3
 UNITS = 2

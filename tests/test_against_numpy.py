@@ -7,9 +7,10 @@ the largest deviation per layer and mode:
     python tests/test_against_numpy.py
 """
 
-import conformance
 import numpy as np
 import pytest
+
+import conformance
 import reference
 from conformance import BATCH, CASES, FEATURES, TIME, UNITS
 

@@ -1,12 +1,12 @@
 """`copy_weights` between a layer and its `keras.layers` namesake keeps what inference answers."""
 
-import conformance
 import keras
 import numpy as np
 import pytest
-from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS
 
+import conformance
 import keras_bnrnn
+from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS
 
 # What folding must be able to express, whatever else it can.
 FOLDED = [case for case in CASES if case.mode in ("none", "sequence", "frame")]

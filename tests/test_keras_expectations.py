@@ -10,13 +10,13 @@ import functools
 import importlib
 from unittest import mock
 
-import conformance
 import keras
 import numpy as np
 import pytest
-from conformance import BATCH, FEATURES, KINDS, MAIN_CASES, TIME, UNITS
 
+import conformance
 import keras_bnrnn
+from conformance import BATCH, FEATURES, KINDS, MAIN_CASES, TIME, UNITS
 
 test_case = pytest.importorskip("keras.src.testing", reason="Keras came without its tests")
 

@@ -4,14 +4,14 @@ Whatever the padding holds, however long it is, and on Keras versions that stopp
 mask from layer to layer.
 """
 
-import conformance
 import keras
 import numpy as np
 import pytest
+
+import conformance
+import keras_bnrnn
 import reference
 from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS
-
-import keras_bnrnn
 
 # 1e200 overflows when squared. Plain Keras lets nan through to the gradients, so nan is asked of
 # the normalised layers only.

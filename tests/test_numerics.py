@@ -1,11 +1,12 @@
 """Precisions, shapes and ways of running: the numbers stay those of the float64 model."""
 
-import conformance
 import keras
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
+
+import conformance
+import reference
 from conformance import BATCH, CASES, FEATURES, MAIN_CASES, SLOW_CASES, TIME, UNITS
 
 # Absolute tolerances for outputs in (-1, 1) and statistics of order one. A normalisation over few

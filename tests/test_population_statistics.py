@@ -4,10 +4,11 @@ The statistics of x W are computed here directly, from x, W and the mask; those 
 and cell states, and those of cells in a bare `keras.layers.RNN`, come from the NumPy models.
 """
 
-import conformance
 import keras
 import numpy as np
 import pytest
+
+import conformance
 import reference
 from conformance import BATCH, CASES, FEATURES, KINDS, MAIN_CASES, TIME, UNITS
 

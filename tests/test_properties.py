@@ -3,13 +3,13 @@
 The examples are bounded and the same at every run.
 """
 
-import conformance
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-import reference
 
+import conformance
 import keras_bnrnn
+import reference
 
 EXAMPLES = hypothesis.settings(
     max_examples=80,

@@ -1,14 +1,14 @@
 """`recalibrate` replaces every population statistic by the exact one over a dataset."""
 
-import conformance
 import keras
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
-from conformance import BATCH, FEATURES, MAIN_CASES, TIME, UNITS
 
+import conformance
 import keras_bnrnn
+import reference
+from conformance import BATCH, FEATURES, MAIN_CASES, TIME, UNITS
 
 NORMALIZED = [case for case in MAIN_CASES if case.normalized]
 

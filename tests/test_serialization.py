@@ -5,14 +5,14 @@ import json
 import subprocess
 import sys
 
-import conformance
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conformance import BATCH, CASES, CONTAINERS, FEATURES, MAIN_CASES, SLOW_CASES, TIME, UNITS
 
+import conformance
 import keras_bnrnn
+from conformance import BATCH, CASES, CONTAINERS, FEATURES, MAIN_CASES, SLOW_CASES, TIME, UNITS
 
 LAYERS = [keras_bnrnn.BatchNormSimpleRNN, keras_bnrnn.BatchNormLSTM, keras_bnrnn.BatchNormGRU]
 CELLS = [
