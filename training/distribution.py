@@ -23,6 +23,8 @@ def make_strategy(name):
     gpus = tf.config.list_logical_devices("GPU")
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         devices = gpus or tf.config.list_logical_devices("CPU")
+        # Without it, two lines for each reduction of each variable.
+        tf.get_logger().setLevel("WARNING")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
 

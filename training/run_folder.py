@@ -28,6 +28,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+
 from command_line import CommandError
 
 FORMAT_VERSION = 1
@@ -94,7 +95,8 @@ class RunFolder:
         Returns:
             The number of finished epochs, 0 for a fresh run.
         """
-        model.optimizer.build(model.trainable_variables)
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
         newest_first = sorted(self._checkpoints(), reverse=True)
         for checkpoint in newest_first:
             try:
@@ -117,6 +119,10 @@ class RunFolder:
         if self.rows:
             print(f"Continuing {self.path} after epoch {self.completed_epochs}.", flush=True)
         return self.completed_epochs
+
+    def keep_file(self, name, content):
+        """Puts a text file beside the results, for whoever uses the run without its data."""
+        _write_aside(self.path / name, lambda path: path.write_text(content))
 
     def callback(self):
         """A Keras callback that adds each epoch's row and checkpoint; give it to `model.fit`."""
@@ -196,7 +202,7 @@ class RunFolder:
         if bad:
             raise CommandError(
                 f"{', '.join(bad)} is not finite in epoch {epoch + 1}; the checkpoint before it is "
-                "kept. Try a lower --learning_rate in another --output_dir"
+                "kept. Try a lower learning rate in another --output_dir"
             )
         self.rows.append(row)
 

@@ -1,0 +1,123 @@
+"""A tiny corpus and a way to call the training scripts, for the tests beside this file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bnrnn.data.corpus import file_checksum, make_example
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+STATES = 5
+DIMENSION = 123
+SAMPLE_RATE = 8000
+
+
+def write_corpus(folder, utterances=(26, 9), seed=0):
+    """Writes a corpus whose labels can be learnt from its features."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(STATES, DIMENSION)).astype("float32")
+    folder.mkdir(parents=True, exist_ok=True)
+    splits, seen = {}, []
+    for split, count in zip(("train", "dev"), utterances, strict=True):
+        examples, lengths, counts = [], [], np.zeros(STATES, int)
+        for index in range(count):
+            labels = np.repeat(rng.integers(STATES, size=rng.integers(2, 7)), 4)
+            features = 3.0 + centres[labels] + rng.normal(size=(len(labels), DIMENSION))
+            name = f"{split}-{index:02d}"
+            examples.append(make_example(name, "speaker", "words", features, labels))
+            lengths.append(len(labels))
+            counts += np.bincount(labels, minlength=STATES)
+            if split == "train":
+                seen.append(features)
+        shards = []
+        for shard, part in enumerate((slice(None, None, 2), slice(1, None, 2))):
+            path = folder / f"{split}-{shard:05d}-of-00002.tfrecord"
+            with tf.io.TFRecordWriter(str(path)) as writer:
+                for example in examples[part]:
+                    writer.write(example)
+            shards.append(
+                {
+                    "file": path.name,
+                    "utterances": len(examples[part]),
+                    "frames": sum(lengths[part]),
+                    "bytes": path.stat().st_size,
+                    "sha256": file_checksum(str(path)),
+                }
+            )
+        splits[split] = {
+            "utterances": count,
+            "frames": sum(lengths),
+            "length_quantiles": np.quantile(
+                lengths, np.linspace(0, 1, 21), method="higher"
+            ).tolist(),
+            "state_frames": counts.tolist(),
+            "shards": shards,
+        }
+    frames = np.concatenate(seen)
+    document = {
+        "format_version": 1,
+        "source": "test",
+        "sample_rate": SAMPLE_RATE,
+        "features": {
+            "dimension": DIMENSION,
+            "sample_rate": SAMPLE_RATE,
+            "num_mel_bins": 40,
+            "use_energy": True,
+            "delta_order": 2,
+            "snip_edges": False,
+        },
+        "states": [
+            {"name": f"{phone}/{place}", "phone": phone, "position": place, "senone": 100 + k}
+            for k, (phone, place) in enumerate(
+                [("SIL", 0), ("AH", 0), ("AH", 1), ("T", 0), ("OW", 0)]
+            )
+        ],
+        "splits": splits,
+        "mean": frames.mean(0).tolist(),
+        "variance": frames.var(0).tolist(),
+        "seed": seed,
+        "versions": {},
+    }
+    (folder / "corpus.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("speech") / "corpus")
+
+
+@pytest.fixture
+def call_script():
+    """Calls a script's `main` in this process: `call_script(train_speech, "--seed=1", …)`."""
+    import command_line
+
+    def call(module, *arguments):
+        module.FLAGS.unparse_flags()
+        for name in module.FLAGS:
+            module.FLAGS[name].unparse()
+        program = f"{module.__name__}.py"
+        positional = command_line.parse(module.FLAGS, [program, *map(str, arguments)])
+        return module.main([program, *positional])
+
+    return call
+
+
+@pytest.fixture
+def run_script():
+    """Runs a script as a command: `run_script("train_speech.py", "--seed=1", …)`."""
+
+    def run(script, *arguments, **kwargs):
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **kwargs.pop("environment", {})}
+        command = [sys.executable, str(REPOSITORY / "training" / script), *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, **kwargs
+        )
+
+    return run

@@ -1,0 +1,153 @@
+"""train_speech.py on a tiny corpus: what it writes, how it resumes, what it refuses."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import train_speech
+from command_line import CommandError
+from keras_bnrnn.data.errors import CorpusError
+from run_folder import read_history, read_results
+
+SMALL = ("--layers=2", "--units=6", "--batch_size=8", "--learning_rate=0.01")
+
+
+def arguments(corpus, folder, *more):
+    return [f"--data_dir={corpus}", f"--output_dir={folder}", *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_corpus):
+    return tiny_corpus
+
+
+@pytest.mark.parametrize("model", ["baseline", "batch_norm"])
+def test_trains_and_writes_results(call_script, corpus, tmp_path, capsys, model):
+    call_script(train_speech, *arguments(corpus, tmp_path, f"--model={model}", "--epochs=3"))
+    rows, results = read_history(tmp_path), read_results(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["train_fce"] < rows[0]["train_fce"]
+    assert {"train_fce", "train_fer", "dev_fce", "dev_fer", "epoch"} <= results["best"].keys()
+    assert 0.4 < results["best"]["dev_fer_of_commonest_state"] < 0.9
+    loaded = keras.saving.load_model(tmp_path / "best.keras", compile=False)
+    batch = next(iter(train_speech.batches(train_speech.load_corpus(corpus), "dev")))
+    assert loaded(batch[0]).shape == (*batch[1].shape, 5)
+    assert "Next:" in capsys.readouterr().out
+
+
+def test_one_direction(call_script, corpus, tmp_path):
+    call_script(train_speech, *arguments(corpus, tmp_path, "--nobidirectional", "--epochs=1"))
+    loaded = keras.saving.load_model(tmp_path / "best.keras", compile=False)
+    features = np.random.default_rng(0).normal(size=(1, 9, 123)).astype("float32")
+    changed = features.copy()
+    changed[:, 5:] += 1.0
+    first, second = loaded(features).numpy(), loaded(changed).numpy()
+    np.testing.assert_allclose(first[:, :5], second[:, :5], atol=1e-6)
+    assert np.abs(first[:, 5:] - second[:, 5:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["none", "mirrored"])
+def test_interrupted_run_ends_like_an_undisturbed_one(call_script, corpus, tmp_path, strategy):
+    """The order of the data included: epoch 3 sees the third order, whoever trains it."""
+    flag = f"--strategy={strategy}"
+    call_script(train_speech, *arguments(corpus, tmp_path / "a", "--epochs=4", flag))
+    for epochs in (1, 3, 4):
+        call_script(train_speech, *arguments(corpus, tmp_path / "b", f"--epochs={epochs}", flag))
+    rows, resumed = read_history(tmp_path / "a"), read_history(tmp_path / "b")
+    for row, other in zip(rows, resumed, strict=True):
+        assert other == pytest.approx(row, rel=1e-3)
+
+
+def test_orders_differ_between_epochs_and_seeds(call_script, corpus, tmp_path):
+    loaded = train_speech.load_corpus(corpus)
+
+    def order(seed, first_epoch):
+        train_speech.FLAGS.unparse_flags()
+        train_speech.FLAGS(["x", *arguments(corpus, tmp_path, f"--seed={seed}")])
+        batches = train_speech.batches(loaded, "train", first_epoch=first_epoch)
+        return np.concatenate([features[:, 0, 0] for features, _, _ in batches]).tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (["--output_dir="], CommandError, "--output_dir is missing"),
+        (["--data_dir="], CommandError, "--data_dir is missing"),
+        (["--data_dir=nowhere"], CorpusError, "no such file"),
+        (["--strategy=mirrored", "--batch_size=9"], CommandError, "does not divide over 2"),
+        (["extra"], CommandError, "unexpected argument 'extra'"),
+        (["--max_frames=3"], CorpusError, "leaves nothing"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    call_script, corpus, tmp_path, more, error, message
+):
+    folder = tmp_path / "run"
+    with pytest.raises(error, match=message):
+        call_script(train_speech, *arguments(corpus, folder, *more))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (["--layers=0"], 2, "flag --layers=0"),
+        (["--model=bogus"], 2, "bogus"),
+        (["--nonsense"], 2, "nonsense"),
+        (["--data_dir=nowhere"], 1, "no such file"),
+    ],
+)
+def test_errors_are_one_line_on_stderr(run_script, corpus, tmp_path, more, code, message):
+    done = run_script("train_speech.py", *arguments(corpus, tmp_path / "run", *more))
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == code
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_help_lists_the_flags(run_script):
+    done = run_script("train_speech.py", "--help")
+    assert done.returncode == 0
+    assert "--learning_rate" in done.stdout and "prepare_speech.py" in done.stdout
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments(run_script, corpus, tmp_path):
+    """The same command, killed again and again, ends like the command that was left alone."""
+    more = ["--epochs=6", "--strategy=none"]
+    assert run_script("train_speech.py", *arguments(corpus, tmp_path / "a", *more)).returncode == 0
+    script = str(train_speech.__file__)
+    command = [sys.executable, script, *arguments(corpus, tmp_path / "b", *more)]
+    rng = np.random.default_rng(5)
+    kills = 0
+    while kills < 40:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        checkpoints = len(list(tmp_path.glob("b/checkpoints/*")))
+        # From the first new sign of training on, somewhere in the next epochs.
+        while process.poll() is None and len(list(tmp_path.glob("b/checkpoints/*"))) == checkpoints:
+            if checkpoints >= 2:
+                time.sleep(4 + rng.uniform(0, 4))
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, output.decode()
+        kills += 1
+    assert kills > 1, "the run ended before it could be killed twice"
+    assert read_results(tmp_path / "b")["finished"]
+    rows, resumed = read_history(tmp_path / "a"), read_history(tmp_path / "b")
+    for row, other in zip(rows, resumed, strict=True):
+        assert other == pytest.approx(row, rel=1e-3)

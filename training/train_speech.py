@@ -1,0 +1,204 @@
+"""Trains an acoustic model on a prepared speech corpus, batch-normalised or plain.
+
+    python training/prepare_speech.py --source=synthetic --output_dir=corpus
+    python training/train_speech.py --data_dir=corpus --output_dir=runs/plain --model=baseline
+    python training/train_speech.py --data_dir=corpus --output_dir=runs/bn --model=batch_norm
+    python training/compare.py runs/plain runs/bn
+
+The model is a stack of bidirectional LSTMs and a softmax over the corpus's states; `batch_norm`
+normalises each layer's input-to-hidden term over all frames of the mini-batch. The output folder
+gets history.csv (a row per epoch), results.json, best.keras (the epoch with the lowest dev_fce)
+and final.keras. A run that was stopped, however, goes on when the same command is given again.
+
+fce is the frame-wise cross-entropy in nats, fer the share of frames given the wrong state. `train`
+is the running figure of the epoch, while the weights still change; `dev` is of the epoch's end.
+"""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import command_line
+from command_line import CommandError
+from distribution import check_batch_size, make_strategy
+from keras_bnrnn.data.corpus import load_corpus
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech import MAX_FRAMES, speech_dataset
+from run_folder import SPEECH_COLUMNS, RunFolder
+from speech_model import build_speech_model, compile_speech_model
+
+CRITERION = "dev_fce"
+
+FLAGS = flags.FlagValues()
+command_line.define_run_flags(FLAGS)
+flags.DEFINE_string(
+    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", flag_values=FLAGS
+)
+flags.DEFINE_integer("layers", 5, "Recurrent layers.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "units", 250, "Units of each layer and direction.", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "bidirectional",
+    True,
+    "Read each utterance in both directions; false for a model that hears no later frames.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "batch_size", 24, "Utterances of a mini-batch.", lower_bound=2, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "max_frames",
+    MAX_FRAMES,
+    "Leave longer utterances out of training (never out of dev and test).",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "epochs",
+    20,
+    "Epochs to train in all. A finished run goes on when the number is raised.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "learning_rate", 1e-3, "Learning rate of Adam.", lower_bound=0.0, flag_values=FLAGS
+)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
+    output_dir = command_line.require_flag(FLAGS, "output_dir")
+    strategy = make_strategy(FLAGS.strategy)
+    check_batch_size(FLAGS.batch_size, strategy)
+    dev = batches(corpus, "dev")
+    batches(corpus, "train")  # before the run's folder is made: says what is wrong with the shards
+    run = RunFolder(output_dir, describe_run(corpus), SPEECH_COLUMNS, CRITERION)
+    run.keep_file("corpus.json", json.dumps(corpus.document, indent=1) + "\n")
+
+    keras.utils.set_random_seed(FLAGS.seed)
+    with strategy.scope():
+        model = build_speech_model(
+            corpus.dimension,
+            corpus.num_states,
+            normalized=FLAGS.model == "batch_norm",
+            layers=FLAGS.layers,
+            units=FLAGS.units,
+            bidirectional=FLAGS.bidirectional,
+            momentum=FLAGS.momentum,
+        )
+        compile_speech_model(model, FLAGS.learning_rate)
+    print_plan(corpus, model, strategy.num_replicas_in_sync)
+    initial_epoch = run.restore(model)
+    if initial_epoch >= FLAGS.epochs:
+        print(f"{initial_epoch} epochs are done already; --epochs={FLAGS.epochs} asks for no more.")
+    # Keras warns whenever a dataset ends whose length it did not know, which buckets make usual.
+    warnings.filterwarnings("ignore", message="Your input ran out of data")
+    model.fit(
+        batches(corpus, "train", first_epoch=initial_epoch),
+        validation_data=dev,
+        initial_epoch=initial_epoch,
+        epochs=max(FLAGS.epochs, initial_epoch),
+        callbacks=[run.callback()],
+        shuffle=False,  # the dataset is shuffled already
+        verbose=command_line.fit_verbosity(),
+    )
+
+    final_weights = model.get_weights()
+    model.load_weights(run.best_model_path)
+    extra = {"dev_fer_of_commonest_state": commonest_state_error(corpus)}
+    if "test" in corpus.splits:
+        scores = model.evaluate(batches(corpus, "test"), verbose=0, return_dict=True)
+        extra.update(test_fce=scores["fce"], test_fer=scores["fer"])
+    model.set_weights(final_weights)
+    run.finish(model, **extra)
+    print_results(run, extra)
+
+
+def batches(corpus, split, first_epoch=0):
+    """The split as batches `(features, labels, weights)`; weights are 1 for live frames, else 0."""
+    dataset = speech_dataset(
+        corpus,
+        split,
+        FLAGS.batch_size,
+        max_frames=FLAGS.max_frames,
+        seed=FLAGS.seed,
+        first_epoch=first_epoch,
+    )
+    # Keras adds up the first batch over the replicas of a strategy, and booleans cannot be added.
+    return dataset.map(lambda features, labels, mask: (features, labels, tf.cast(mask, tf.float32)))
+
+
+def describe_run(corpus):
+    """Everything that decides the numbers of a run's epochs; how many epochs does not."""
+    document = json.dumps(corpus.document, sort_keys=True)
+    return {
+        "model": FLAGS.model,
+        "layers": FLAGS.layers,
+        "units": FLAGS.units,
+        "bidirectional": FLAGS.bidirectional,
+        "batch_size": FLAGS.batch_size,
+        "max_frames": FLAGS.max_frames,
+        "learning_rate": FLAGS.learning_rate,
+        "momentum": FLAGS.momentum,
+        "seed": FLAGS.seed,
+        "corpus": {
+            "source": corpus.source,
+            "states": corpus.num_states,
+            "sha256": hashlib.sha256(document.encode()).hexdigest()[:16],
+        },
+    }
+
+
+def commonest_state_error(corpus):
+    """Dev frame error rate of always answering the training split's most frequent state."""
+    commonest = int(np.argmax(corpus.split("train")["state_frames"]))
+    dev = corpus.split("dev")
+    return 1.0 - dev["state_frames"][commonest] / dev["frames"]
+
+
+def print_plan(corpus, model, replicas):
+    counts = ", ".join(
+        f"{entry['utterances']:,} {name} ({entry['frames']:,} frames)"
+        for name, entry in corpus.splits.items()
+    )
+    print(f"Corpus {corpus.path}: utterances {counts}; {corpus.num_states:,} states.")
+    direction = "bidirectional" if FLAGS.bidirectional else "forward"
+    print(
+        f"Model: {FLAGS.model}, {FLAGS.layers} {direction} layers of {FLAGS.units} units, "
+        f"{model.count_params():,} weights, on {replicas} device{'s' if replicas > 1 else ''}.",
+        flush=True,
+    )
+
+
+def print_results(run, extra):
+    best = run.best_row
+    print(
+        f"Best epoch {best['epoch']} of {run.completed_epochs}: "
+        f"train fce {best['train_fce']:.3f}, fer {best['train_fer']:.1%}; "
+        f"dev fce {best['dev_fce']:.3f}, fer {best['dev_fer']:.1%} "
+        f"(always the commonest state: {extra['dev_fer_of_commonest_state']:.1%})."
+    )
+    if "test_fer" in extra:
+        print(f"On test: fce {extra['test_fce']:.3f}, fer {extra['test_fer']:.1%}.")
+    print(f"Written: {run.path}/results.json, history.csv, best.keras, final.keras")
+    other = "baseline" if FLAGS.model == "batch_norm" else "batch_norm"
+    exported = Path(run.path) / "exported"
+    print(
+        f"Next: the same command with --model={other} and another --output_dir, then\n"
+        f"  python training/compare.py {run.path} OTHER_OUTPUT_DIR\n"
+        f"  python training/export.py --run_dir={run.path} --output_dir={exported}\n"
+        f"  python training/transcribe.py --model={exported} AUDIO"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError,))
