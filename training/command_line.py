@@ -16,8 +16,10 @@ if __name__ == "__main__":
 ```
 """
 
+import logging
 import sys
 
+import absl.logging
 from absl import app, flags
 
 MODELS = ("baseline", "batch_norm")
@@ -110,6 +112,9 @@ def run(main, flag_values, description="", expected_errors=()):
         return [argv[0], *positional]
 
     def guarded_main(argv):
+        # TensorFlow tells each asset it writes and each variable it reduces, by both loggers.
+        absl.logging.set_verbosity(absl.logging.WARNING)
+        logging.getLogger("tensorflow").setLevel(logging.WARNING)
         try:
             return main(argv)
         except (CommandError, OSError, ModuleNotFoundError, *expected_errors) as error:

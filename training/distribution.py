@@ -1,6 +1,7 @@
 """`--strategy`: which devices a training script uses."""
 
 import tensorflow as tf
+
 from command_line import STRATEGIES, CommandError
 
 
@@ -23,8 +24,6 @@ def make_strategy(name):
     gpus = tf.config.list_logical_devices("GPU")
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         devices = gpus or tf.config.list_logical_devices("CPU")
-        # Without it, two lines for each reduction of each variable.
-        tf.get_logger().setLevel("WARNING")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
 

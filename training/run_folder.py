@@ -34,6 +34,8 @@ from command_line import CommandError
 FORMAT_VERSION = 1
 KEPT_CHECKPOINTS = 2
 PARTIAL = ".partial"
+BEST_MODEL_FILE = "best.keras"
+FINAL_MODEL_FILE = "final.keras"
 
 SPEECH_COLUMNS = {
     "train_fce": "fce",
@@ -81,11 +83,11 @@ class RunFolder:
 
     @property
     def best_model_path(self):
-        return self.path / "best.keras"
+        return self.path / BEST_MODEL_FILE
 
     @property
     def final_model_path(self):
-        return self.path / "final.keras"
+        return self.path / FINAL_MODEL_FILE
 
     def restore(self, model):
         """Puts the newest whole checkpoint into the compiled, built `model` and its optimizer.

@@ -16,7 +16,6 @@ is the running figure of the epoch, while the weights still change; `dev` is of 
 
 import hashlib
 import json
-import warnings
 from pathlib import Path
 
 import keras
@@ -100,8 +99,6 @@ def main(argv):
     initial_epoch = run.restore(model)
     if initial_epoch >= FLAGS.epochs:
         print(f"{initial_epoch} epochs are done already; --epochs={FLAGS.epochs} asks for no more.")
-    # Keras warns whenever a dataset ends whose length it did not know, which buckets make usual.
-    warnings.filterwarnings("ignore", message="Your input ran out of data")
     model.fit(
         batches(corpus, "train", first_epoch=initial_epoch),
         validation_data=dev,

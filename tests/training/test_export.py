@@ -1,0 +1,227 @@
+"""export.py and transcribe.py: the SavedModel's numbers, in a process without keras_bnrnn."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+import tensorflow as tf
+
+import export
+import train_speech
+import transcribe
+from command_line import CommandError
+from keras_bnrnn.data.corpus import load_corpus
+from keras_bnrnn.data.features import LogMelFilterBank
+from keras_bnrnn.data.speech import speech_dataset
+
+SMALL = ("--layers=2", "--units=6", "--batch_size=8", "--learning_rate=0.01", "--epochs=1")
+
+# A process in which some packages cannot be imported, whatever is installed or on the path. They
+# can be looked up: TensorFlow asks where Keras lies before it needs any of it.
+WITHOUT_PACKAGES = """
+import importlib.machinery
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in {blocked}:
+            return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"No module named {{spec.name!r}}", name=spec.name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+SERVE = """
+import numpy as np
+import tensorflow as tf
+
+signatures = tf.saved_model.load(sys.argv[1]).signatures
+inputs = np.load(sys.argv[2])
+results = {}
+for name in ("serve", "serve_waveform"):
+    kind = "features" if name == "serve" else "waveform"
+    outputs = signatures[name](
+        **{kind: tf.constant(inputs[kind]), "lengths": tf.constant(inputs[kind + "_lengths"])}
+    )
+    results.update({f"{name}_{key}": value.numpy() for key, value in outputs.items()})
+np.savez(sys.argv[3], **results)
+"""
+
+RUN_SCRIPT = """
+import runpy
+
+sys.path.insert(0, sys.argv.pop(2))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_without(blocked, code, *arguments):
+    code = WITHOUT_PACKAGES.format(blocked=repr(set(blocked))) + code
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module", params=["batch_norm", "baseline"])
+def exported(request, tiny_corpus, tmp_path_factory, call_script_in_module):
+    """A trained run and its SavedModel."""
+    folder = tmp_path_factory.mktemp(request.param)
+    flags = [f"--data_dir={tiny_corpus}", f"--output_dir={folder}/run", *SMALL]
+    call_script_in_module(train_speech, *flags, f"--model={request.param}")
+    call_script_in_module(export, f"--run_dir={folder}/run", f"--output_dir={folder}/exported")
+    return folder
+
+
+def test_equals_the_trained_model_without_the_package(exported, tiny_corpus, tmp_path):
+    corpus = load_corpus(tiny_corpus)
+    features, _, mask = next(iter(speech_dataset(corpus, "dev", 9)))
+    lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+    assert len(set(lengths.numpy())) > 1
+    rng = np.random.default_rng(0)
+    waveform = (0.1 * rng.normal(size=(3, 4000))).astype("float32")
+    waveform_lengths = np.array([4000, 2500, 3999], "int32")
+    np.savez(
+        tmp_path / "inputs.npz",
+        # Whatever stands past the end must not count.
+        features=np.where(mask[..., None], features, 50.0),
+        features_lengths=lengths,
+        waveform=waveform,
+        waveform_lengths=waveform_lengths,
+    )
+    done = run_without(
+        ["keras_bnrnn", "keras"],
+        SERVE,
+        exported / "exported",
+        tmp_path / "inputs.npz",
+        tmp_path / "outputs.npz",
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = np.load(tmp_path / "outputs.npz")
+
+    model = keras.saving.load_model(exported / "run" / "best.keras", compile=False)
+    expected = tf.nn.log_softmax(model(features, training=False)).numpy()
+    live = mask.numpy()
+    actual = outputs["serve_log_posteriors"]
+    assert actual.shape == (*live.shape, corpus.num_states)
+    np.testing.assert_allclose(actual[live], expected[live], atol=1e-5)
+    np.testing.assert_allclose(np.exp(actual[live]).sum(-1), 1.0, atol=1e-5)
+
+    front_end = LogMelFilterBank(sample_rate=8000, snip_edges=False)
+    frames = outputs["serve_waveform_frames"]
+    assert frames.tolist() == [front_end.num_frames(n) for n in waveform_lengths.tolist()]
+    for row, (count, samples) in enumerate(zip(frames, waveform_lengths, strict=True)):
+        alone = front_end(waveform[row : row + 1, :samples])
+        alone = (alone - corpus.mean) / np.sqrt(corpus.variance)
+        expected = tf.nn.log_softmax(model(alone, training=False)).numpy()[0]
+        actual = outputs["serve_waveform_log_posteriors"][row, :count]
+        # The filter bank's logarithms enlarge the rounding of other batch shapes.
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+def test_description_travels_with_the_model(exported):
+    description = json.loads((exported / "exported/assets/speech_model.json").read_text())
+    assert [state["phone"] for state in description["states"]] == ["SIL", "AH", "AH", "T", "OW"]
+    assert description["sample_rate"] == 8000
+    assert description["signatures"] == ["serve", "serve_waveform"]
+
+
+def test_transcribes_without_keras(exported, tmp_path):
+    rng = np.random.default_rng(0)
+    audio = tmp_path / "noise.wav"
+    soundfile.write(audio, 0.1 * rng.normal(size=22050), 44100)
+    script = Path(transcribe.__file__)
+    done = run_without(
+        ["keras_bnrnn", "keras"],
+        RUN_SCRIPT,
+        script,
+        script.parent,
+        f"--model={exported}/exported",
+        audio,
+    )
+    assert done.returncode == 0, done.stderr
+    path, *phones = done.stdout.split()
+    assert path == str(audio)
+    assert phones and set(phones) <= {"SIL", "AH", "T", "OW"}
+
+
+def test_export_refuses_what_is_there_already(call_script, exported):
+    with pytest.raises(CommandError, match="exists already"):
+        call_script(export, f"--run_dir={exported}/run", f"--output_dir={exported}/exported")
+
+
+def test_export_of_a_folder_that_is_no_run(call_script, tmp_path):
+    with pytest.raises(CommandError, match=r"no results\.json"):
+        call_script(export, f"--run_dir={tmp_path}", f"--output_dir={tmp_path}/exported")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.wav", None, "no such file"),
+        ("text.wav", b"no audio at all", "cannot be read as audio"),
+        ("silence.wav", "empty", "holds no samples"),
+    ],
+)
+def test_transcribe_names_the_bad_file(call_script, exported, tmp_path, name, content, message):
+    path = tmp_path / name
+    if content == "empty":
+        soundfile.write(path, np.zeros(0), 16000)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CommandError, match=message) as error:
+        call_script(transcribe, f"--model={exported}/exported", path)
+    assert name in str(error.value)
+
+
+def test_transcribe_of_no_model(call_script, tmp_path):
+    with pytest.raises(CommandError, match="is no SavedModel"):
+        call_script(transcribe, f"--model={tmp_path}", "x.wav")
+
+
+def brute_force(scores, min_frames):
+    """The best score over all divisions into segments, by trying every one of them."""
+    time = len(scores)
+    if time == 0:
+        return 0.0
+    return max(
+        brute_force(scores[:start], min_frames) + scores[start:].sum(axis=0).max()
+        for start in range(time - min_frames + 1)
+        if start == 0 or start >= min_frames
+    )
+
+
+@pytest.mark.parametrize("min_frames", [1, 2, 3])
+def test_segments_are_the_best_there_are(min_frames):
+    for seed in range(5):
+        scores = np.random.default_rng(seed).normal(size=(9, 3))
+        segments = transcribe.best_segments(scores, min_frames)
+        assert [start for _, start, _ in segments] == [0] + [end for *_, end in segments[:-1]]
+        assert segments[-1][2] == 9
+        assert all(end - start >= min_frames for _, start, end in segments)
+        total = sum(scores[start:end, k].sum() for k, start, end in segments)
+        assert total == pytest.approx(brute_force(scores, min_frames))
+
+
+def test_an_utterance_shorter_than_a_phone_is_one_phone():
+    states = [{"name": "A.0", "phone": "A"}, {"name": "B.0", "phone": "B"}]
+    assert transcribe.decode_phones(np.log([[0.2, 0.8]] * 2), states, 3) == ["B"]
+    assert transcribe.decode_phones(np.zeros((0, 2)), states, 3) == []
+
+
+def test_states_of_a_phone_are_added_up():
+    states = [{"name": f"{n}", "phone": p} for n, p in enumerate("AAB")]
+    scores = np.log([[0.3, 0.3, 0.4]] * 4)
+    assert transcribe.decode_phones(scores, states, 3) == ["A"]
