@@ -1,0 +1,267 @@
+"""Which clustered triphone state is spoken in each frame: forced alignment with pocketsphinx.
+
+The wheel `pocketsphinx` carries an English acoustic model and a dictionary. The alignment takes
+two passes: words first, then phones and states within the words.
+"""
+
+import itertools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
+
+SAMPLE_RATE = 16000
+LABEL_KINDS = ("senones", "phone_states", "phones")
+FRAME_TOLERANCE = 2
+
+# A narrow search first, a wide one for what it loses. The default beam (1e-48) loses 40 % of
+# synthetic sentences, and a boundless one finds room for any transcript, also a wrong one.
+BEAMS = (1e-80, 1e-120)
+
+_LEXICON_LINE = re.compile(r"^(\S+?)(?:\(\d+\))?\s+(\S.*)$")
+_PUNCTUATION = re.compile(r"[.,;:!?\"“”„()\[\]…]+|(?<!\w)[-–—'’]+|[-–—'’]+(?!\w)")
+
+
+@dataclass(frozen=True, order=True)
+class State:
+    """What a label stands for: a senone, a phone's state, a phone, or a Kaldi pdf-id.
+
+    Attributes:
+        number: the senone's or the pdf's number in its acoustic model, -1 for phones and their
+            states.
+        phone: e.g. `"AH"`; empty where it is unknown (pdf-ids).
+        position: of the state within the phone, from 0; -1 for whole phones and pdf-ids.
+    """
+
+    number: int = -1
+    phone: str = ""
+    position: int = -1
+
+    @property
+    def name(self):
+        if not self.phone:
+            return f"pdf-{self.number}"
+        parts = [self.phone]
+        if self.position >= 0:
+            parts.append(str(self.position))
+        if self.number >= 0:
+            parts.append(str(self.number))
+        return ".".join(parts)
+
+    def entry(self):
+        """The state's entry in `corpus.json`."""
+        entry = {"name": self.name}
+        if self.phone:
+            entry["phone"] = self.phone
+        if self.position >= 0:
+            entry["position"] = self.position
+        if self.number >= 0:
+            entry["senone" if self.phone else "pdf"] = self.number
+        return entry
+
+    @classmethod
+    def from_entry(cls, entry):
+        """The state of an entry in `corpus.json`."""
+        number = entry.get("senone", entry.get("pdf", -1))
+        return cls(number, entry.get("phone", ""), entry.get("position", -1))
+
+    def reduced(self, kind):
+        """The same state seen as one of `LABEL_KINDS`."""
+        if kind == "phones":
+            return State(phone=self.phone)
+        if kind == "phone_states":
+            return State(phone=self.phone, position=self.position)
+        return self
+
+
+class Aligner:
+    """Forced alignment of one utterance at a time.
+
+    Args:
+        lexicon: optional file of extra pronunciations in CMUdict's format, one
+            `WORD  PHONE PHONE …` a line. They stand beside the dictionary's own.
+
+    Raises:
+        CorpusError: pocketsphinx is missing, or the lexicon cannot be used.
+    """
+
+    def __init__(self, lexicon=None):
+        self._extra_words = read_lexicon(lexicon) if lexicon else []
+        self._decoders = {}
+        self._decoder(BEAMS[0])
+
+    def unknown_words(self, transcript):
+        """Words of a normalised transcript that are in no dictionary, in order."""
+        decoder = self._decoder(BEAMS[0])
+        words = dict.fromkeys(transcript.split())
+        return [word for word in words if decoder.lookup_word(word) is None]
+
+    def align(self, samples, transcript):
+        """Finds the state of every frame.
+
+        Args:
+            samples: `[samples]`, float in -1…1 at 16 kHz.
+            transcript: as spoken; case and punctuation do not matter.
+
+        Returns:
+            A list of `State`, one per frame: frame t is the 10 ms that begin at sample 160 t.
+
+        Raises:
+            UtteranceError: a word is in no dictionary, or audio and transcript do not match.
+        """
+        transcript = normalize_transcript(transcript)
+        if not transcript:
+            raise UtteranceError("the transcript is empty")
+        unknown = self.unknown_words(transcript)
+        if unknown:
+            raise UtteranceError(
+                f"not in the dictionary: {', '.join(unknown)} (add pronunciations with a lexicon)"
+            )
+        pcm = np.rint(np.asarray(samples) * 32768.0).astype(np.int16).tobytes()
+        for beam in BEAMS:
+            alignment = self._two_passes(self._decoder(beam), pcm, transcript)
+            if alignment is not None:
+                return list(
+                    itertools.chain.from_iterable(
+                        itertools.repeat(state, frames) for state, frames in alignment
+                    )
+                )
+        raise UtteranceError("audio and transcript do not align: no path through all words")
+
+    def _two_passes(self, decoder, pcm, transcript):
+        """`[(State, frames), …]`, or `None` where the search loses the transcript."""
+        try:
+            decoder.set_align_text(transcript)
+            _decode(decoder, pcm)
+            # A first pass that did not reach the end still gives a result, of fewer words.
+            found = [segment.word.partition("(")[0] for segment in decoder.seg() or ()]
+            if [word for word in found if word[0] not in "<["] != transcript.split():
+                return None
+            decoder.set_alignment()
+            _decode(decoder, pcm)
+            alignment = decoder.get_alignment()
+        except RuntimeError:
+            return None
+        return [
+            (State(int(state.name), phone.name, position), state.duration)
+            for word in alignment
+            for phone in word
+            for position, state in enumerate(phone)
+            if state.duration > 0
+        ]
+
+    def _decoder(self, beam):
+        if beam not in self._decoders:
+            try:
+                from pocketsphinx import Decoder
+            except ImportError as error:
+                raise missing_extra("pocketsphinx", "aligning speech") from error
+            decoder = Decoder(
+                lm=None,
+                loglevel="FATAL",
+                beam=beam,
+                pbeam=beam,
+                wbeam=beam,
+                # The best path through the word lattice gives words fewer frames than they have
+                # states, which the second pass then cannot align.
+                bestpath=False,
+            )
+            _add_words(decoder, self._extra_words)
+            self._decoders[beam] = decoder
+        return self._decoders[beam]
+
+
+def normalize_transcript(text):
+    """Lower-case words without punctuation, separated by single spaces.
+
+    >>> normalize_transcript("“Don't,” he said -- twice.")
+    "don't he said twice"
+    """
+    return " ".join(_PUNCTUATION.sub(" ", text.lower().replace("’", "'")).split())
+
+
+def read_lexicon(path):
+    """Reads pronunciations in CMUdict's format.
+
+    Args:
+        path: lines of `WORD  PHONE PHONE …`; `;;;` begins a comment, stress digits are ignored,
+            `WORD(2)` is another pronunciation of `WORD`.
+
+    Returns:
+        A list of `(word, "PHONE PHONE …")`.
+
+    Raises:
+        CorpusError: the file is missing or a line is not of this form.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise CorpusError(f"lexicon={path}: there is no such file") from error
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"lexicon={path}: not UTF-8 ({error})") from error
+    words = []
+    for number, line in enumerate(lines, start=1):
+        line = line.partition(";;;")[0].strip()
+        if not line:
+            continue
+        match = _LEXICON_LINE.match(line)
+        if not match:
+            raise CorpusError(f"lexicon={path}, line {number}: not 'WORD  PHONE PHONE …': {line!r}")
+        phones = re.sub(r"\d", "", match[2]).upper()
+        words.append((match[1].lower(), phones))
+    return words
+
+
+def match_lengths(features, labels, tolerance=FRAME_TOLERANCE):
+    """Cuts features and labels to the shorter of the two.
+
+    Raises:
+        UtteranceError: they differ by more frames than the tolerance.
+    """
+    if abs(len(features) - len(labels)) > tolerance:
+        raise UtteranceError(
+            f"{len(features)} frames of features but {len(labels)} of alignment: they may differ "
+            f"by {tolerance}"
+        )
+    frames = min(len(features), len(labels))
+    return features[:frames], labels[:frames]
+
+
+def _decode(decoder, pcm):
+    decoder.start_utt()
+    try:
+        decoder.process_raw(pcm, full_utt=True)
+    finally:
+        decoder.end_utt()
+
+
+def _add_words(decoder, words):
+    phones_known = _model_phones()
+    for word, phones in words:
+        foreign = sorted(set(phones.split()) - phones_known)
+        if foreign:
+            raise CorpusError(
+                f"lexicon: {word!r} has the phones {', '.join(foreign)}, which the acoustic model "
+                f"does not know; it knows {' '.join(sorted(phones_known))}"
+            )
+        name, number = word, 1
+        while decoder.lookup_word(name) is not None:
+            number += 1
+            name = f"{word}({number})"
+        decoder.add_word(name, phones, True)
+
+
+def _model_phones():
+    """Phones of the dictionary that comes with the model."""
+    from pocketsphinx import get_model_path
+
+    path = os.path.join(get_model_path(), "en-us", "cmudict-en-us.dict")
+    phones = set()
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            phones.update(line.split()[1:])
+    return phones

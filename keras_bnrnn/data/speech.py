@@ -1,0 +1,199 @@
+"""The `tf.data` pipeline from a prepared corpus to batches for `model.fit`."""
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+from keras_bnrnn.data.corpus import load_corpus
+from keras_bnrnn.data.errors import CorpusError
+
+MAX_FRAMES = 1300
+MAX_BUCKETS = 10
+BATCHES_PER_BUCKET = 4
+INTERLEAVED_SHARDS = 4
+SHUFFLE_BUFFER = 512
+VARIANCE_FLOOR = 1e-8
+
+
+def speech_dataset(
+    data_dir,
+    split,
+    batch_size,
+    max_frames=MAX_FRAMES,
+    shuffle=None,
+    seed=0,
+    first_epoch=0,
+    bucket=True,
+    drop_remainder=False,
+    augment=None,
+    shuffle_buffer=SHUFFLE_BUFFER,
+):
+    """Batches of a corpus's split, normalised and padded.
+
+    `model.fit(speech_dataset(...))` works as it stands: Keras takes the mask as sample weights.
+    Padding is 0 in every feature, so a model begins with `keras.layers.Masking(0.0)`.
+
+    Args:
+        data_dir: a corpus folder, local or any path `tf.io.gfile` knows, or a `Corpus`.
+        split: `"train"`, `"dev"` or `"test"`.
+        batch_size: utterances per batch.
+        max_frames: longer utterances are left out of `"train"`; the other splits are whole.
+            `None` keeps all.
+        shuffle: by default the training split only. The order differs from epoch to epoch and is
+            the same for the same seed.
+        seed: of the order and of `augment`.
+        first_epoch: number of the first epoch to come, to continue an interrupted training: the
+            order of epoch k depends on `seed` and k alone.
+        bucket: batch utterances of similar length, to pad less. `False` takes them as they come.
+        drop_remainder: leave out batches with fewer than `batch_size` utterances.
+        augment: `None`, or a `SpecAugment` to hide stripes of the features.
+        shuffle_buffer: utterances held in memory to shuffle.
+
+    Returns:
+        A `tf.data.Dataset` of `(features, labels, mask)`: float32 `[batch, time, dimension]`,
+        int32 `[batch, time]`, bool `[batch, time]`.
+
+    Raises:
+        CorpusError: there is no such corpus or split, or a shard is missing or truncated.
+    """
+    corpus = data_dir if hasattr(data_dir, "shard_paths") else load_corpus(data_dir)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is less than 1")
+    corpus.check_shards(split)
+    training = split == "train"
+    shuffle = training if shuffle is None else shuffle
+    limit = max_frames if training else None
+    lengths = kept_lengths(corpus.split(split), limit)
+    if not len(lengths):
+        shortest = kept_lengths(corpus.split(split)).min()
+        raise CorpusError(
+            f"max_frames={limit} leaves nothing of {corpus.path}: its shortest training utterance "
+            f"has {shortest} frames"
+        )
+
+    dataset = _records(corpus.shard_paths(split), shuffle, seed, first_epoch, shuffle_buffer)
+    dataset = dataset.map(_parser(corpus.dimension), num_parallel_calls=tf.data.AUTOTUNE)
+    if limit is not None:
+        dataset = dataset.filter(lambda features, labels: tf.shape(labels)[0] <= limit)
+    boundaries = bucket_boundaries(corpus.split(split), batch_size, limit) if bucket else []
+    dataset = _batches(dataset, corpus.dimension, batch_size, boundaries, drop_remainder)
+    mean = corpus.mean
+    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
+
+    def normalize(features, labels, lengths):
+        mask = tf.sequence_mask(lengths, tf.shape(features)[1])
+        features = tf.where(mask[:, :, tf.newaxis], (features - mean) / deviation, 0.0)
+        return features, labels, mask
+
+    dataset = dataset.map(normalize, num_parallel_calls=tf.data.AUTOTUNE)
+    if augment is not None:
+        dataset = augment.apply(dataset, corpus, seed)
+    dataset = dataset.prefetch(tf.data.AUTOTUNE)
+    # With the number of batches Keras shows progress in the first epoch, and does not warn that
+    # the data ran out at its end.
+    in_bucket = np.bincount(np.searchsorted(boundaries, lengths, side="right"))
+    rounded = in_bucket if drop_remainder else in_bucket + batch_size - 1
+    return dataset.apply(
+        tf.data.experimental.assert_cardinality(int((rounded // batch_size).sum()))
+    )
+
+
+def _records(paths, shuffle, seed, first_epoch, shuffle_buffer):
+    if not shuffle:
+        return _interleave(paths)
+    # An iterator of this dataset is an epoch, and draws its number when it is first asked for a
+    # record. The seeds of tf.data's own reshuffling cannot be set to those of a later epoch.
+    epochs = itertools.count(first_epoch)
+    numbers = tf.data.Dataset.from_generator(
+        lambda: [next(epochs)], output_signature=tf.TensorSpec([], tf.int64)
+    )
+
+    def epoch_records(epoch):
+        shuffled = tf.random.experimental.stateless_shuffle(tf.constant(paths), [seed, epoch])
+        return _shuffle(_interleave(shuffled), shuffle_buffer, seed, epoch)
+
+    return numbers.flat_map(epoch_records)
+
+
+def _shuffle(records, buffer_size, seed, epoch):
+    """`Dataset.shuffle` of strings, except that the global seed has no say."""
+    variant = tf.raw_ops.ShuffleDataset(
+        input_dataset=tf.data.experimental.to_variant(records),
+        buffer_size=buffer_size,
+        # Two zeros would ask for a seed drawn by chance.
+        seed=tf.constant(seed, tf.int64) + 1,
+        seed2=epoch,
+        output_types=[tf.string],
+        output_shapes=[[]],
+        reshuffle_each_iteration=False,
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+
+
+def _interleave(paths):
+    return tf.data.Dataset.from_tensor_slices(paths).interleave(
+        tf.data.TFRecordDataset,
+        cycle_length=INTERLEAVED_SHARDS,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def _parser(dimension):
+    def parse(record):
+        fields = tf.io.parse_single_example(
+            record,
+            {
+                "features": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
+                "labels": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+            },
+        )
+        features = tf.reshape(fields["features"], [-1, dimension])
+        return features, tf.cast(fields["labels"], tf.int32)
+
+    return parse
+
+
+def _batches(dataset, dimension, batch_size, boundaries, drop_remainder):
+    """Padded batches `(features, labels, lengths)`."""
+    dataset = dataset.map(lambda features, labels: (features, labels, tf.shape(labels)[0]))
+    shapes = ([None, dimension], [None], [])
+    if not boundaries:
+        return dataset.padded_batch(batch_size, shapes, drop_remainder=drop_remainder)
+    return dataset.bucket_by_sequence_length(
+        lambda features, labels, length: length,
+        bucket_boundaries=boundaries,
+        bucket_batch_sizes=[batch_size] * (len(boundaries) + 1),
+        padded_shapes=shapes,
+        drop_remainder=drop_remainder,
+    )
+
+
+def bucket_boundaries(split_entry, batch_size, limit=None):
+    """Lengths that divide a split into buckets of about equally many utterances.
+
+    Each bucket leaves one batch unfilled at the end of an epoch, so a small split gets few.
+
+    Args:
+        split_entry: the split's entry in `corpus.json`.
+        batch_size: utterances per batch.
+        limit: longest utterance that is kept, or `None`.
+
+    Returns:
+        A list of lengths in frames, increasing: bucket k holds the lengths from boundary k - 1 to
+        below boundary k.
+    """
+    lengths = kept_lengths(split_entry, limit)
+    buckets = max(1, min(MAX_BUCKETS, len(lengths) // (batch_size * BATCHES_PER_BUCKET)))
+    first_of_bucket = [lengths[len(lengths) * k // buckets] for k in range(1, buckets)]
+    return sorted({int(length) for length in first_of_bucket if length > lengths[0]})
+
+
+def kept_lengths(split_entry, limit=None):
+    """Lengths of a split's utterances `[utterances]` in frames, sorted, up to a limit."""
+    lengths = np.repeat(
+        [int(length) for length in split_entry["lengths"]], list(split_entry["lengths"].values())
+    )
+    lengths.sort()
+    return lengths if limit is None else lengths[lengths <= limit]

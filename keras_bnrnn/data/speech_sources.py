@@ -1,0 +1,350 @@
+"""Where speech comes from: each source lists utterances and turns one into labelled frames.
+
+A source is small and picklable. `utterances()` runs once, in the main process, and `prepare(u)`
+in any worker; what is costly to make (an aligner, a filter bank) is made on first use there.
+"""
+
+import collections
+import functools
+import math
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from keras_bnrnn.data import synthesis
+from keras_bnrnn.data.alignment import LABEL_KINDS, Aligner, match_lengths, read_lexicon
+from keras_bnrnn.data.audio import AUDIO_SUFFIXES, read_audio
+from keras_bnrnn.data.corpus import SPLITS
+from keras_bnrnn.data.errors import CorpusError, UtteranceError
+
+SAMPLE_RATE = 16000
+MAX_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What is known of an utterance before it is read.
+
+    Attributes:
+        id: unique in its split.
+        speaker: who speaks; empty if unknown.
+        split: `"train"`, `"dev"` or `"test"`.
+        transcript: what is said; empty where labels come from elsewhere.
+        location: what the source needs to read it: a path, a prompt, an archive's entry.
+    """
+
+    id: str
+    speaker: str
+    split: str
+    transcript: str
+    location: object
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An utterance that is left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """Features `[T, D]`, float32, and a `State` for each frame."""
+
+    features: np.ndarray
+    states: list
+
+
+@functools.lru_cache(maxsize=2)
+def _aligner(lexicon):
+    return Aligner(lexicon)
+
+
+@functools.lru_cache(maxsize=2)
+def filter_bank(sample_rate):
+    """Function from `[samples]` to `[time, 123]` in NumPy, through the layer of the graph."""
+    import tensorflow as tf
+
+    from keras_bnrnn.data.features import LogMelFilterBank
+
+    layer = LogMelFilterBank(sample_rate=sample_rate)
+    compiled = tf.function(layer, input_signature=[tf.TensorSpec([1, None], tf.float32)])
+    return lambda samples: compiled(samples[np.newaxis])[0].numpy()
+
+
+@dataclass(frozen=True)
+class AlignedSource:
+    """Base of the sources whose labels come from forced alignment.
+
+    Args:
+        labels: one of `LABEL_KINDS`.
+        lexicon: path of extra pronunciations, or `None`.
+    """
+
+    labels: str = "senones"
+    lexicon: str | None = None
+
+    sample_rate = SAMPLE_RATE
+
+    def __post_init__(self):
+        if self.labels not in LABEL_KINDS:
+            raise CorpusError(f"labels={self.labels!r} is not one of {', '.join(LABEL_KINDS)}")
+        if self.lexicon:
+            read_lexicon(self.lexicon)
+
+    def waveform(self, utterance):
+        """The utterance's samples at `sample_rate`, float32 in -1…1."""
+        return read_audio(utterance.location, self.sample_rate)
+
+    def prepare(self, utterance):
+        """`LabelledFrames` of an utterance; raises UtteranceError."""
+        samples = self.waveform(utterance)
+        states = self.frame_states(utterance, samples)
+        features = filter_bank(self.sample_rate)(samples)
+        if not len(features):
+            raise UtteranceError(f"{len(samples)} samples are less than one frame")
+        features, states = match_lengths(features, states)
+        return LabelledFrames(features, states)
+
+    def frame_states(self, utterance, samples):
+        """One `State` per frame."""
+        states = _aligner(self.lexicon).align(samples, utterance.transcript)
+        return [state.reduced(self.labels) for state in states]
+
+    def feature_settings(self):
+        """What `corpus.json` says of the features."""
+        from keras_bnrnn.data.features import LogMelFilterBank
+
+        layer = LogMelFilterBank(sample_rate=self.sample_rate)
+        settings = layer.get_config()
+        for key in ("name", "trainable", "dtype"):
+            settings.pop(key, None)
+        return {"kind": "LogMelFilterBank", "dimension": layer.feature_dimension, **settings}
+
+    def all_states(self, occurring):
+        """The corpus's states in label order, from the set of those that occur."""
+        return sorted(occurring)
+
+
+@dataclass(frozen=True)
+class SyntheticSource(AlignedSource):
+    """Sentences of a small grammar spoken by eSpeak NG; five sixths to train on.
+
+    Args:
+        count: how many utterances, dev included.
+        seed: of the sentences, voices and speeds.
+    """
+
+    count: int = 360
+    seed: int = 0
+
+    name = "synthetic"
+
+    def utterances(self):
+        if self.count < 2:
+            raise CorpusError(f"utterances={self.count}: at least 2 (one to train, one for dev)")
+        num_dev = max(1, self.count // 6)
+        train, dev = synthesis.make_prompts(self.count - num_dev, num_dev, self.seed)
+        listed = [
+            Utterance(f"{split}-{number:05d}", prompt.voice, split, prompt.sentence, prompt)
+            for split, prompts in (("train", train), ("dev", dev))
+            for number, prompt in enumerate(prompts)
+        ]
+        return listed, []
+
+    def waveform(self, utterance):
+        return synthesis.synthesize(utterance.location, self.sample_rate)
+
+
+@dataclass(frozen=True)
+class LibriSpeechSource(AlignedSource):
+    """Folders `speaker/chapter` with `*.trans.txt` beside FLAC or WAV files.
+
+    Folders above them whose names begin with train, dev or test decide the split; without such
+    folders, `splits` does.
+
+    Args:
+        input_dir: the folder.
+        splits: `"layout"`, or shares such as `"train=0.9,dev=0.1"`, dealt out by speaker.
+        seed: of the deal.
+    """
+
+    input_dir: str = ""
+    splits: str = "layout"
+    seed: int = 0
+
+    name = "librispeech"
+
+    def utterances(self):
+        root = require_folder(self.input_dir)
+        transcripts = sorted(root.rglob("*.trans.txt"))
+        if not transcripts:
+            raise CorpusError(
+                f"input_dir={root}: no '*.trans.txt' file in it; LibriSpeech's layout is "
+                "train-…/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with FLAC or WAV beside it"
+            )
+        listed, failures = [], []
+        for path in transcripts:
+            self._list_chapter(root, path, listed, failures)
+        listed = assign_splits(listed, self.splits, self.seed)
+        listed, duplicates = drop_duplicates(listed)
+        return listed, failures + duplicates
+
+    def _list_chapter(self, root, path, listed, failures):
+        audio = {}
+        for file in sorted(path.parent.iterdir()):
+            if file.suffix.lower() in AUDIO_SUFFIXES:
+                audio[file.stem] = file
+        split = split_of_folders(path.relative_to(root).parts[:-1])
+        speaker = path.name.split("-")[0]
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            if not line.strip():
+                continue
+            utterance_id, _, rest = line.partition(b" ")
+            name = utterance_id.decode("utf-8", "replace")
+            location = audio.pop(name, None)
+            try:
+                transcript = rest.decode("utf-8")
+            except UnicodeDecodeError:
+                failures.append(Failure(name, f"{path}, line {number}: transcript is not UTF-8"))
+                continue
+            if location is None:
+                failures.append(Failure(name, f"{path.parent}: no audio file {name}.flac or .wav"))
+                continue
+            listed.append(Utterance(name, speaker, split, transcript.strip(), str(location)))
+        for name, file in audio.items():
+            failures.append(Failure(name, f"{file}: no transcript in {path.name}"))
+
+
+def require_folder(path, argument="input_dir"):
+    """The folder as a `Path`; CorpusError if it is not given or not there."""
+    if not path:
+        raise CorpusError(f"{argument} is required for this source")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CorpusError(f"{argument}={path}: there is no such folder")
+    return folder
+
+
+def split_of_folders(names):
+    """The split that folder names speak of, or an empty string."""
+    for name in names:
+        for split in SPLITS:
+            if name == split or name.startswith((f"{split}-", f"{split}_")):
+                return split
+    return ""
+
+
+def drop_duplicates(utterances):
+    """Keeps the first utterance of each id in a split; the others become failures.
+
+    Numbering may start anew in each split, as where one speaker was recorded for both.
+    """
+    kept, failures, seen = [], [], {}
+    for utterance in utterances:
+        key = (utterance.split, utterance.id)
+        if key in seen:
+            failures.append(
+                Failure(
+                    utterance.id,
+                    f"the id occurs twice in {utterance.split}: {utterance.location}, after "
+                    f"{seen[key]}",
+                )
+            )
+        else:
+            seen[key] = utterance.location
+            kept.append(utterance)
+    return kept, failures
+
+
+def parse_shares(splits):
+    """`"train=0.9,dev=0.1"` as a dictionary.
+
+    Raises:
+        CorpusError: it is not of this form, or the shares do not add up to 1.
+    """
+    shares = {}
+    try:
+        for item in splits.split(","):
+            name, _, share = item.partition("=")
+            shares[name.strip()] = float(share)
+    except ValueError:
+        shares = {}
+    if (
+        not set(shares) <= set(SPLITS)
+        or "train" not in shares
+        or min(shares.values()) <= 0
+        or not math.isclose(sum(shares.values()), 1.0, abs_tol=1e-6)
+    ):
+        raise CorpusError(
+            f"splits={splits!r} is neither 'layout' nor shares of {', '.join(SPLITS)} that add up "
+            "to 1, such as 'train=0.9,dev=0.1'"
+        )
+    return shares
+
+
+def assign_splits(utterances, splits, seed):
+    """Gives every utterance a split.
+
+    Args:
+        utterances: a list of `Utterance`, whose `split` is what the source's layout says.
+        splits: `"layout"`, or shares. Shares deal out whole speakers; utterances of unknown
+            speakers are dealt out one by one.
+        seed: of the deal.
+
+    Raises:
+        CorpusError: the layout is silent for some, or there are fewer speakers than splits.
+    """
+    if splits == "layout":
+        silent = [u.id for u in utterances if not u.split]
+        if silent:
+            raise CorpusError(
+                f"splits=layout, but nothing says to which split {len(silent)} utterances belong "
+                f"({', '.join(silent[:MAX_LISTED])}, …): give shares, such as "
+                "--splits=train=0.9,dev=0.1"
+            )
+        return utterances
+    shares = parse_shares(splits)
+
+    def group_of(utterance):
+        return utterance.speaker or f"\0{utterance.id}"
+
+    groups = collections.Counter(map(group_of, utterances))
+    if len(groups) < len(shares):
+        raise CorpusError(
+            f"splits={splits!r} deals out whole speakers, but there are only {len(groups)}"
+        )
+    names = sorted(groups)
+    random.Random(seed).shuffle(names)
+    small_first = sorted(shares, key=shares.get)
+    wanted = {name: shares[name] * len(utterances) for name in small_first}
+    split_of = {}
+    for position, group in enumerate(names):
+        # Every split gets one speaker before any gets a second; then the one furthest behind.
+        if position < len(small_first):
+            split = small_first[position]
+        else:
+            split = max(small_first, key=wanted.get)
+        wanted[split] -= groups[group]
+        split_of[group] = split
+    return [replace(u, split=split_of[group_of(u)]) for u in utterances]
+
+
+def take_utterances(utterances, count, seed):
+    """At most `count` utterances, each split in proportion, in their order."""
+    if count is None or count >= len(utterances):
+        return utterances
+    by_split = {}
+    for number, utterance in enumerate(utterances):
+        by_split.setdefault(utterance.split, []).append(number)
+    if count < len(by_split):
+        raise CorpusError(f"utterances={count}: at least one for each of {', '.join(by_split)}")
+    generator = random.Random(seed)
+    kept = set()
+    for numbers in by_split.values():
+        share = max(1, count * len(numbers) // len(utterances))
+        kept.update(generator.sample(numbers, min(share, len(numbers))))
+    return [utterance for number, utterance in enumerate(utterances) if number in kept]

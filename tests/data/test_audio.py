@@ -1,0 +1,102 @@
+"""Audio files: formats, rates, decoders and what cannot be read."""
+
+import numpy as np
+import pytest
+
+from keras_bnrnn.data import audio
+from keras_bnrnn.data.errors import CorpusError, UtteranceError
+
+soundfile = pytest.importorskip("soundfile", reason="the extra 'speech' is not installed")
+
+needs_tensorflow_io = pytest.mark.skipif(
+    audio.tensorflow_io_audio() is None, reason="tensorflow-io's native operations do not load"
+)
+
+
+def tone(sample_rate, seconds=0.5, frequency=440.0):
+    return 0.3 * np.sin(2 * np.pi * frequency * np.arange(int(sample_rate * seconds)) / sample_rate)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_every_rate_becomes_the_wanted_one(tmp_path, sample_rate, suffix):
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, tone(sample_rate), sample_rate)
+    samples = audio.read_audio(path, 16000)
+    assert samples.dtype == np.float32 and samples.shape == (8000,)
+    np.testing.assert_array_equal(samples * 32768, np.rint(samples * 32768))
+    np.testing.assert_allclose(samples[1000:-1000], tone(16000)[1000:-1000], atol=2e-3)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_sample_formats(tmp_path, subtype):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(16000), 16000, subtype=subtype)
+    np.testing.assert_allclose(audio.read_audio(path), tone(16000), atol=1e-4)
+
+
+def test_channels_are_averaged(tmp_path):
+    path = tmp_path / "stereo.wav"
+    left = tone(16000)
+    soundfile.write(path, np.stack([left, np.zeros_like(left)], axis=1), 16000)
+    np.testing.assert_allclose(audio.read_audio(path), left / 2, atol=1e-4)
+
+
+@needs_tensorflow_io
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
+def test_both_decoders_give_the_same_samples(tmp_path, suffix, channels, sample_rate):
+    path = tmp_path / f"noise.{suffix}"
+    noise = np.random.default_rng(0).integers(-32768, 32767, (sample_rate, channels), np.int16)
+    soundfile.write(path, noise, sample_rate)
+    np.testing.assert_array_equal(
+        audio.read_audio(path, 16000, decoder="tensorflow_io"),
+        audio.read_audio(path, 16000, decoder="soundfile"),
+    )
+
+
+@needs_tensorflow_io
+def test_both_decoders_give_the_same_samples_of_real_speech(shared_data):
+    for path in sorted((shared_data / "spoken-digits").rglob("*.flac"))[::60]:
+        np.testing.assert_array_equal(
+            audio.read_audio(path, 16000, decoder="tensorflow_io"),
+            audio.read_audio(path, 16000, decoder="soundfile"),
+        )
+
+
+@needs_tensorflow_io
+def test_a_truncated_file_fails_with_tensorflow_io_too(tmp_path):
+    whole = tmp_path / "whole.flac"
+    soundfile.write(whole, tone(16000), 16000)
+    (tmp_path / "half.flac").write_bytes(whole.read_bytes()[:60])
+    with pytest.raises(UtteranceError, match=r"half\.flac"):
+        audio.read_audio(tmp_path / "half.flac")
+
+
+def test_tensorflow_io_where_it_does_not_load_is_an_error(tmp_path, monkeypatch):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(16000), 16000)
+    monkeypatch.setattr(audio, "tensorflow_io_audio", lambda: None)
+    with pytest.raises(CorpusError, match="tfio"):
+        audio.read_audio(path, decoder="tensorflow_io")
+    audio.read_audio(path, decoder="auto")
+
+
+@pytest.mark.parametrize(
+    "contents, reason",
+    [(None, "no such"), (b"", "empty"), (b"not audio at all", "not an audio file")],
+)
+def test_unreadable_files_name_themselves(tmp_path, contents, reason):
+    path = tmp_path / "bad.wav"
+    if contents is not None:
+        path.write_bytes(contents)
+    with pytest.raises(UtteranceError, match=rf"bad\.wav.*{reason}"):
+        audio.read_audio(path)
+
+
+def test_a_file_without_samples_is_an_error(tmp_path):
+    path = tmp_path / "none.wav"
+    soundfile.write(path, np.zeros(0), 16000)
+    with pytest.raises(UtteranceError, match="no samples"):
+        audio.read_audio(path)

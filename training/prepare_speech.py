@@ -1,0 +1,145 @@
+"""Prepares speech for training: audio and transcripts to features and frame labels in shards.
+
+    prepare_speech.py --source=synthetic --output_dir=corpus
+    prepare_speech.py --source=librispeech --input_dir=LibriSpeech --output_dir=corpus
+    prepare_speech.py --verify=corpus
+
+The output folder holds corpus.json (set-up, states, counts, statistics), failures.tsv (utterances
+left out, and why) and the shards. A killed preparation continues with the same command.
+"""
+
+import os
+import sys
+
+from absl import flags
+from tqdm import tqdm
+
+import command_line
+from keras_bnrnn.data import speech_sources
+from keras_bnrnn.data.alignment import LABEL_KINDS
+from keras_bnrnn.data.corpus import FAILURES_FILE, verify_corpus
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.preparation import prepare_corpus
+
+SOURCES = ("synthetic", "librispeech")
+SYNTHETIC_UTTERANCES = 360
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_enum(
+    "source",
+    None,
+    SOURCES,
+    "synthetic: sentences spoken by eSpeak NG, no input needed; librispeech: speaker/chapter "
+    "folders with .trans.txt and FLAC or WAV.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("input_dir", None, "Folder of the source's data.", flag_values=FLAGS)
+flags.DEFINE_string("output_dir", None, "Folder of the prepared corpus.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "utterances",
+    None,
+    "How many to synthesise (default "
+    f"{SYNTHETIC_UTTERANCES}, a sixth of them for dev), or at most how many to take.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("seed", 0, "Seed of everything drawn by chance.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "labels",
+    "senones",
+    LABEL_KINDS,
+    "What aligned frames are labelled with.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "lexicon",
+    None,
+    "File of extra pronunciations for the aligner, in CMUdict's format: WORD  PHONE PHONE …",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "splits",
+    "layout",
+    "layout: folder or column names say train, dev and test; or shares dealt out by speaker, such "
+    "as train=0.9,dev=0.1.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "workers",
+    os.cpu_count(),
+    "Processes to work with. The corpus is the same, byte for byte, with any number.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "shard_megabytes", 100, "Size at which a shard is closed.", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "verify", None, "Check this corpus instead and name what is damaged.", flag_values=FLAGS
+)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise command_line.CommandError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if FLAGS.verify:
+        return verify(FLAGS.verify)
+    output_dir = command_line.require_flag(FLAGS, "output_dir")
+    source = make_source(command_line.require_flag(FLAGS, "source"))
+    with tqdm(unit="utt", desc="preparing", disable=None) as bar:
+
+        def progress(done, total, failed):
+            bar.total = total
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update(done - bar.n)
+
+        corpus = prepare_corpus(
+            source,
+            output_dir,
+            utterances=None if FLAGS.source == "synthetic" else FLAGS.utterances,
+            seed=FLAGS.seed,
+            workers=FLAGS.workers,
+            shard_bytes=FLAGS.shard_megabytes * 1_000_000,
+            progress=progress,
+        )
+    for name, split in corpus.splits.items():
+        print(
+            f"{name}: {split['utterances']} utterances, {split['frames']} frames "
+            f"({split['frames'] / 6000:.1f} minutes), {len(split['shards'])} shards"
+        )
+    print(f"{corpus.num_states} states, {corpus.dimension} features per frame")
+    failed = corpus.document["failures"]
+    if failed:
+        print(f"{failed} utterances failed, listed in {os.path.join(output_dir, FAILURES_FILE)}")
+    print(f"the corpus is in {output_dir}")
+    return 0
+
+
+def make_source(name):
+    """The source that the flags describe."""
+    aligned = {"labels": FLAGS.labels, "lexicon": FLAGS.lexicon}
+    if name == "synthetic":
+        if FLAGS.input_dir:
+            raise command_line.CommandError("--input_dir: --source=synthetic takes no input")
+        count = FLAGS.utterances or SYNTHETIC_UTTERANCES
+        return speech_sources.SyntheticSource(count=count, seed=FLAGS.seed, **aligned)
+    return speech_sources.LibriSpeechSource(
+        input_dir=command_line.require_flag(FLAGS, "input_dir"),
+        splits=FLAGS.splits,
+        seed=FLAGS.seed,
+        **aligned,
+    )
+
+
+def verify(data_dir):
+    """Prints what is damaged in a corpus; returns the exit code."""
+    problems = verify_corpus(data_dir)
+    for problem in problems:
+        print(f"damaged: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"{data_dir}: sound")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError,))
