@@ -21,15 +21,15 @@ every token of their text exactly once, `test` with the weights of the epoch of 
 import dataclasses
 import hashlib
 
-import command_line
 import keras
-import language_model
 from absl import flags
+
+import command_line
+import language_model
 from command_line import CommandError
 from distribution import make_strategy
-from run_folder import LANGUAGE_COLUMNS, RunFolder
-
 from keras_bnrnn.data.text import SPLITS, load_text, token_windows
+from run_folder import LANGUAGE_COLUMNS, RunFolder
 
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)

@@ -110,11 +110,11 @@ def load_text(data_dir=None, *, max_words=10_000):
         )
     if data_dir is None:
         source = "embedded English (pydoc_data.topics)"
-        words = {name: _running_text(lines) for name, lines in _embedded_paragraphs().items()}
+        words = _running_text(_embedded_paragraphs())
         least_count = 2
     else:
         source = os.fspath(data_dir)
-        words = {name: _prepared_text(path) for name, path in _split_files(data_dir).items()}
+        words = _prepared_text(_split_files(data_dir))
         least_count = 1
     counts = collections.Counter(words["train"].tolist())
     vocabulary = _vocabulary(counts, max_words, least_count)
@@ -226,8 +226,8 @@ def _split_files(data_dir):
     return files
 
 
-def _prepared_text(path):
-    """The words of a file that is already split at white space, as an array of bytes."""
+def _lines_of_file(path):
+    """The lines of a UTF-8 file, as a dataset."""
     try:
         path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -235,30 +235,42 @@ def _prepared_text(path):
             f"{path} is not UTF-8 text: byte {error.start} cannot be decoded ({error.reason}). "
             "Convert the file to UTF-8."
         ) from None
-    lines = tf.data.TextLineDataset(str(path))
-    words = _words_of_lines(lines, _tensorflow_text().WhitespaceTokenizer().tokenize)
-    if np.all(words == EOS.encode()):
-        raise ValueError(f"{path} has no words. Expected one sentence a line.")
+    return tf.data.TextLineDataset(str(path))
+
+
+def _prepared_text(files):
+    """The words of files that are already split at white space, by split, as arrays of bytes."""
+    tokenizer = _tensorflow_text().WhitespaceTokenizer()
+    lines = {name: _lines_of_file(path) for name, path in files.items()}
+    words = _words_of_lines(lines, tokenizer.tokenize)
+    for name, path in files.items():
+        if np.all(words[name] == EOS.encode()):
+            raise ValueError(f"{path} has no words. Expected one sentence a line.")
     return words
 
 
 def _running_text(paragraphs):
-    """The words of running English: lower case, punctuation apart."""
+    """The words of running English, by split: lower case, punctuation apart."""
     text = _tensorflow_text()
     tokenizer = text.UnicodeScriptTokenizer()
-    lines = tf.data.Dataset.from_tensor_slices(paragraphs)
+    lines = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in paragraphs.items()}
     return _words_of_lines(lines, lambda line: tokenizer.tokenize(text.case_fold_utf8(line)))
 
 
 def _words_of_lines(lines, tokenize):
-    """A dataset of lines to one array of words, each line followed by `<eos>`."""
+    """Datasets of lines to arrays of words, each line followed by `<eos>`."""
 
-    def with_line_ends(batch):
+    # One function for all splits: tracing a tokenizer takes longer than running it.
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def words_of_batch(batch):
         ends = tf.fill([tf.shape(batch)[0], 1], EOS)
         return tf.concat([tokenize(batch), ends], axis=1).flat_values
 
-    batches = lines.batch(_LINES_PER_BATCH).map(with_line_ends)
-    return np.concatenate([np.array([], object), *batches.as_numpy_iterator()])
+    def words(dataset):
+        batches = dataset.batch(_LINES_PER_BATCH).map(words_of_batch)
+        return np.concatenate([np.array([], object), *batches.as_numpy_iterator()])
+
+    return {name: words(dataset) for name, dataset in lines.items()}
 
 
 def _embedded_paragraphs():

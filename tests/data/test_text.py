@@ -180,7 +180,6 @@ def test_embedded_text(embedded):
     # What stands for unknown words is itself known: it occurs where the model learns.
     unknown = np.mean(embedded.train == embedded.unknown_id)
     assert 0.001 < unknown < 0.1
-    np.testing.assert_array_equal(embedded.train, load_text().train)
 
 
 def test_embedded_splits_share_no_paragraph(embedded):

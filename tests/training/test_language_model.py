@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from keras_bnrnn.data.text import token_windows
 from language_model import (
     RECIPES,
     ResetStates,
     build_language_model,
     reset_states,
 )
-
-from keras_bnrnn.data.text import token_windows
 
 WORDS = 13
 TINY = dataclasses.replace(RECIPES["small"], units=6, timesteps=5, batch_size=4, clip_norm=1e6)

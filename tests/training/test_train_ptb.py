@@ -11,11 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-import command_line
 import keras
-import language_model
 import numpy as np
 import pytest
+
+import command_line
+import language_model
 import train_ptb
 
 pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed")
