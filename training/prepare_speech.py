@@ -2,6 +2,8 @@
 
     prepare_speech.py --source=synthetic --output_dir=corpus
     prepare_speech.py --source=librispeech --input_dir=LibriSpeech --output_dir=corpus
+    prepare_speech.py --source=manifest --manifest=mine.tsv --output_dir=corpus
+    prepare_speech.py --source=kaldi --input_dir=data --alignment_dir=exp/tri4b_pdf …
     prepare_speech.py --verify=corpus
 
 The output folder holds corpus.json (set-up, states, counts, statistics), failures.tsv (utterances
@@ -19,10 +21,22 @@ from keras_bnrnn.data import speech_sources
 from keras_bnrnn.data.alignment import LABEL_KINDS
 from keras_bnrnn.data.corpus import FAILURES_FILE, verify_corpus
 from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.kaldi_source import CMVN_KINDS, KaldiSource
 from keras_bnrnn.data.preparation import prepare_corpus
 
-SOURCES = ("synthetic", "librispeech")
+SOURCES = ("synthetic", "librispeech", "manifest", "textgrid", "kaldi")
 SYNTHETIC_UTTERANCES = 360
+ALIGNED = ("synthetic", "librispeech", "manifest")
+FLAGS_OF_SOURCES = {
+    "input_dir": ("librispeech", "textgrid", "kaldi"),
+    "manifest": ("manifest",),
+    "alignment_dir": ("kaldi",),
+    "cmvn": ("kaldi",),
+    "tier": ("textgrid",),
+    "labels": ALIGNED,
+    "lexicon": ALIGNED,
+    "splits": ("librispeech", "manifest", "textgrid", "kaldi"),
+}
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum(
@@ -30,10 +44,31 @@ flags.DEFINE_enum(
     None,
     SOURCES,
     "synthetic: sentences spoken by eSpeak NG, no input needed; librispeech: speaker/chapter "
-    "folders with .trans.txt and FLAC or WAV.",
+    "folders with .trans.txt and FLAC or WAV; manifest: a tab-separated list of audio and "
+    "transcripts; textgrid: audio with Praat or Montreal Forced Aligner TextGrids; kaldi: a data "
+    "and an alignment directory.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string("input_dir", None, "Folder of the source's data.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "manifest",
+    None,
+    "manifest: file of audio_path<TAB>transcript; with a header also id, speaker, split.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "alignment_dir",
+    None,
+    "kaldi: folder of ali* or pdf* archives of pdf-ids, or of transition-ids beside a final.mdl "
+    "in text form.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "cmvn", "none", CMVN_KINDS, "kaldi: what of cmvn.scp's statistics to apply.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "tier", "phones", "textgrid: the tier that holds the phones.", flag_values=FLAGS
+)
 flags.DEFINE_string("output_dir", None, "Folder of the prepared corpus.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "utterances",
@@ -117,18 +152,31 @@ def main(argv):
 
 def make_source(name):
     """The source that the flags describe."""
+    refuse_other_sources_flags(name)
     aligned = {"labels": FLAGS.labels, "lexicon": FLAGS.lexicon}
+    dealt = {"splits": FLAGS.splits, "seed": FLAGS.seed}
     if name == "synthetic":
-        if FLAGS.input_dir:
-            raise command_line.CommandError("--input_dir: --source=synthetic takes no input")
         count = FLAGS.utterances or SYNTHETIC_UTTERANCES
         return speech_sources.SyntheticSource(count=count, seed=FLAGS.seed, **aligned)
-    return speech_sources.LibriSpeechSource(
-        input_dir=command_line.require_flag(FLAGS, "input_dir"),
-        splits=FLAGS.splits,
-        seed=FLAGS.seed,
-        **aligned,
-    )
+    if name == "manifest":
+        manifest = command_line.require_flag(FLAGS, "manifest")
+        return speech_sources.ManifestSource(manifest=manifest, **aligned, **dealt)
+    input_dir = command_line.require_flag(FLAGS, "input_dir")
+    if name == "librispeech":
+        return speech_sources.LibriSpeechSource(input_dir=input_dir, **aligned, **dealt)
+    if name == "textgrid":
+        return speech_sources.TextGridSource(input_dir=input_dir, tier=FLAGS.tier, **dealt)
+    alignment_dir = command_line.require_flag(FLAGS, "alignment_dir")
+    return KaldiSource(input_dir=input_dir, alignment_dir=alignment_dir, cmvn=FLAGS.cmvn, **dealt)
+
+
+def refuse_other_sources_flags(name):
+    """A flag that the source does not read was given by mistake."""
+    for flag, sources in FLAGS_OF_SOURCES.items():
+        if FLAGS[flag].present and name not in sources:
+            raise command_line.CommandError(
+                f"--{flag} is of no use with --source={name}: it belongs to {', '.join(sources)}"
+            )
 
 
 def verify(data_dir):

@@ -6,6 +6,7 @@ in any worker; what is costly to make (an aligner, a filter bank) is made on fir
 
 import collections
 import functools
+import glob
 import math
 import random
 from dataclasses import dataclass, replace
@@ -14,13 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from keras_bnrnn.data import synthesis
-from keras_bnrnn.data.alignment import LABEL_KINDS, Aligner, match_lengths, read_lexicon
+from keras_bnrnn.data.alignment import LABEL_KINDS, Aligner, State, match_lengths, read_lexicon
 from keras_bnrnn.data.audio import AUDIO_SUFFIXES, read_audio
 from keras_bnrnn.data.corpus import SPLITS
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
+from keras_bnrnn.data.textgrid import frame_labels, read_textgrid
 
 SAMPLE_RATE = 16000
 MAX_LISTED = 5
+MANIFEST_REQUIRED = ["audio_path", "transcript"]
+MANIFEST_COLUMNS = [*MANIFEST_REQUIRED, "id", "speaker", "split"]
+TEXTGRID_TOLERANCE = 0.02  # seconds: two frames
 
 
 @dataclass(frozen=True)
@@ -348,3 +353,144 @@ def take_utterances(utterances, count, seed):
         share = max(1, count * len(numbers) // len(utterances))
         kept.update(generator.sample(numbers, min(share, len(numbers))))
     return [utterance for number, utterance in enumerate(utterances) if number in kept]
+
+
+@dataclass(frozen=True)
+class ManifestSource(AlignedSource):
+    """A tab-separated list of audio files and what is said in them.
+
+    Without a header the columns are the audio's path and the transcript. A header names its
+    columns: `audio_path` and `transcript`, and any of `id`, `speaker` and `split`. Paths are
+    relative to the manifest's folder. The default id is the path without its suffix.
+
+    Args:
+        manifest: the file, UTF-8.
+        splits: `"layout"` takes the `split` column, or shares as for `LibriSpeechSource`.
+        seed: of the deal.
+    """
+
+    manifest: str = ""
+    splits: str = "layout"
+    seed: int = 0
+
+    name = "manifest"
+
+    def utterances(self):
+        path = Path(self.manifest)
+        if not self.manifest or not path.is_file():
+            raise CorpusError(f"manifest={self.manifest}: there is no such file")
+        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+        if not lines:
+            raise CorpusError(f"manifest={path}: the file is empty")
+        columns, lines = self._columns(lines)
+        listed, failures = [], []
+        for number, line in enumerate(lines, start=1):
+            self._list_line(path, number, line, columns, listed, failures)
+        listed = assign_splits(listed, self.splits, self.seed)
+        listed, duplicates = drop_duplicates(listed)
+        return listed, failures + duplicates
+
+    def _columns(self, lines):
+        """Column names, and the lines after a header."""
+        first = lines[0].decode("utf-8", "replace").lstrip("\ufeff").strip().lower().split("\t")
+        first = [name.strip() for name in first]
+        if "audio_path" not in first and "transcript" not in first:
+            return MANIFEST_REQUIRED, lines
+        unknown = [name for name in first if name not in MANIFEST_COLUMNS]
+        missing = [name for name in MANIFEST_REQUIRED if name not in first]
+        if unknown or missing or len(set(first)) < len(first):
+            raise CorpusError(
+                f"manifest={self.manifest}: the header {first} must have "
+                f"{' and '.join(MANIFEST_REQUIRED)} and may have "
+                f"{', '.join(MANIFEST_COLUMNS[2:])}, each once"
+            )
+        return first, lines[1:]
+
+    def _list_line(self, path, number, line, columns, listed, failures):
+        place = f"{path}, utterance {number}"
+        try:
+            cells = line.decode("utf-8").lstrip("\ufeff").rstrip("\r\n").split("\t")
+        except UnicodeDecodeError:
+            name = line.split(b"\t")[0].decode("utf-8", "replace")
+            failures.append(Failure(name, f"{place}: not UTF-8"))
+            return
+        if len(cells) != len(columns):
+            failures.append(
+                Failure(cells[0], f"{place}: {len(cells)} columns instead of {len(columns)}")
+            )
+            return
+        row = dict(zip(columns, map(str.strip, cells), strict=True))
+        split = row.get("split", "")
+        name = row.get("id") or str(Path(row["audio_path"]).with_suffix(""))
+        if split and split not in SPLITS:
+            failures.append(
+                Failure(name, f"{place}: split {split!r} is not in {', '.join(SPLITS)}")
+            )
+            return
+        location = str(path.parent / row["audio_path"])
+        listed.append(Utterance(name, row.get("speaker", ""), split, row["transcript"], location))
+
+
+@dataclass(frozen=True)
+class TextGridSource(AlignedSource):
+    """Audio with Praat TextGrids beside it, as the Montreal Forced Aligner writes them.
+
+    The labels are the phones of an interval tier as they are written there; empty intervals are
+    `SIL`. The speaker is the name of the folder.
+
+    Args:
+        input_dir: a folder with `*.TextGrid` and audio files of the same names, at any depth.
+        tier: name of the phone tier.
+        splits, seed: as for `LibriSpeechSource`.
+    """
+
+    labels: str = "phones"
+    input_dir: str = ""
+    tier: str = "phones"
+    splits: str = "layout"
+    seed: int = 0
+
+    name = "textgrid"
+
+    def __post_init__(self):
+        if self.labels != "phones" or self.lexicon:
+            raise CorpusError("textgrid: labels are the phones of a tier; no senones, no lexicon")
+
+    def utterances(self):
+        root = require_folder(self.input_dir)
+        grids = sorted(p for p in root.rglob("*") if p.suffix.lower() == ".textgrid")
+        if not grids:
+            raise CorpusError(f"input_dir={root}: no '*.TextGrid' file in it")
+        listed, failures = [], []
+        for grid in grids:
+            place = grid.relative_to(root).with_suffix("")
+            audio = next(
+                (
+                    p
+                    for p in sorted(grid.parent.glob(f"{glob.escape(grid.stem)}.*"))
+                    if p.suffix.lower() in AUDIO_SUFFIXES
+                ),
+                None,
+            )
+            if audio is None:
+                failures.append(Failure(place.name, f"{grid}: no audio file of the same name"))
+                continue
+            split = split_of_folders(place.parts[:-1])
+            speaker = "" if place.parent == Path(".") else place.parent.name
+            listed.append(Utterance(place.name, speaker, split, "", (str(audio), str(grid))))
+        listed = assign_splits(listed, self.splits, self.seed)
+        listed, duplicates = drop_duplicates(listed)
+        return listed, failures + duplicates
+
+    def waveform(self, utterance):
+        return read_audio(utterance.location[0], self.sample_rate)
+
+    def frame_states(self, utterance, samples):
+        intervals = read_textgrid(utterance.location[1], self.tier)
+        duration = len(samples) / self.sample_rate
+        end = intervals[-1].end
+        if abs(end - duration) > TEXTGRID_TOLERANCE:
+            raise UtteranceError(
+                f"{utterance.location[1]}: ends at {end:.3f} s, the audio at {duration:.3f} s"
+            )
+        return [State(phone=label or "SIL") for label in frame_labels(intervals, len(samples))]

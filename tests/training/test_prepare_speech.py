@@ -60,7 +60,7 @@ def test_verify(corpus_dir, capsys):
         ([], "--output_dir is missing"),
         (["--output_dir=x"], "--source is missing"),
         (["--output_dir=x", "--source=librispeech"], "--input_dir is missing"),
-        (["--output_dir=x", "--source=synthetic", "--input_dir=y"], "takes no input"),
+        (["--output_dir=x", "--source=synthetic", "--input_dir=y"], "--input_dir is of no use"),
         (["--output_dir=x", "--source=synthetic", "stray"], "unexpected arguments: stray"),
     ],
 )

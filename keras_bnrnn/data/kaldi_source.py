@@ -1,0 +1,388 @@
+"""What a Kaldi recipe leaves on disk: features in archives, and alignments to pdf-ids."""
+
+import functools
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_bnrnn.data.alignment import State, match_lengths
+from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
+from keras_bnrnn.data.features import append_differences
+from keras_bnrnn.data.speech_sources import (
+    Failure,
+    LabelledFrames,
+    Utterance,
+    assign_splits,
+    drop_duplicates,
+    require_folder,
+    split_of_folders,
+)
+
+STATIC_DIMENSION = 41
+CMVN_KINDS = ("none", "mean", "mean_variance")
+ALIGNMENT_PATTERNS = ("ali*", "pdf*", "*.ali", "*.pdf")
+TEXT_MODELS = ("final.mdl.txt", "final.txt", "final.mdl")
+NOT_ALIGNMENTS = (".scp", ".log", ".mdl")
+
+
+@dataclass(frozen=True, repr=False)
+class KaldiEntry:
+    """Where an utterance's features and cepstral statistics are, and its pdf-ids (int32)."""
+
+    features: str
+    cmvn: str
+    pdf_ids: bytes
+    num_pdfs: int
+
+    def __repr__(self):
+        return f"{self.features} {self.cmvn} {hashlib.sha256(self.pdf_ids).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class KaldiSource:
+    """A Kaldi data directory and an alignment directory.
+
+    The data directory holds `feats.scp`, or sub-folders named after train, dev and test that do.
+    Utterances of which nothing is said in `utt2spk` are their own speakers. Paths in `feats.scp`
+    are looked for from the working directory and from the data directory upwards. Features of 41
+    dimensions (energy and 40 channels) are completed with first and second differences, others
+    are taken as they are.
+
+    Alignments are integer vectors in archives `ali*` or `pdf*` anywhere in the alignment
+    directory, text or binary, gzipped or not. They are pdf-ids, as `ali-to-pdf` writes them,
+    unless the directory holds the text form of `final.mdl` (as `final.mdl`, `final.mdl.txt` or
+    `final.txt`): then they are transition-ids. All of them are held in memory.
+
+    Args:
+        input_dir: the data directory.
+        alignment_dir: the alignment directory.
+        cmvn: `"none"`, or what of the statistics in `cmvn.scp` to apply: `"mean"` or
+            `"mean_variance"`.
+        splits: `"layout"` (the sub-folders), or shares such as `"train=0.9,dev=0.1"`.
+        seed: of the deal.
+    """
+
+    input_dir: str = ""
+    alignment_dir: str = ""
+    cmvn: str = "none"
+    splits: str = "layout"
+    seed: int = 0
+
+    name = "kaldi"
+    sample_rate = None
+
+    def __post_init__(self):
+        if self.cmvn not in CMVN_KINDS:
+            raise CorpusError(f"cmvn={self.cmvn!r} is not one of {', '.join(CMVN_KINDS)}")
+
+    def utterances(self):
+        root = require_folder(self.input_dir)
+        lists = sorted(root.rglob("feats.scp"))
+        if not lists:
+            raise CorpusError(f"input_dir={root}: no feats.scp in it or below")
+        alignments = read_alignments(require_folder(self.alignment_dir, "alignment_dir"))
+        listed, failures = [], []
+        for path in lists:
+            self._list_folder(root, path, alignments, listed, failures)
+        listed = assign_splits(listed, self.splits, self.seed)
+        listed, duplicates = drop_duplicates(listed)
+        return listed, failures + duplicates
+
+    def _list_folder(self, root, path, alignments, listed, failures):
+        folder = path.parent
+        speakers = read_table(folder / "utt2spk")
+        transcripts = read_table(folder / "text")
+        cmvn = read_table(folder / "cmvn.scp")
+        if self.cmvn != "none" and not cmvn:
+            raise CorpusError(f"cmvn={self.cmvn}: {folder} has no cmvn.scp")
+        split = split_of_folders(path.relative_to(root).parts[:-1]) or split_of_folders([root.name])
+        for name, location in read_table(path, repeated=True):
+            if name not in alignments.pdf_ids:
+                failures.append(Failure(name, alignments.why_missing()))
+                continue
+            speaker = speakers.get(name, "")
+            statistics = ""
+            if self.cmvn != "none":
+                statistics = cmvn.get(speaker or name, "")
+                if not statistics:
+                    failures.append(Failure(name, f"{folder / 'cmvn.scp'}: nothing for {speaker}"))
+                    continue
+                statistics = find_archive(statistics, folder)
+            entry = KaldiEntry(
+                find_archive(location, folder),
+                statistics,
+                alignments.pdf_ids[name].tobytes(),
+                alignments.num_pdfs,
+            )
+            listed.append(Utterance(name, speaker, split, transcripts.get(name, ""), entry))
+
+    def prepare(self, utterance):
+        """`LabelledFrames` of an utterance; raises UtteranceError."""
+        entry = utterance.location
+        features = load_matrix(entry.features)
+        if features.ndim != 2 or not len(features):
+            raise UtteranceError(f"{entry.features}: no matrix of features, {features.shape}")
+        if self.cmvn != "none":
+            features = apply_cmvn(features, load_matrix(entry.cmvn), self.cmvn == "mean_variance")
+        if features.shape[1] == STATIC_DIMENSION:
+            features = append_differences(features)
+        pdf_ids = np.frombuffer(entry.pdf_ids, np.int32)
+        largest = entry.num_pdfs - 1
+        if len(pdf_ids) and not 0 <= pdf_ids.min() <= pdf_ids.max() <= largest:
+            raise UtteranceError(
+                f"labels {pdf_ids.min()} to {pdf_ids.max()} are out of range: pdf-ids are 0 to "
+                f"{largest}"
+            )
+        features, pdf_ids = match_lengths(np.asarray(features, np.float32), pdf_ids)
+        return LabelledFrames(features, [State(int(pdf)) for pdf in pdf_ids])
+
+    def feature_settings(self):
+        return {"kind": "kaldi", "cmvn": self.cmvn}
+
+    def all_states(self, occurring):
+        return [State(pdf) for pdf in range(read_alignments(Path(self.alignment_dir)).num_pdfs)]
+
+
+class Alignments:
+    """Pdf-ids per utterance, and what could not be read.
+
+    Attributes:
+        pdf_ids: `{utterance: [frames] int32}`.
+        num_pdfs: of the model, or one more than the largest id seen.
+        damage: messages, one for each archive that could not be read to its end.
+    """
+
+    def __init__(self, pdf_ids, num_pdfs, damage):
+        self.pdf_ids = pdf_ids
+        self.num_pdfs = num_pdfs
+        self.damage = damage
+
+    def why_missing(self):
+        """Why an utterance may have no alignment."""
+        return "; ".join(["no alignment of this utterance", *self.damage])
+
+
+@functools.lru_cache(maxsize=1)
+def read_alignments(folder):
+    """Reads every alignment archive of a folder and below.
+
+    Raises:
+        CorpusError: there is none, or the ids cannot be told from transition-ids.
+    """
+    paths = sorted(
+        {
+            path
+            for pattern in ALIGNMENT_PATTERNS
+            for path in folder.rglob(pattern)
+            if path.is_file() and path.suffix not in NOT_ALIGNMENTS
+        }
+    )
+    if not paths:
+        raise CorpusError(f"alignment_dir={folder}: no archive named ali* or pdf* in it or below")
+    model, binary_model = _text_model(folder)
+    if model is None and binary_model and not all(p.name.startswith("pdf") for p in paths):
+        raise CorpusError(
+            f"alignment_dir={folder}: beside a binary final.mdl, ali.*.gz holds transition-ids. "
+            'Write pdf-ids with: ali-to-pdf final.mdl "ark:gunzip -c ali.*.gz|" ark,t:pdf.txt, '
+            "into a folder of their own, or write the model as text with: "
+            "gmm-copy --binary=false final.mdl final.mdl.txt"
+        )
+    vectors, damage = {}, []
+    for path in paths:
+        try:
+            for name, vector in read_integer_vectors(path):
+                vectors[name] = vector
+        except (OSError, ValueError) as error:
+            damage.append(f"{path} cannot be read to its end ({error})")
+    if not vectors:
+        raise CorpusError(f"alignment_dir={folder}: nothing could be read; {'; '.join(damage)}")
+    if model is None:
+        return Alignments(
+            vectors, 1 + max(int(v.max(initial=-1)) for v in vectors.values()), damage
+        )
+    pdf_of, num_pdfs = read_transition_model(model)
+    mapped = {}
+    for name, vector in vectors.items():
+        inside = (vector > 0) & (vector < len(pdf_of))
+        # An impossible transition-id stays an impossible pdf-id, to fail with its utterance.
+        mapped[name] = np.where(inside, pdf_of[np.where(inside, vector, 0)], -1).astype(np.int32)
+    return Alignments(mapped, num_pdfs, damage)
+
+
+def read_integer_vectors(path):
+    """Yields `(utterance, [frames] int32)` of a Kaldi archive, text or binary, gzipped or not.
+
+    Raises:
+        ValueError: the archive is cut off or damaged, after what precedes the damage.
+    """
+    contents, whole = _unzipped(Path(path).read_bytes())
+    if b"\0" in contents[:4096]:
+        try:
+            yield from _kaldiio().load_ark(io.BytesIO(contents))
+        except (AssertionError, struct.error) as error:  # what kaldiio makes of a cut archive
+            raise ValueError("damaged or cut off") from error
+    else:
+        *lines, rest = contents.split(b"\n")
+        for line in lines:
+            name, *numbers = line.decode("utf-8").split()
+            yield name, np.array([int(number) for number in numbers], np.int32)
+        whole = whole and not rest
+    if not whole:
+        raise ValueError("cut off")
+
+
+def _unzipped(contents):
+    """A file's bytes without gzip, as far as they go, and whether that is to the end."""
+    parts = []
+    while contents.startswith(b"\x1f\x8b"):
+        member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        # Block by block, because what precedes damage in the same block is lost.
+        for start in range(0, len(contents), 1024):
+            try:
+                parts.append(member.decompress(contents[start : start + 1024]))
+            except zlib.error:
+                return b"".join(parts), False
+            if member.eof:
+                contents = member.unused_data + contents[start + 1024 :]
+                break
+        else:
+            return b"".join(parts), False
+    return (b"".join(parts), not contents) if parts else (contents, True)
+
+
+def read_transition_model(path):
+    """Reads `TransitionModel`'s text form.
+
+    Returns:
+        An array of pdf-ids indexed by transition-id (which begin at 1), and the number of pdfs.
+
+    Raises:
+        CorpusError: the file is not of this form.
+    """
+    try:
+        tokens = iter(Path(path).read_text(encoding="utf-8").split())
+        topology, tuples = {}, []
+        for token in tokens:
+            if token == "<TopologyEntry>":
+                _read_topology_entry(tokens, topology)
+            elif token in ("<Triples>", "<Tuples>"):
+                width = 3 if token == "<Triples>" else 4
+                for _ in range(int(next(tokens))):
+                    tuples.append([int(next(tokens)) for _ in range(width)])
+                break
+        if not tuples:
+            raise ValueError("no transition states")
+        pdf_of = [-1]
+        for phone, state, forward, *self_loop in tuples:
+            for destination in topology[phone][state]:
+                loop = self_loop[0] if self_loop else forward
+                pdf_of.append(loop if destination == state else forward)
+        return np.array(pdf_of, np.int32), max(pdf_of) + 1
+    except (StopIteration, RuntimeError, ValueError, KeyError) as error:
+        raise CorpusError(f"{path}: not a transition model in text form") from error
+
+
+def _read_topology_entry(tokens, topology):
+    """Adds `{phone: {state: [destination, …]}}` of one `<TopologyEntry>`."""
+    phones, states, state = [], {}, None
+    for token in tokens:
+        if token == "<ForPhones>":
+            while (token := next(tokens)) != "</ForPhones>":
+                phones.append(int(token))
+        elif token == "<State>":
+            state = int(next(tokens))
+            states[state] = []
+        elif token == "<Transition>":
+            states[state].append(int(next(tokens)))
+            next(tokens)  # its probability
+        elif token == "</TopologyEntry>":
+            break
+    topology.update(dict.fromkeys(phones, states))
+
+
+def _text_model(folder):
+    """The text form of the model if there is one, and whether there is a binary one."""
+    binary = False
+    for name in TEXT_MODELS:
+        for path in sorted(folder.rglob(name)):
+            with open(path, "rb") as file:
+                if file.read(2) == b"\0B":
+                    binary = True
+                else:
+                    return path, binary
+    return None, binary
+
+
+def read_table(path, repeated=False):
+    """A Kaldi table `key value…` as a dictionary; as pairs where keys may be repeated."""
+    if not path.is_file():
+        return [] if repeated else {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: not UTF-8 ({error})") from error
+    pairs = [tuple(part.strip() for part in line.partition(" ")[::2]) for line in lines if line]
+    return pairs if repeated else dict(pairs)
+
+
+def find_archive(location, folder):
+    """An archive's `path:offset`, its path looked for from the data directory upwards too."""
+    path, colon, offset = location.rpartition(":")
+    if not colon or not offset.partition("[")[0].isdigit():
+        path, colon, offset = location, "", ""
+    if location.endswith("|") or Path(path).is_absolute() or Path(path).exists():
+        return location
+    for base in (folder, *folder.resolve().parents):
+        if (base / path).exists():
+            return f"{base / path}{colon}{offset}"
+    return location
+
+
+def load_matrix(location):
+    """A matrix of an archive.
+
+    Raises:
+        UtteranceError: the archive is missing or damaged.
+    """
+    try:
+        return np.asarray(_kaldiio().load_mat(location))
+    except FileNotFoundError as error:
+        raise UtteranceError(f"{location}: the archive is missing") from error
+    except Exception as error:  # kaldiio lets whatever struct and NumPy raise come through
+        raise UtteranceError(
+            f"{location}: not readable as a Kaldi matrix ({type(error).__name__}: {error})"
+        ) from error
+
+
+def apply_cmvn(features, statistics, variance):
+    """Subtracts a speaker's mean, and divides by the deviation if asked.
+
+    Args:
+        features: `[time, D]`.
+        statistics: `[2, D + 1]`: sums with the count at the end, and sums of squares.
+        variance: also normalise the variance.
+    """
+    if statistics.ndim != 2 or statistics.shape[1] != features.shape[1] + 1:
+        raise UtteranceError(
+            f"cmvn statistics of shape {statistics.shape} for {features.shape[1]} features"
+        )
+    count = statistics[0, -1]
+    mean = statistics[0, :-1] / count
+    features = features - mean
+    if variance:
+        squares = statistics[1, :-1] / count - np.square(mean)
+        features = features / np.sqrt(np.maximum(squares, 1e-20))
+    return features.astype(np.float32)
+
+
+def _kaldiio():
+    try:
+        import kaldiio
+    except ImportError as error:
+        raise missing_extra("kaldiio", "reading Kaldi archives") from error
+    return kaldiio
