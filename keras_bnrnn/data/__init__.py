@@ -3,6 +3,7 @@
 Importing this package needs none of the extras; a function that needs one says so when called.
 """
 
+from keras_bnrnn.data.augmentation import SpecAugment
 from keras_bnrnn.data.corpus import Corpus, load_corpus, read_utterances
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
 from keras_bnrnn.data.features import LogMelFilterBank
@@ -13,6 +14,7 @@ __all__ = [
     "Corpus",
     "CorpusError",
     "LogMelFilterBank",
+    "SpecAugment",
     "TextCorpus",
     "UtteranceError",
     "load_corpus",

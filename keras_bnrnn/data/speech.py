@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from keras_bnrnn.data.augmentation import HIDDEN_VALUE, channels_of
 from keras_bnrnn.data.corpus import load_corpus
 from keras_bnrnn.data.errors import CorpusError
 
@@ -47,7 +48,8 @@ def speech_dataset(
             order of epoch k depends on `seed` and k alone.
         bucket: batch utterances of similar length, to pad less. `False` takes them as they come.
         drop_remainder: leave out batches with fewer than `batch_size` utterances.
-        augment: `None`, or a `SpecAugment` to hide stripes of the features.
+        augment: `None`, or a `keras_bnrnn.data.SpecAugment` to hide stripes of the features, for
+            training.
         shuffle_buffer: utterances held in memory to shuffle.
 
     Returns:
@@ -72,14 +74,19 @@ def speech_dataset(
             f"has {shortest} frames"
         )
 
-    dataset = _records(corpus.shard_paths(split), shuffle, seed, first_epoch, shuffle_buffer)
-    dataset = dataset.map(_parser(corpus.dimension), num_parallel_calls=tf.data.AUTOTUNE)
+    mean = corpus.mean
+    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
+    dataset = _epoch(first_epoch).flat_map(
+        lambda epoch: _records(corpus.shard_paths(split), shuffle, seed, epoch, shuffle_buffer)
+    )
+    parse = _parser(corpus.dimension)
+    if augment is not None:
+        parse = _augmented(parse, augment, corpus, mean + HIDDEN_VALUE * deviation, seed)
+    dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     if limit is not None:
         dataset = dataset.filter(lambda features, labels: tf.shape(labels)[0] <= limit)
     boundaries = bucket_boundaries(corpus.split(split), batch_size, limit) if bucket else []
     dataset = _batches(dataset, corpus.dimension, batch_size, boundaries, drop_remainder)
-    mean = corpus.mean
-    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
 
     def normalize(features, labels, lengths):
         mask = tf.sequence_mask(lengths, tf.shape(features)[1])
@@ -87,8 +94,6 @@ def speech_dataset(
         return features, labels, mask
 
     dataset = dataset.map(normalize, num_parallel_calls=tf.data.AUTOTUNE)
-    if augment is not None:
-        dataset = augment.apply(dataset, corpus, seed)
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
     # With the number of batches Keras shows progress in the first epoch, and does not warn that
     # the data ran out at its end.
@@ -99,21 +104,26 @@ def speech_dataset(
     )
 
 
-def _records(paths, shuffle, seed, first_epoch, shuffle_buffer):
-    if not shuffle:
-        return _interleave(paths)
-    # An iterator of this dataset is an epoch, and draws its number when it is first asked for a
-    # record. The seeds of tf.data's own reshuffling cannot be set to those of a later epoch.
+def _epoch(first_epoch):
+    """The number of the epoch, as a dataset of one element.
+
+    An iterator is an epoch, and draws its number when it is first asked for a batch. The seeds of
+    tf.data's own reshuffling cannot be set to those of a later epoch.
+    """
     epochs = itertools.count(first_epoch)
-    numbers = tf.data.Dataset.from_generator(
+    return tf.data.Dataset.from_generator(
         lambda: [next(epochs)], output_signature=tf.TensorSpec([], tf.int64)
     )
 
-    def epoch_records(epoch):
-        shuffled = tf.random.experimental.stateless_shuffle(tf.constant(paths), [seed, epoch])
-        return _shuffle(_interleave(shuffled), shuffle_buffer, seed, epoch)
 
-    return numbers.flat_map(epoch_records)
+def _records(paths, shuffle, seed, epoch, shuffle_buffer):
+    """An epoch's `(record, epoch)`."""
+    if shuffle:
+        paths = tf.random.experimental.stateless_shuffle(tf.constant(paths), [seed, epoch])
+    records = _interleave(paths)
+    if shuffle:
+        records = _shuffle(records, shuffle_buffer, seed, epoch)
+    return records.map(lambda record: (record, epoch))
 
 
 def _shuffle(records, buffer_size, seed, epoch):
@@ -141,7 +151,7 @@ def _interleave(paths):
 
 
 def _parser(dimension):
-    def parse(record):
+    def parse(record, epoch):
         fields = tf.io.parse_single_example(
             record,
             {
@@ -153,6 +163,21 @@ def _parser(dimension):
         return features, tf.cast(fields["labels"], tf.int32)
 
     return parse
+
+
+def _augmented(parse, augment, corpus, hidden_value, seed):
+    channels = tf.constant(channels_of(corpus.features, corpus.dimension))
+
+    def parse_and_hide(record, epoch):
+        features, labels = parse(record, epoch)
+        name = tf.io.parse_single_example(record, {"id": tf.io.FixedLenFeature([], tf.string)})
+        number = tf.strings.to_hash_bucket_fast(name["id"], 2**31 - 1)
+        draw = tf.random.experimental.stateless_fold_in(
+            [tf.constant(seed, tf.int64), epoch], number
+        )
+        return augment.hide(features, hidden_value, channels, draw), labels
+
+    return parse_and_hide
 
 
 def _batches(dataset, dimension, batch_size, boundaries, drop_remainder):

@@ -11,6 +11,7 @@ from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.features import append_differences
 from keras_bnrnn.data.kaldi_source import KaldiSource, read_alignments, read_transition_model
 from keras_bnrnn.data.preparation import prepare_corpus
+from keras_bnrnn.data.speech_sources import SyntheticSource
 
 kaldiio = pytest.importorskip("kaldiio", reason="the extra 'speech' is not installed")
 
@@ -246,3 +247,32 @@ def test_nothing_to_read(tree, tmp_path):
 def test_cmvn_of_other_dimensions():
     with pytest.raises(ValueError, match="shape"):
         kaldi_source.apply_cmvn(np.zeros((3, 4), np.float32), np.zeros((2, 4)), True)
+
+
+def test_the_detour_through_kaldi_changes_nothing(tmp_path):
+    """A corpus from audio, written as a Kaldi directory and prepared again, trains the same."""
+    pytest.importorskip("pocketsphinx", reason="the extra 'speech' is not installed")
+    pytest.importorskip("espeakng_loader", reason="the extra 'speech' is not installed")
+    direct = prepare_corpus(SyntheticSource(count=6), tmp_path / "direct")
+    pdf_ids = {}
+    for split in ("train", "dev"):
+        folder = tmp_path / "data" / split
+        folder.mkdir(parents=True)
+        with kaldiio.WriteHelper(f"ark,scp:{folder / 'feats.ark'},{folder / 'feats.scp'}") as write:
+            for utterance in read_utterances(direct, split):
+                write(utterance["id"], utterance["features"])
+                pdf_ids[utterance["id"]] = utterance["labels"].astype(np.int32)
+    (tmp_path / "ali").mkdir()
+    kaldiio.save_ark(str(tmp_path / "ali" / "pdf.1.ark"), pdf_ids)
+    source = KaldiSource(input_dir=str(tmp_path / "data"), alignment_dir=str(tmp_path / "ali"))
+    detour = prepare_corpus(source, tmp_path / "detour")
+    assert detour.num_states == direct.num_states
+    np.testing.assert_allclose(detour.mean, direct.mean, rtol=1e-6)
+    np.testing.assert_allclose(detour.variance, direct.variance, rtol=1e-6)
+    for split in ("train", "dev"):
+        first = {u["id"]: u for u in read_utterances(direct, split)}
+        for utterance in read_utterances(detour, split):
+            expected = first.pop(utterance["id"])
+            np.testing.assert_array_equal(utterance["features"], expected["features"])
+            np.testing.assert_array_equal(utterance["labels"], expected["labels"])
+        assert not first

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_bnrnn.data import preparation
 from keras_bnrnn.data.alignment import State
+from keras_bnrnn.data.augmentation import HIDDEN_VALUE, SpecAugment, channels_of
 from keras_bnrnn.data.corpus import read_utterances
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.preparation import prepare_corpus
@@ -200,3 +201,41 @@ def test_corpus_json_is_json_of_plain_numbers(corpus):
     document = json.loads(json.dumps(corpus.document))
     lengths = document["splits"]["dev"]["lengths"]
     assert lengths["1500"] == 1 and sum(lengths.values()) == 20
+
+
+def test_augmentation_hides_stripes_and_no_frame_looks_like_padding(corpus):
+    def epoch(**arguments):
+        dataset = speech_dataset(corpus, "train", 6, seed=1, shuffle=False, **arguments)
+        return [(x, y, mask) for x, y, mask in batches(dataset)]
+
+    augment = SpecAugment(time_masks=2, time_width=10, frequency_masks=1, frequency_width=2)
+    plain, hidden = epoch(), epoch(augment=augment)
+    changed = total = 0
+    for (x, y, mask), (x_hidden, y_hidden, mask_hidden) in zip(plain, hidden, strict=True):
+        np.testing.assert_array_equal(y, y_hidden)
+        np.testing.assert_array_equal(mask, mask_hidden)
+        np.testing.assert_array_equal(mask_hidden, x_hidden.any(axis=-1))
+        different = x != x_hidden
+        np.testing.assert_allclose(x_hidden[different], HIDDEN_VALUE, atol=2e-3)
+        changed += different.sum()
+        total += mask.sum() * DIMENSION
+    assert 0.05 < changed / total < 0.7
+    again = epoch(augment=augment)
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(hidden, again, strict=True))
+    later = epoch(augment=augment, first_epoch=1)
+    assert any(not np.array_equal(a[0], b[0]) for a, b in zip(hidden, later, strict=True))
+
+
+def test_a_channel_is_hidden_with_its_differences():
+    features = {"kind": "LogMelFilterBank", "num_mel_bins": 4, "use_energy": True}
+    channels = channels_of(features, 15)
+    assert channels == [-1, 0, 1, 2, 3] * 3
+    assert channels_of({"kind": "kaldi"}, 123) == [-1, *range(40)] * 3
+    assert channels_of({"kind": "kaldi"}, 60) == list(range(60))
+    augment = SpecAugment(time_masks=0, frequency_masks=2, frequency_width=3)
+    for seed in range(20):
+        result = augment.hide(tf.ones([6, 15]), tf.zeros(15), tf.constant(channels), [seed, 0])
+        blocks = result.numpy().reshape(6, 3, 5)
+        assert (blocks == blocks[:1, :1]).all() and blocks[..., 0].all()
+    with pytest.raises(ValueError, match="time_width=-1"):
+        SpecAugment(time_width=-1)
