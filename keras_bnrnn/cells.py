@@ -12,8 +12,9 @@ import keras
 import tensorflow as tf
 
 from keras_bnrnn.moments import Moments, statistics_dtype
-from keras_bnrnn.normalization import BatchNormalizer, as_tensor, project
-from keras_bnrnn.recurrence.differentiated import recur
+from keras_bnrnn.normalization import BatchNormalizer, as_tensor
+from keras_bnrnn.projection import plain_projection, project
+from keras_bnrnn.recurrence.differentiated import infer, recur
 from keras_bnrnn.recurrence.gru import ResetAfterGRUEquations, ResetBeforeGRUEquations
 from keras_bnrnn.recurrence.lstm import LSTMEquations
 from keras_bnrnn.recurrence.simple_rnn import SimpleRNNEquations
@@ -311,18 +312,19 @@ class BatchNormCell:
             if hasattr(self, name)
         )
 
-    def recur(self, z, states, mask, training, all_outputs):
-        """Runs the equations over time; see `recurrence.differentiated.recur`."""
+    def recur(self, x, states, mask, training, all_outputs):
+        """Projects the inputs and runs the equations over time; see `recurrence.differentiated`."""
         make, parameters = self.equations()
         masks = self.get_recurrent_dropout_mask(states[0]) if training else None
-        return recur(
-            lambda tensors: make(tensors, masks),
-            z,
-            [as_tensor(parameter) for parameter in parameters],
-            states,
-            mask,
-            differentiate=training,
-            all_outputs=all_outputs,
+        parameters = [as_tensor(parameter) for parameter in parameters]
+        normalizer = self.normalizer
+        if training or (normalizer is not None and normalizer.normalizes_by_batch(training)):
+            z = self.project_inputs(x, mask, training)
+            return recur(lambda tensors: make(tensors, masks), z, parameters, states, mask)
+        projection = plain_projection if normalizer is None else normalizer.population_projection
+        project_frames, arrays = projection(as_tensor(self.kernel), self.input_bias)
+        return infer(
+            make, project_frames, x, arrays, parameters, states, mask, all_outputs=all_outputs
         )
 
     def step(self, z, states, frame):

@@ -86,20 +86,19 @@ class BatchNormRNN(keras.layers.RNN):
         if mask is not None:
             # Padding may hold anything, also what no weight of zero would cancel.
             x = tf.where(mask[..., tf.newaxis], x, tf.zeros_like(x))
-        z = cell.project_inputs(cell.drop_inputs(x, training), mask, training)
-
+        x = cell.drop_inputs(x, training)
         states = keras.tree.flatten(initial_state)
         if cell.has_equations and not self.unroll:
-            last_output, outputs, states = self._recur(z, states, mask, training)
+            last_output, outputs, states = self._recur(x, states, mask, training)
         else:
-            last_output, outputs, states = self._scan(z, states, mask, training)
+            last_output, outputs, states = self._scan(x, states, mask, training)
         if not self.return_sequences:
             return last_output, last_output, states
         return last_output, tf.transpose(outputs, [1, 0, 2]), states
 
-    def _recur(self, z, states, mask, training):
+    def _recur(self, x, states, mask, training):
         """The fast loop, for cells that are plain within it."""
-        outputs, states = self.cell.recur(z, states, mask, training, self.return_sequences)
+        outputs, states = self.cell.recur(x, states, mask, training, self.return_sequences)
         last_output = states[0]
         if mask is not None:
             # The loop repeats the state in masked frames. Keras repeats the output, which is zero
@@ -115,12 +114,12 @@ class BatchNormRNN(keras.layers.RNN):
                 outputs = tf.where(shown[..., tf.newaxis], outputs, tf.zeros_like(outputs))
         return last_output, outputs, states
 
-    def _scan(self, z, states, mask, training):
+    def _scan(self, x, states, mask, training):
         """The general loop."""
         cell = self.cell
         result = scan(
             lambda z_t, states, mask_t, time: cell.step(z_t, states, Frame(mask_t, time, training)),
-            z,
+            cell.project_inputs(x, mask, training),
             states,
             mask,
             measured_specs=cell.measured_specs(training),

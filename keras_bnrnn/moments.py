@@ -23,6 +23,19 @@ def statistics_dtype(dtype):
     return tf.float64 if tf.as_dtype(dtype) == tf.float64 else tf.float32
 
 
+def live_mean(x, mask=None, axes=(0,), synchronized=False):
+    """The mean over live rows, in `x`'s dtype, and their count; see `moments`."""
+    axes = list(axes)
+    ones = tf.ones_like(x[..., :1])
+    if mask is not None:
+        live = mask[..., tf.newaxis]
+        x, ones = tf.where(live, x, tf.zeros_like(x)), tf.where(live, ones, tf.zeros_like(ones))
+    count = _over_replicas(tf.reduce_sum(ones, axes), synchronized)
+    # At least one row in the divisor: sums over no row are zero, and so is their mean.
+    mean = _over_replicas(tf.reduce_sum(x, axes), synchronized) / tf.maximum(count, 1.0)
+    return mean, count
+
+
 def moments(x, mask=None, axes=(0,), synchronized=False):
     """Masked two-pass moments.
 
@@ -35,7 +48,7 @@ def moments(x, mask=None, axes=(0,), synchronized=False):
             a sequence, `(1,)` those of each frame.
         synchronized: Whether to take them over the rows of all replicas of the current
             `tf.distribute` strategy. Where `axes` leaves a leading axis standing it may be of a
-            different length on each replica.
+            different length on each replica; the longest is returned.
 
     Returns:
         `Moments` in float32 or wider: mean and variance of `x`'s shape without `axes`, and the
@@ -43,26 +56,13 @@ def moments(x, mask=None, axes=(0,), synchronized=False):
         and variance are zero.
     """
     x = tf.cast(x, statistics_dtype(x.dtype))
-    axes = list(axes)
-    live = None if mask is None else mask[..., tf.newaxis]
-    ones = tf.ones_like(x[..., :1])
-    count = tf.reduce_sum(ones if live is None else tf.where(live, ones, 0.0), axes)
-
-    def total(values):
-        if live is not None:
-            values = tf.where(live, values, tf.zeros_like(values))
-        return _over_replicas(tf.reduce_sum(values, axes), synchronized)
-
-    count = _over_replicas(count, synchronized)
-    # At least one row in the divisor: sums over no row are zero, and so are their moments.
-    rows = tf.maximum(count, 1.0)
-    mean = total(x) / rows
-    local_mean = mean
-    if synchronized and len(mean.shape) > 1:
-        # Another replica may have had more frames than are here.
-        local_mean = mean[: tf.shape(x)[0]]
-    centred = x - _expand(local_mean, axes)
-    return Moments(mean, total(tf.square(centred)) / rows, count)
+    mean, count = live_mean(x, mask, axes, synchronized)
+    # Another replica may have had more frames than are here.
+    centre = mean[: tf.shape(x)[0]] if synchronized and len(mean.shape) > 1 else mean
+    for axis in axes:
+        centre = tf.expand_dims(centre, axis)
+    variance, _ = live_mean(tf.square(x - centre), mask, axes, synchronized)
+    return Moments(mean, variance, count)
 
 
 def pool(frames):
@@ -79,12 +79,6 @@ def pool(frames):
     mean = tf.reduce_sum(share * frames.mean, 0)
     variance = tf.reduce_sum(share * (frames.variance + tf.square(frames.mean - mean)), 0)
     return Moments(mean, variance, count)
-
-
-def _expand(reduced, axes):
-    for axis in axes:
-        reduced = tf.expand_dims(reduced, axis)
-    return reduced
 
 
 def _over_replicas(total, synchronized):

@@ -10,7 +10,8 @@ loop; a loop asks it for one frame at a time and hands the moments back when it 
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.moments import Moments, moments, pool, statistics_dtype
+from keras_bnrnn.moments import Moments, live_mean, moments, pool, statistics_dtype
+from keras_bnrnn.projection import normalized_projection, plain_projection, product, project
 
 # One row normalises to zero whatever it holds, so a mean needs two.
 FEWEST_ROWS = 2
@@ -121,7 +122,31 @@ class BatchNormalizer(keras.layers.Layer):
             `[time, batch, channels]`. Updates the population statistics where it trains.
         """
         if not self.normalizes_by_batch(training):
-            return self._population_projection(x, kernel, bias, first_time)
+            project_frames, arrays = self.population_projection(kernel, bias)
+            return project_frames(x, first_time, *arrays)
+        by_hand = not self.synchronized and not isinstance(x, list)
+        z, batch = (self._project_by_hand if by_hand else self._project_by_autodiff)(
+            x, kernel, bias, whole_sequence, mask, first_time
+        )
+        self.update(batch, first_time)
+        return z
+
+    def _project_by_hand(self, x, kernel, bias, whole_sequence, mask, first_time):
+        frames = None if whole_sequence else self._frames(x, first_time)
+        return normalized_projection(
+            x,
+            kernel,
+            tf.zeros(kernel.shape[1:], kernel.dtype) if bias is None else bias,
+            self._gamma(),
+            self._population(frames),
+            mask,
+            whole_sequence=whole_sequence,
+            epsilon=self.epsilon,
+            fewest_rows=FEWEST_ROWS,
+        )
+
+    def _project_by_autodiff(self, x, kernel, bias, whole_sequence, mask, first_time):
+        """The same for moments over all replicas, and for inputs that differ from gate to gate."""
         axes = (0, 1) if whole_sequence else (1,)
         # Any constant taken off the inputs leaves BN(x W) as it is. Their own mean makes the
         # product small where it would otherwise cancel: a mean of 1e3, a deviation of 0.1.
@@ -129,14 +154,14 @@ class BatchNormalizer(keras.layers.Layer):
         kernels = tf.split(kernel, len(parts), axis=1)
         products, offsets = [], []
         for part, columns in zip(parts, kernels, strict=True):
-            shift = tf.stop_gradient(moments(part, mask, axes, self.synchronized).mean)
-            centred = tf.cast(part, shift.dtype) - self._local(shift, part, whole_sequence)
+            wide = tf.cast(part, statistics_dtype(part.dtype))
+            shift = tf.stop_gradient(live_mean(wide, mask, axes, self.synchronized)[0])
+            centred = wide - self._local(shift, part, whole_sequence)
             if mask is not None:
                 centred = tf.where(mask[..., tf.newaxis], centred, 0.0)
             products.append(product(tf.cast(centred, part.dtype), columns))
             offsets.append(product(shift, tf.cast(columns, shift.dtype)))
-        a = products[0] if len(products) == 1 else tf.concat(products, -1)
-        offset = offsets[0] if len(offsets) == 1 else tf.concat(offsets, -1)
+        a, offset = tf.concat(products, -1), tf.concat(offsets, -1)
         batch = moments(a, mask, axes, self.synchronized)
 
         enough = batch.count >= FEWEST_ROWS
@@ -147,8 +172,7 @@ class BatchNormalizer(keras.layers.Layer):
         shift = -mean * scale if bias is None else tf.cast(bias, mean.dtype) - mean * scale
         scale, shift = (self._local(value, a, whole_sequence) for value in (scale, shift))
         z = tf.cast(tf.cast(a, scale.dtype) * scale + shift, a.dtype)
-        self.update(Moments(batch.mean + offset, batch.variance, batch.count), first_time)
-        return z
+        return z, Moments(batch.mean + offset, batch.variance, batch.count)
 
     def normalize_frame(self, a, mask=None, time=None, training=False, channels=slice(None)):
         """`BN(a)` of one frame, for use inside a time loop.
@@ -217,14 +241,26 @@ class BatchNormalizer(keras.layers.Layer):
         scale, shift = self._affine(self._population(), bias)
         return tf.cast(kernel, scale.dtype) * scale, shift
 
-    def _population_projection(self, x, kernel, bias, first_time):
+    def population_projection(self, kernel, bias):
+        """`BN(x W) + bias` with the population's statistics, to be applied to any frames.
+
+        Returns:
+            A function of frames `[time, batch, features]`, the index of the first of them, and
+            some arrays; and those arrays.
+        """
         dtype = kernel.dtype
         if self.max_timesteps is None:
             kernel, shift = self.fold(kernel, bias)
-            return project(x, tf.cast(kernel, dtype), tf.cast(shift, dtype))
-        a = project(x, kernel, None)
-        scale, shift = self._affine(self._population(self._frames(a, first_time)), bias)
-        return tf.cast(tf.cast(a, scale.dtype) * scale[:, tf.newaxis] + shift[:, tf.newaxis], dtype)
+            return plain_projection(tf.cast(kernel, dtype), tf.cast(shift, dtype))
+        scale, shift = self._affine(self._population(tf.range(self.max_timesteps)), bias)
+
+        def project_frames(x, first_time, kernel, scale, shift):
+            a = tf.cast(project(x, kernel, None), scale.dtype)
+            frames = tf.minimum(self._frames(a, first_time), self.max_timesteps - 1)
+            scale_t, shift_t = (tf.gather(v, frames)[:, tf.newaxis] for v in (scale, shift))
+            return tf.cast(a * scale_t + shift_t, dtype)
+
+        return project_frames, [kernel, scale, shift]
 
     def _affine(self, population, bias):
         scale = self._gamma() * tf.math.rsqrt(population.variance + self.epsilon)
@@ -262,19 +298,3 @@ class BatchNormalizer(keras.layers.Layer):
     def _local(value, x, whole_sequence):
         """Values for each frame of any replica, as they meet this replica's `[time, batch]`."""
         return value if whole_sequence else value[: tf.shape(x)[0], tf.newaxis]
-
-
-def project(x, kernel, bias):
-    """Plain projection `x W + bias` of `[..., features]`, or of a list of such, one for a gate."""
-    if isinstance(x, list):
-        kernels = tf.split(kernel, len(x), axis=1)
-        z = tf.concat([product(*pair) for pair in zip(x, kernels, strict=True)], -1)
-    else:
-        z = product(x, kernel)
-    return z if bias is None else z + bias
-
-
-def product(x, kernel):
-    """`x W` of `[..., features]` as one matrix product over all rows."""
-    rows = tf.reshape(x, [-1, kernel.shape[0]])
-    return tf.reshape(rows @ kernel, tf.concat([tf.shape(x)[:-1], [kernel.shape[1]]], 0))

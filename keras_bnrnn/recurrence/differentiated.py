@@ -75,29 +75,24 @@ def _outer(h, d):
     )
 
 
-def recur(make_equations, z, parameters, states, mask=None, *, differentiate, all_outputs=True):
-    """Runs a cell over time.
+def recur(make_equations, z, parameters, states, mask=None):
+    """Runs a cell over time, keeping what the derivative written by hand needs.
 
     Args:
         make_equations: Maps the list of parameters to the cell's equations, an object with
             `forward(z_t, states)`, giving the new states (h first) and what to save;
-            `backward(saved, before, after, d_after)`, giving the gradient for z_t, a list of
-            further gradients that the parameters' need, and the gradients for the states before;
-            and `parameter_gradients(h_before, dz, further)` over all frames.
+            `backward(saved, before, after, d_after)`, giving the gradient for z_t, further
+            gradients that the parameters' need, and the gradients for the states before; and
+            `parameter_gradients(h_before, dz, further)` over all frames.
         z: Projected inputs, `[time, batch, gates * units]`.
         parameters: List of tensors that get a gradient.
         states: List of `[batch, units]`.
         mask: Boolean `[time, batch]` or `None`; a masked row keeps its states.
-        differentiate: Whether to use the derivative written by hand. Without it nothing is kept,
-            and a gradient is still there, by autodiff.
-        all_outputs: Whether h of every frame is wanted.
 
     Returns:
-        h of every frame `[time, batch, units]` (`None` if not wanted), and the final states.
+        h of every frame `[time, batch, units]`, and the final states.
     """
     live = None if mask is None else mask[..., tf.newaxis]
-    if not differentiate:
-        return _run(make_equations(parameters), z, states, live, all_outputs)
 
     @tf.custom_gradient
     def differentiated(z, parameters, states):
@@ -116,8 +111,61 @@ def recur(make_equations, z, parameters, states, mask=None, *, differentiate, al
 
         return (outputs[1:], *final), gradient
 
-    outputs, *states = differentiated(z, list(parameters), list(states))
-    return outputs if all_outputs else None, states
+    outputs, *final = differentiated(z, list(parameters), list(states))
+    # What passes through a custom gradient comes out without its static shape.
+    outputs.set_shape([z.shape[0], *states[0].shape])
+    for after, before in zip(final, states, strict=True):
+        after.set_shape(before.shape)
+    return outputs, final
+
+
+def infer(make_equations, project, x, arrays, parameters, states, mask=None, *, all_outputs=True):
+    """Projects the inputs and runs a cell over them, keeping nothing for a backward pass.
+
+    The inputs are projected a few frames at a time within the loop: nothing of the size of all
+    pre-activations is ever held, and the products run ahead of the recurrence on idle cores. A
+    gradient is there all the same; it runs `recur` on the same inputs.
+
+    Args:
+        make_equations, parameters, states, mask: As in `recur`.
+        project: Maps some frames of x, the index of their first, and `arrays`, to z.
+        x: `[time, batch, features]`.
+        arrays: List of tensors that `project` uses and that get a gradient.
+        all_outputs: Whether h of every frame is wanted.
+
+    Returns:
+        h of every frame `[time, batch, units]` (`None` if not wanted), and the final states.
+    """
+    live = None if mask is None else mask[..., tf.newaxis]
+
+    @tf.custom_gradient
+    def inferred(*tensors):
+        x, arrays, parameters, states = tf.nest.pack_sequence_as(structure, tensors)
+        outputs, final = _run(
+            make_equations(parameters), project, x, arrays, states, live, all_outputs
+        )
+        kept = [outputs] if all_outputs else []
+
+        def gradient(*d_kept):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                outputs, final = recur(
+                    make_equations, project(x, 0, *arrays), parameters, states, mask
+                )
+                kept = [outputs, *final] if all_outputs else final
+            return tape.gradient(kept, tensors, d_kept, unconnected_gradients="zero")
+
+        return (*kept, *final), gradient
+
+    structure = (x, list(arrays), list(parameters), list(states))
+    kept = list(inferred(*tf.nest.flatten(structure)))
+    final = kept[-len(states) :]
+    for after, before in zip(final, states, strict=True):
+        after.set_shape(before.shape)
+    if not all_outputs:
+        return None, final
+    kept[0].set_shape([x.shape[0], *states[0].shape])
+    return kept[0], final
 
 
 def _select(live, new, old):
@@ -140,26 +188,32 @@ def _array(size, like):
     return tf.TensorArray(like.dtype, size, element_shape=like.shape, clear_after_read=False)
 
 
-def _run(equations, z, states, live, all_outputs):
-    timesteps = tf.shape(z)[0]
-
-    def step(time, states, outputs):
-        new, _ = equations.forward(tf.gather(z, time), states)
-        if live is not None:
-            new = _select(tf.gather(live, time), new, states)
-        if all_outputs:
-            outputs = outputs.write(time, new[0])
-        return time + 1, list(new), outputs
-
+def _run(equations, project, x, arrays, states, live, all_outputs):
+    timesteps = tf.shape(x)[0]
     outputs = _array(timesteps, states[0]) if all_outputs else 0
-    _, states, outputs = _repeat(
-        step, (0, list(states), outputs), lambda time, *_: timesteps - time
-    )
-    if not all_outputs:
-        return None, states
-    outputs = outputs.stack()
-    outputs.set_shape([z.shape[0], *states[0].shape])
-    return outputs, states
+
+    def frames(count):
+        def turn(time, states, outputs):
+            z = project(x[time : time + count], time, *arrays)
+            for z_t in tf.unstack(z, count):
+                new, _ = equations.forward(z_t, states)
+                if live is not None:
+                    new = _select(tf.gather(live, time), new, states)
+                states = list(new)
+                if all_outputs:
+                    outputs = outputs.write(time, states[0])
+                time += 1
+            return time, states, outputs
+
+        return turn
+
+    variables = (0, list(states), outputs)
+    for count in (FRAMES_PER_TURN, 1):
+        variables = tf.while_loop(
+            lambda time, *_, count=count: time + count <= timesteps, frames(count), variables
+        )
+    _, states, outputs = variables
+    return outputs.stack() if all_outputs else None, states
 
 
 def _run_and_save(equations, z, states, live):

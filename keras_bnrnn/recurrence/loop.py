@@ -100,8 +100,12 @@ def scan(
         ),
         maximum_iterations=timesteps,
     )
+    outputs = None
+    if all_outputs:
+        outputs = kept.stack()
+        outputs.set_shape([inputs.shape[0], *output.shape])
     return Scan(
-        kept.stack() if all_outputs else None,
+        outputs,
         output,
         states,
         [held.stack() for held in measured],
