@@ -153,5 +153,17 @@ def best_segments(scores, min_frames):
     return segments[::-1]
 
 
+def edit_distance(reference, hypothesis):
+    """Fewest insertions, deletions and substitutions that turn one sequence into the other."""
+    distances = list(range(len(hypothesis) + 1))
+    for row, expected in enumerate(reference, 1):
+        diagonal, distances[0] = distances[0], row
+        for column, found in enumerate(hypothesis, 1):
+            substituted = diagonal + (expected != found)
+            diagonal = distances[column]
+            distances[column] = min(substituted, diagonal + 1, distances[column - 1] + 1)
+    return distances[-1]
+
+
 if __name__ == "__main__":
     command_line.run(main, FLAGS, __doc__)

@@ -225,3 +225,11 @@ def test_states_of_a_phone_are_added_up():
     states = [{"name": f"{n}", "phone": p} for n, p in enumerate("AAB")]
     scores = np.log([[0.3, 0.3, 0.4]] * 4)
     assert transcribe.decode_phones(scores, states, 3) == ["A"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "distance"),
+    [("", "", 0), ("abc", "abc", 0), ("kitten", "sitting", 3), ("", "ab", 2), ("abc", "b", 2)],
+)
+def test_edit_distance(reference, hypothesis, distance):
+    assert transcribe.edit_distance(reference, hypothesis) == distance

@@ -124,22 +124,25 @@ def test_help_lists_the_flags(run_script):
 @pytest.mark.slow
 def test_sigkill_at_random_moments(run_script, corpus, tmp_path):
     """The same command, killed again and again, ends like the command that was left alone."""
-    more = ["--epochs=6", "--strategy=none"]
-    assert run_script("train_speech.py", *arguments(corpus, tmp_path / "a", *more)).returncode == 0
+    more = ["--epochs=12", "--strategy=none"]
+    done = run_script("train_speech.py", *arguments(corpus, tmp_path / "a", *more))
+    assert done.returncode == 0, done.stderr
     script = str(train_speech.__file__)
     command = [sys.executable, script, *arguments(corpus, tmp_path / "b", *more)]
     rng = np.random.default_rng(5)
+
+    def newest():
+        names = [folder.name for folder in tmp_path.glob("b/checkpoints/epoch-????")]
+        return max(names, default="")
+
     kills = 0
-    while kills < 40:
+    while True:
+        before = newest()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        checkpoints = len(list(tmp_path.glob("b/checkpoints/*")))
-        # From the first new sign of training on, somewhere in the next epochs.
-        while process.poll() is None and len(list(tmp_path.glob("b/checkpoints/*"))) == checkpoints:
-            if checkpoints >= 2:
-                time.sleep(4 + rng.uniform(0, 4))
-                break
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.4))
+        # An epoch and its checkpoint take about as long as the longest wait after the first one.
+        while process.poll() is None and newest() == before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate()
         if process.returncode == 0:
@@ -149,5 +152,6 @@ def test_sigkill_at_random_moments(run_script, corpus, tmp_path):
     assert kills > 1, "the run ended before it could be killed twice"
     assert read_results(tmp_path / "b")["finished"]
     rows, resumed = read_history(tmp_path / "a"), read_history(tmp_path / "b")
+    assert [row["epoch"] for row in rows] == [row["epoch"] for row in resumed]
     for row, other in zip(rows, resumed, strict=True):
         assert other == pytest.approx(row, rel=1e-3)

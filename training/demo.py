@@ -1,0 +1,145 @@
+"""The whole way once, in minutes: synthetic speech, two models, comparison, export, recognition.
+
+    python training/demo.py
+
+Everything goes to the folder demo/ of the repository. A run that was stopped continues with the
+same command. Each step is a command of its own, printed before it runs, to be tried with other
+values afterwards.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import soundfile
+from absl import flags
+
+import command_line
+from command_line import CommandError
+from keras_bnrnn.data.corpus import load_corpus, read_utterances
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech_sources import SyntheticSource
+from run_folder import read_results
+from transcribe import edit_distance
+
+SCRIPTS = Path(__file__).resolve().parent
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "output_dir", str(SCRIPTS.parent / "demo"), "Folder of everything.", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "utterances", 360, "Sentences to synthesise, dev included.", lower_bound=2, flag_values=FLAGS
+)
+flags.DEFINE_integer("layers", 2, "Recurrent layers.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "units", 96, "Units per layer and direction.", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_integer("epochs", 15, "Epochs of each model.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0, flag_values=FLAGS)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    began = time.monotonic()
+    folder = Path(FLAGS.output_dir)
+    corpus_dir, exported = folder / "corpus", folder / "exported"
+    runs = {model: folder / model for model in command_line.MODELS}
+
+    step("Synthetic speech, aligned to triphone states")
+    run_script(
+        "prepare_speech.py",
+        "--source=synthetic",
+        f"--output_dir={corpus_dir}",
+        f"--utterances={FLAGS.utterances}",
+        f"--seed={FLAGS.seed}",
+    )
+    for model, run_dir in runs.items():
+        step(f"Training the {model} model")
+        run_script(
+            "train_speech.py",
+            f"--data_dir={corpus_dir}",
+            f"--output_dir={run_dir}",
+            f"--model={model}",
+            f"--layers={FLAGS.layers}",
+            f"--units={FLAGS.units}",
+            f"--epochs={FLAGS.epochs}",
+            "--learning_rate=0.003",
+            f"--seed={FLAGS.seed}",
+        )
+
+    step("Comparing")
+    run_script("compare.py", f"--output_dir={folder}", *map(str, runs.values()))
+
+    best = min(runs, key=lambda model: read_results(runs[model])["best"]["dev_fce"])
+    step(f"Exporting the one with the lower dev_fce, {best}")
+    if exported.exists():
+        shutil.rmtree(exported)
+    run_script("export.py", f"--run_dir={runs[best]}", f"--output_dir={exported}")
+
+    step("Recognising a dev utterance with the SavedModel, in a process of its own")
+    audio, utterance, reference = write_dev_audio(corpus_dir, folder)
+    output = run_script("transcribe.py", f"--model={exported}", str(audio), capture=True)
+    decoded = output.split()[1:]
+    errors = edit_distance(reference, decoded)
+    print(f"\nsentence:  {utterance['transcript']}")
+    print(f"reference: {' '.join(reference)}")
+    print(f"decoded:   {' '.join(decoded)}")
+    print(f"{errors} errors in {len(reference)} phones (a voice and a sentence unseen in training)")
+
+    step(f"Done in {time.monotonic() - began:.0f} s")
+    made = {corpus_dir: "features and labels; corpus.json describes them"}
+    for model, run_dir in runs.items():
+        made[run_dir] = f"{model}: history.csv, results.json, best.keras and final.keras"
+    made[folder / "compare.png"] = "the curves of both"
+    made[exported] = "the SavedModel"
+    made[audio] = "the sentence it heard"
+    for path, content in made.items():
+        print(f"  {path}  {content}")
+
+
+def step(title):
+    print(f"\n=== {title}", flush=True)
+
+
+def run_script(script, *arguments, capture=False):
+    """Prints and runs one of the scripts beside this file; returns its output if captured."""
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    print(f"$ python training/{script} {shlex.join(arguments)}", flush=True)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE if capture else None,
+        text=True,
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+        check=False,
+    )
+    if done.returncode:
+        raise CommandError(
+            f"{script} ended with exit code {done.returncode}; the same command continues from here"
+        )
+    return done.stdout
+
+
+def write_dev_audio(corpus_dir, folder):
+    """Speaks the first dev utterance of the corpus again.
+
+    Returns:
+        The `Path` of its WAV file, the utterance as in the corpus, and its phones.
+    """
+    corpus = load_corpus(corpus_dir)
+    utterance = next(read_utterances(corpus, "dev"))
+    source = SyntheticSource(**corpus.document["settings"])
+    listed, _ = source.utterances()
+    spoken = next(one for one in listed if one.id == utterance["id"])
+    audio = folder / f"{utterance['id']}.wav"
+    soundfile.write(audio, source.waveform(spoken), source.sample_rate)
+    return audio, utterance, corpus.phones(utterance["labels"])
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError,))
