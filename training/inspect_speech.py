@@ -1,0 +1,199 @@
+"""Shows what is in a prepared speech corpus, and what a trained model makes of an utterance.
+
+    inspect_speech.py --data_dir=corpus --picture=corpus.png
+    inspect_speech.py --data_dir=corpus --utterance=dev-00003 --run_dir=runs/bn --picture=utt.png
+
+Without --utterance: the sizes of the splits, and a picture of how long utterances are and how
+often each state occurs. With it: the utterance's phones, and a picture of its features with the
+phones' boundaries, its labels and, given a run, the model's posteriors.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+import command_line
+from keras_bnrnn.data.corpus import find_utterance, load_corpus
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech import VARIANCE_FLOOR, kept_lengths
+
+FRAMES_PER_SECOND = 100
+FREQUENT_STATES = 10
+MOST_STATES_SHOWN = 40
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("data_dir", None, "Folder of the prepared corpus.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "utterance",
+    None,
+    "Show this utterance: its id, or SPLIT/ID where two splits have one of that name.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "run_dir",
+    None,
+    "Folder that train_speech.py wrote: show the posteriors of its best model too.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("picture", None, "PNG file to write.", flag_values=FLAGS)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise command_line.CommandError(f"unexpected arguments: {' '.join(argv[1:])}")
+    corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
+    if FLAGS.run_dir and not FLAGS.utterance:
+        raise command_line.CommandError("--run_dir needs --utterance: whose posteriors to show")
+    if FLAGS.utterance:
+        show_utterance(corpus)
+    else:
+        show_corpus(corpus)
+    if FLAGS.picture:
+        print(f"picture: {FLAGS.picture}")
+    return 0
+
+
+def show_corpus(corpus):
+    """Prints the splits' sizes and the commonest states; draws the histograms."""
+    print(
+        f"{corpus.path}: {corpus.source}, {corpus.dimension} features, {corpus.num_states} states"
+    )
+    print(f"{'split':6} {'utterances':>10} {'frames':>12} {'hours':>7} {'shards':>6}  seconds")
+    for name, split in corpus.splits.items():
+        seconds = kept_lengths(split) / FRAMES_PER_SECOND
+        print(
+            f"{name:6} {split['utterances']:10} {split['frames']:12} "
+            f"{split['frames'] / FRAMES_PER_SECOND / 3600:7.2f} {len(split['shards']):6}  "
+            f"{seconds.min():.1f} to {seconds.max():.1f}, median {np.median(seconds):.1f}"
+        )
+    print(f"{corpus.document['failures']} utterances failed in preparation")
+    train = corpus.split("train")
+    counts = np.array(train["state_frames"])
+    print(f"commonest states in train ({(counts == 0).sum()} never occur there):")
+    for state in np.argsort(-counts, kind="stable")[:FREQUENT_STATES]:
+        print(f"  {corpus.states[state]['name']:14} {counts[state] / train['frames']:6.2%}")
+    if not FLAGS.picture:
+        return
+    figure, (durations, labels) = new_figure(1, 2, (11, 4))
+    for name, split in corpus.splits.items():
+        durations.hist(kept_lengths(split) / FRAMES_PER_SECOND, bins=40, alpha=0.6, label=name)
+        share = np.sort(split["state_frames"])[::-1] / split["frames"]
+        labels.plot(np.arange(1, len(share) + 1), share, label=name)
+    durations.set(xlabel="duration [s]", ylabel="utterances")
+    labels.set(xlabel="state, by frequency", ylabel="share of frames", yscale="log", xscale="log")
+    durations.legend()
+    labels.legend()
+    save(figure)
+
+
+def show_utterance(corpus):
+    """Prints an utterance's phones; draws features, labels and posteriors."""
+    split, utterance = find_utterance(corpus, FLAGS.utterance)
+    labels = utterance["labels"]
+    print(f"{utterance['id']} ({split}), speaker {utterance['speaker'] or 'unknown'}")
+    print(f"transcript: {utterance['transcript'] or 'unknown'}")
+    print(f"{len(labels) / FRAMES_PER_SECOND:.2f} s, {len(np.unique(labels))} different states")
+    print(f"phones:     {' '.join(corpus.phones(labels))}")
+    posteriors = None
+    if FLAGS.run_dir:
+        posteriors = run_model(corpus, utterance["features"])
+        answers = posteriors.argmax(axis=-1)
+        print(f"model:      {' '.join(corpus.phones(answers))}")
+        print(f"frame error rate: {np.mean(answers != labels):.1%}")
+    if FLAGS.picture:
+        draw_utterance(corpus, utterance, posteriors)
+
+
+def run_model(corpus, features):
+    """A trained model's posteriors `[time, states]` of an utterance."""
+    import keras
+
+    import keras_bnrnn  # noqa: F401  registers the layers
+
+    path = Path(FLAGS.run_dir) / "best.keras"
+    if not path.is_file():
+        raise command_line.CommandError(f"--run_dir={FLAGS.run_dir}: no best.keras in it")
+    model = keras.models.load_model(path, compile=False)
+    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
+    logits = np.asarray(model(((features - corpus.mean) / deviation)[np.newaxis]))[0]
+    if logits.shape[-1] != corpus.num_states:
+        raise command_line.CommandError(
+            f"--run_dir={FLAGS.run_dir}: the model knows {logits.shape[-1]} states, the corpus "
+            f"{corpus.num_states}: it was trained on another corpus"
+        )
+    posteriors = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return posteriors / posteriors.sum(axis=-1, keepdims=True)
+
+
+def draw_utterance(corpus, utterance, posteriors):
+    """Features with phone boundaries, the states over time, and posteriors below."""
+    rows = 2 if posteriors is None else 3
+    figure, axes = new_figure(rows, 1, (12, 3 * rows), sharex=True)
+    labels = utterance["labels"]
+    seconds = len(labels) / FRAMES_PER_SECOND
+    static = utterance["features"][:, :41] if corpus.dimension == 123 else utterance["features"]
+    axes[0].imshow(static.T, origin="lower", aspect="auto", extent=(0, seconds, 0, static.shape[1]))
+    axes[0].set(ylabel="energy and channels", title=f"{utterance['id']}: {utterance['transcript']}")
+    for phone, start, end in phone_segments(corpus, labels):
+        axes[0].axvline(start / FRAMES_PER_SECOND, color="white", linewidth=0.6)
+        axes[0].text(
+            (start + end) / 2 / FRAMES_PER_SECOND,
+            static.shape[1],
+            phone,
+            ha="center",
+            va="bottom",
+            fontsize=7,
+        )
+    shown = list(dict.fromkeys(labels.tolist()))
+    axes[1].step(
+        np.arange(len(labels)) / FRAMES_PER_SECOND, [shown.index(k) for k in labels], where="post"
+    )
+    axes[1].set(ylabel="labels")
+    if posteriors is not None:
+        image = posteriors[:, shown].T
+        axes[2].imshow(
+            image, origin="lower", aspect="auto", extent=(0, seconds, -0.5, len(shown) - 0.5)
+        )
+        axes[2].set(ylabel="posteriors of these")
+    if len(shown) <= MOST_STATES_SHOWN:
+        for axis in axes[1:]:
+            axis.set_yticks(
+                range(len(shown)), [corpus.states[k]["name"] for k in shown], fontsize=6
+            )
+    axes[-1].set(xlabel="time [s]", xlim=(0, seconds))
+    save(figure)
+
+
+def phone_segments(corpus, labels):
+    """`[(phone, first frame, frame after the last)]` of a label sequence."""
+    segments, start = [], 0
+    for phone, run in itertools.groupby(labels, key=lambda label: corpus.phones([label])[0]):
+        length = len(list(run))
+        segments.append((phone, start, start + length))
+        start += length
+    return segments
+
+
+def new_figure(rows, columns, size, **arguments):
+    """A figure that needs no display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(rows, columns, figsize=size, layout="constrained", **arguments)
+
+
+def save(figure):
+    """Writes the figure where --picture says."""
+    from matplotlib import pyplot
+
+    Path(FLAGS.picture).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FLAGS.picture, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError,))
