@@ -135,7 +135,8 @@ def draw_utterance(corpus, utterance, posteriors):
     seconds = len(labels) / FRAMES_PER_SECOND
     static = utterance["features"][:, :41] if corpus.dimension == 123 else utterance["features"]
     axes[0].imshow(static.T, origin="lower", aspect="auto", extent=(0, seconds, 0, static.shape[1]))
-    axes[0].set(ylabel="energy and channels", title=f"{utterance['id']}: {utterance['transcript']}")
+    axes[0].set(ylabel="energy and channels")
+    axes[0].set_title(f"{utterance['id']}: {utterance['transcript']}", pad=16)
     for phone, start, end in phone_segments(corpus, labels):
         axes[0].axvline(start / FRAMES_PER_SECOND, color="white", linewidth=0.6)
         axes[0].text(

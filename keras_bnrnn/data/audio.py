@@ -8,6 +8,7 @@ quantisation noise instead of the resampler's.
 """
 
 import functools
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,8 @@ def audio_header(path):
         raise UtteranceError(f"{path}: there is no such audio file") from error
     except (soundfile.LibsndfileError, OSError) as error:
         raise UtteranceError(f"{path}: not an audio file that can be read ({error})") from error
+    if header.format == "WAV":
+        _check_wav_length(path)
     if header.frames == 0:
         raise UtteranceError(f"{path}: the audio file holds no samples")
     return header
@@ -136,6 +139,26 @@ def _decode_with_tensorflow_io(path, header):
     except tf.errors.OpError as error:
         raise UtteranceError(f"{path}: the audio cannot be decoded ({error.message})") from error
     return samples.astype(np.float64) / SIXTEEN_BIT
+
+
+def _check_wav_length(path):
+    """Refuses a WAV file that ends before its header says; libsndfile would read what is there."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        position = 12
+        while position + 8 <= size:
+            file.seek(position)
+            name, length = struct.unpack("<4sI", file.read(8))
+            position += 8
+            if name == b"data":
+                # Programs that write to a pipe do not know the length and put one of these.
+                if length not in (0, 0x7FFFFFFF, 0xFFFFFFFF) and position + length > size:
+                    raise UtteranceError(
+                        f"{path}: {size - position} bytes of samples, but the header says "
+                        f"{length}: the file was cut off"
+                    )
+                return
+            position += length + length % 2
 
 
 def _silent_wav():

@@ -17,6 +17,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import threading
 from importlib import metadata
 from pathlib import Path
@@ -204,6 +205,11 @@ def _run(function, jobs, workers):
         futures = {executor.submit(function, *job): job for job in jobs}
         for future in concurrent.futures.as_completed(futures):
             yield futures[future], future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise CorpusError(
+            f"a worker was killed, perhaps for want of memory: run the same command again with "
+            f"fewer than workers={workers}, it continues"
+        ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -214,6 +220,8 @@ def _start_worker():
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         tf.config.set_visible_devices([], "GPU")
+    # An interrupt from the keyboard reaches the whole group; the parent ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def leave_with_parent():

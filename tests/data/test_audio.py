@@ -95,6 +95,16 @@ def test_unreadable_files_name_themselves(tmp_path, contents, reason):
         audio.read_audio(path)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_fewer_samples_than_the_header_says(tmp_path, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    audio.read_audio(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UtteranceError, match=rf"cut\.{suffix}"):
+        audio.read_audio(path)
+
+
 def test_a_file_without_samples_is_an_error(tmp_path):
     path = tmp_path / "none.wav"
     soundfile.write(path, np.zeros(0), 16000)

@@ -428,3 +428,18 @@ def test_killed_script_ends_with_the_same_corpus(tmp_path):
     process = run_script(*arguments, f"--output_dir={killed}", "--workers=2")
     assert process.wait() == 0, process.stderr.read()
     assert corpus_bytes(killed) == corpus_bytes(whole)
+
+
+class DeadlySource(SyntheticSource):
+    """Kills whoever prepares its first training utterance."""
+
+    def prepare(self, utterance):
+        if utterance.id == "train-00000":
+            os._exit(9)
+        return super().prepare(utterance)
+
+
+def test_a_killed_worker_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
+    with pytest.raises(CorpusError, match=r"worker was killed.*workers=2"):
+        prepare_corpus(DeadlySource(count=12), tmp_path / "corpus", workers=2)
