@@ -15,6 +15,7 @@ from keras_bnrnn.cells import (
     joined_signature,
     named_parameters,
 )
+from keras_bnrnn.normalization import as_tensor
 from keras_bnrnn.recurrence.loop import scan
 
 # What a layer in keras.layers takes beside the arguments of its cell.
@@ -87,7 +88,7 @@ class BatchNormRNN(keras.layers.RNN):
             # Padding may hold anything, also what no weight of zero would cancel.
             x = tf.where(mask[..., tf.newaxis], x, tf.zeros_like(x))
         x = cell.drop_inputs(x, training)
-        states = keras.tree.flatten(initial_state)
+        states = [as_tensor(state) for state in keras.tree.flatten(initial_state)]
         if cell.has_equations and not self.unroll:
             last_output, outputs, states = self._recur(x, states, mask, training)
         else:

@@ -158,7 +158,7 @@ class BatchNormalizer(keras.layers.Layer):
             shift = tf.stop_gradient(live_mean(wide, mask, axes, self.synchronized)[0])
             centred = wide - self._local(shift, part, whole_sequence)
             if mask is not None:
-                centred = tf.where(mask[..., tf.newaxis], centred, 0.0)
+                centred = tf.where(mask[..., tf.newaxis], centred, tf.zeros_like(centred))
             products.append(product(tf.cast(centred, part.dtype), columns))
             offsets.append(product(shift, tf.cast(columns, shift.dtype)))
         a, offset = tf.concat(products, -1), tf.concat(offsets, -1)
@@ -218,7 +218,7 @@ class BatchNormalizer(keras.layers.Layer):
             self.collector.add(batch if self.max_timesteps or not by_frame else pool(batch))
             return
         if by_frame and self.max_timesteps is None:
-            counted = tf.where(batch.count >= FEWEST_ROWS, batch.count, 0.0)
+            counted = tf.where(batch.count >= FEWEST_ROWS, batch.count, tf.zeros_like(batch.count))
             batch = pool(batch._replace(count=counted))
         for variable, value in (
             (self.moving_mean, batch.mean),
@@ -288,7 +288,7 @@ class BatchNormalizer(keras.layers.Layer):
         present = ((row >= 0) & (row < frames))[:, tf.newaxis]
         row = tf.clip_by_value(row, 0, tf.maximum(frames - 1, 0))
         mean, variance, count = (tf.gather(value, row) for value in batch)
-        return Moments(mean, variance, tf.where(present, count, 0.0))
+        return Moments(mean, variance, tf.where(present, count, tf.zeros_like(count)))
 
     @staticmethod
     def _frames(by_frame, first_time):

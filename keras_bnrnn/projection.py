@@ -89,7 +89,7 @@ def normalized_projection(
 
     def centre(x, mean):
         x -= spread(mean)
-        return x if live is None else tf.where(live, x, 0.0)
+        return x if live is None else tf.where(live, x, tf.zeros_like(x))
 
     @tf.custom_gradient
     def normalize(x, W, bias, gamma):
@@ -97,9 +97,10 @@ def normalized_projection(
         x_mean, n = live_mean(x_wide, mask, axes)
         # What falls back on the population's statistics needs its x W as it is.
         enough = n >= fewest_rows
-        x_c = centre(x_wide, tf.where(enough, x_mean, 0.0))
+        x_c = centre(x_wide, tf.where(enough, x_mean, tf.zeros_like(x_mean)))
         # The first mean is rounded on the scale of the inputs, the second on that of what is left.
-        rest = tf.where(enough, live_mean(x_c, mask, axes)[0], 0.0)
+        rest = live_mean(x_c, mask, axes)[0]
+        rest = tf.where(enough, rest, tf.zeros_like(rest))
         x_c = tf.cast(centre(x_c, rest), x.dtype)
         rows = tf.maximum(n, 1.0)
         wide_W = tf.cast(W, wide)
@@ -110,8 +111,8 @@ def normalized_projection(
         else:
             a = product(x_c, W)
             squares = total(tf.square(tf.cast(a, wide)))
-        batch_variance = tf.where(enough, tf.maximum(squares, 0.0) / rows, 0.0)
-        mean = tf.where(enough, 0.0, population.mean)
+        batch_variance = tf.where(enough, tf.maximum(squares, 0.0) / rows, tf.zeros_like(squares))
+        mean = tf.where(enough, tf.zeros_like(population.mean), population.mean)
         variance = tf.where(enough, batch_variance, population.variance)
         inverse = tf.math.rsqrt(variance + epsilon)
         s = gamma * inverse
@@ -135,7 +136,7 @@ def normalized_projection(
             d_bias = d_sum
             if not whole_sequence:
                 d_gamma, d_bias = tf.reduce_sum(d_gamma, 0), tf.reduce_sum(d_bias, 0)
-            scale = tf.where(enough, s / rows, 0.0)
+            scale = tf.where(enough, s / rows, tf.zeros_like(s))
             k = -scale * tf.square(inverse) * d_dot
             c = -scale * d_sum
             if by_scatter:

@@ -25,6 +25,23 @@ def pytest_configure(config):
 def shared_data():
     """The folder of real text and speech that measurements use, beside the checkout."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"the real data of the tests is absent: no folder {SHARED_DATA.name!r} in "
-                    "../shared beside the checkout")
+        pytest.skip(
+            f"the real data of the tests is absent: no folder {SHARED_DATA.name!r} in "
+            "../shared beside the checkout"
+        )
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def separate_collectives():
+    """Gives each test's `MirroredStrategy` collective keys of its own.
+
+    Two strategies in one process number their collectives alike, and on CPUs the second then meets
+    shapes of the first.
+    """
+    import tensorflow as tf
+
+    strategy = tf.distribute.MirroredStrategy
+    base = getattr(strategy, "_collective_key_base", None)
+    if base is not None:
+        strategy._collective_key_base = base + 100_000

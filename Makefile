@@ -1,0 +1,39 @@
+# The two commands for a fresh machine are `make demo` and `make test`.
+
+PYTHON ?= python3
+WORKERS ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: venv demo test test-tf216 lint bench
+
+venv: .venv/installed
+
+# Each environment is made anew when what it is made from changes.
+.venv/installed: setup.py constraints/tf221.txt
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints/tf221.txt --editable '.[dev]'
+	touch $@
+
+.venv-tf216/installed: setup.py constraints/tf216.txt
+	rm -rf .venv-tf216
+	$(PYTHON) -m venv .venv-tf216
+	.venv-tf216/bin/python -m pip install --quiet --constraint constraints/tf216.txt \
+		--editable '.[dev,tfio]'
+	touch $@
+
+demo: venv
+	.venv/bin/python training/demo.py
+
+test: venv
+	.venv/bin/python -m pytest --numprocesses $(WORKERS)
+
+test-tf216: .venv-tf216/installed
+	.venv-tf216/bin/python -m pytest --numprocesses $(WORKERS) -m 'not slow'
+
+lint: venv
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+bench: venv
+	.venv/bin/python benchmarks/layers.py
