@@ -154,9 +154,9 @@ class BatchNormSimpleRNN(BatchNormRNN, namesake=keras.layers.SimpleRNN):
         BN(a) = gamma * (a - mean) / sqrt(variance + epsilon)
 
     A drop-in for `keras.layers.SimpleRNN`: same arguments, defaults, weights (gamma and the
-    population statistics follow them) and results but for the normalisation. In training mean and variance are
-    those of the mini-batch's live frames, masked frames never count, whatever they hold; at
-    inference, or frozen, the population's are used, as in Keras's `BatchNormalization`.
+    population statistics follow them) and results but for the normalisation. In training mean and
+    variance are those of the mini-batch's live frames, and masked frames never count, whatever they
+    hold; at inference, or frozen, the population's are used, as in Keras's `BatchNormalization`.
     Laurent et al., "Batch normalized recurrent neural networks", 2016, section 3.
 
     Args:
