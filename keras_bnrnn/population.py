@@ -28,7 +28,7 @@ class _Collector:
         self.count.assign(total)
 
 
-def recalibrate(model, dataset, steps=None):
+def recalibrate(model, dataset, steps=None, verbose=1):
     """Replaces every population statistic in a model by the exact one over a dataset.
 
     One pass over `dataset`, in which the batch-normalised recurrent layers normalise with the
@@ -46,6 +46,7 @@ def recalibrate(model, dataset, steps=None):
         dataset: A `tf.data.Dataset`, a `keras.utils.PyDataset` or another iterable of mini-batches
             as `model.fit` takes them: `x`, `(x, y)` or `(x, y, sample_weight)`.
         steps: How many mini-batches to take; all of them when `None`.
+        verbose: 1 for a progress bar, 2 for one line at the end, 0 for silence.
 
     Raises:
         ValueError: If the model has nothing to recalibrate, the dataset gives no live frame, or
@@ -57,9 +58,7 @@ def recalibrate(model, dataset, steps=None):
     >>> layer = keras_bnrnn.BatchNormLSTM(4, kernel_initializer="ones")
     >>> model = keras.Sequential([keras.Input((None, 3)), layer])
     >>> batches = [np.full((8, 5, 3), value, "float32") for value in (1.0, 3.0)]
-    >>> recalibrate(model, batches)  # doctest: +ELLIPSIS
-    <BLANKLINE>
-    ...
+    >>> recalibrate(model, batches, verbose=0)
     >>> float(layer.cell.normalizer.moving_mean[0])
     6.0
     """
@@ -88,7 +87,7 @@ def recalibrate(model, dataset, steps=None):
             normalizer.collector = _Collector(normalizer)
         # A new function, so that nothing traced earlier is run and nothing traced here is kept.
         run = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
-        progress = keras.utils.Progbar(length, unit_name="batch")
+        progress = keras.utils.Progbar(length, unit_name="batch", verbose=verbose)
         for batch, x in enumerate(inputs, start=1):
             run(x)
             progress.update(batch)
