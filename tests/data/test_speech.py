@@ -239,3 +239,16 @@ def test_a_channel_is_hidden_with_its_differences():
         assert (blocks == blocks[:1, :1]).all() and blocks[..., 0].all()
     with pytest.raises(ValueError, match="time_width=-1"):
         SpecAugment(time_width=-1)
+
+
+def test_replicas_share_each_batch(corpus):
+    tf.distribute.MirroredStrategy._collective_key_base += 100_000  # as TensorFlow's tests do
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    dataset = speech_dataset(corpus, "train", 6, seed=3, drop_remainder=True)
+    halves = []
+    for _, _, mask in strategy.experimental_distribute_dataset(dataset):
+        parts = strategy.experimental_local_results(mask)
+        assert [len(part) for part in parts] == [3, 3]
+        halves.append(tuple(np.concatenate([part.numpy().sum(axis=1) for part in parts])))
+    again = speech_dataset(corpus, "train", 6, seed=3, drop_remainder=True)
+    assert halves == signature(again)
