@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_bnrnn import BatchNormLSTM
 
-TIMESTEPS, SEQUENCES, SEEDS, EPOCHS = 30, 2000, 3, 5
+TIMESTEPS, SEQUENCES, SEEDS, EPOCHS = 30, 2000, 2, 5
 
 
 def plain_layer():
