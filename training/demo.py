@@ -90,7 +90,10 @@ def main(argv):
     print(f"\nsentence:  {utterance['transcript']}")
     print(f"reference: {' '.join(reference)}")
     print(f"decoded:   {' '.join(decoded)}")
-    print(f"{errors} errors in {len(reference)} phones (a voice and a sentence unseen in training)")
+    print(
+        f"Phones inserted, deleted or substituted: {errors} in {len(reference)}, in a voice and a "
+        "sentence that training did not have."
+    )
 
     step(f"Done in {time.monotonic() - began:.0f} s")
     made = {corpus_dir: "features and labels; corpus.json describes them"}

@@ -126,7 +126,9 @@ def export_speech_model(model, corpus, description, output_dir):
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=".exporting-") as aside:
         whole = Path(aside) / "model"
-        archive.write_out(whole, verbose=False)
+        # A served model is not trained any further, so the loops' gradients stay out of it.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        archive.write_out(whole, options=options, verbose=False)
         assets = whole / "assets"
         assets.mkdir(exist_ok=True)
         description = {**description, "signatures": signatures}

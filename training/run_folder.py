@@ -223,6 +223,7 @@ class RunFolder:
             if int(other.name.removeprefix("epoch-")) not in kept:
                 shutil.rmtree(other)
         self._write_tables()
+        _share_statistics(model)
 
     def _write_tables(self):
         if self.rows:
@@ -295,6 +296,17 @@ def read_history(path):
     for row in rows:
         row["epoch"] = int(row["epoch"])
     return rows
+
+
+def _share_statistics(model):
+    """Gives all replicas the mean of their statistics, which is what the checkpoint holds.
+
+    Layers that are not synchronised average their own replica's batches. A run that goes on from a
+    checkpoint cannot know these any more, and must not differ from one that was not stopped.
+    """
+    for variable in model.non_trainable_variables:
+        if variable.aggregation == "mean":
+            variable.assign(np.asarray(variable))
 
 
 def _random_states(model):

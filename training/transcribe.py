@@ -13,6 +13,7 @@ import itertools
 import json
 from pathlib import Path
 
+import absl.logging
 import numpy as np
 import soundfile
 import soxr
@@ -42,6 +43,8 @@ def main(argv):
         raise CommandError("no audio file is named; give one or more after the flags")
     description = read_description(folder)
     waveforms = [read_waveform(path, description["sample_rate"]) for path in argv[1:]]
+    # TensorFlow warns that the model cannot be trained any further.
+    absl.logging.set_verbosity(absl.logging.ERROR)
     model = tf.saved_model.load(str(folder))
     for path, waveform in zip(argv[1:], waveforms, strict=True):
         scores = log_posteriors(model, waveform)
