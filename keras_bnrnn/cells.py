@@ -236,6 +236,10 @@ class BatchNormCell:
         """The bias that is added to the projected inputs: a tensor `[gates * units]` or `None`."""
         return None if self.bias is None else as_tensor(self.bias)
 
+    def whole_bias(self, input_bias):
+        """The bias in the shape that `keras.layers` gives it, with another input bias."""
+        return input_bias
+
     def drop_inputs(self, x, training):
         """Keras's input dropout: one mask for all frames, or one for each gate (a list then)."""
         mask = self.get_dropout_mask(x[0] if len(x.shape) == 3 else x)
@@ -312,15 +316,45 @@ class BatchNormCell:
             if hasattr(self, name)
         )
 
-    def recur(self, x, states, mask, training, all_outputs):
-        """Projects the inputs and runs the equations over time; see `recurrence.differentiated`."""
+    def folds_into_kernel(self, training):
+        """Whether a call's normalisation is the same affine function for all its frames."""
+        if self.loop_normalizers or self.max_timesteps is not None:
+            return False
+        by_batch = self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
+        return not by_batch or self.normalization == "sequence"
+
+    def fold_inputs(self, x, mask, training):
+        """Inputs, kernel and bias whose plain projection is that of `project_inputs`.
+
+        Args:
+            x: `[batch, time, features]`.
+            mask: Boolean `[batch, time]` or `None`.
+            training: Python boolean.
+        """
+        kernel, bias = as_tensor(self.kernel), self.input_bias
+        if self.normalizer is None:
+            return x, kernel, tf.zeros(kernel.shape[1:], kernel.dtype) if bias is None else bias
+        if self.normalizer.normalizes_by_batch(training):
+            x, folded, shift = self.normalizer.fold_batch(x, kernel, bias, mask)
+        else:
+            folded, shift = self.normalizer.fold(kernel, bias)
+        return x, tf.cast(folded, kernel.dtype), tf.cast(shift, kernel.dtype)
+
+    def recur_projected(self, z, states, mask, training=False):
+        """Runs the equations over projected inputs; see `recurrence.differentiated.recur`."""
         make, parameters = self.equations()
         masks = self.get_recurrent_dropout_mask(states[0]) if training else None
         parameters = [as_tensor(parameter) for parameter in parameters]
+        return recur(lambda tensors: make(tensors, masks), z, parameters, states, mask)
+
+    def recur(self, x, states, mask, training, all_outputs):
+        """Projects the inputs and runs the equations; see `recurrence.differentiated`."""
         normalizer = self.normalizer
         if training or (normalizer is not None and normalizer.normalizes_by_batch(training)):
             z = self.project_inputs(x, mask, training)
-            return recur(lambda tensors: make(tensors, masks), z, parameters, states, mask)
+            return self.recur_projected(z, states, mask, training)
+        make, parameters = self.equations()
+        parameters = [as_tensor(parameter) for parameter in parameters]
         projection = plain_projection if normalizer is None else normalizer.population_projection
         project_frames, arrays = projection(as_tensor(self.kernel), self.input_bias)
         return infer(
@@ -579,6 +613,14 @@ class BatchNormGRUCell(BatchNormCell, keras.layers.GRUCell):
     def input_bias(self):
         bias = super().input_bias
         return bias[0] if bias is not None and self.reset_after else bias
+
+    def whole_bias(self, input_bias):
+        if not self.reset_after:
+            return input_bias
+        recurrent_bias = self.recurrent_bias
+        if recurrent_bias is None:
+            recurrent_bias = tf.zeros_like(input_bias)
+        return tf.stack([input_bias, recurrent_bias])
 
     @property
     def recurrent_bias(self):

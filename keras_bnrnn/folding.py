@@ -122,9 +122,7 @@ def _folded_weights(cell):
         kernel, bias = cell.normalizer.fold(kernel, bias)
     elif bias is None:
         bias = tf.zeros(kernel.shape[1:], kernel.dtype)
-    if getattr(cell, "reset_after", False):
-        recurrent_bias = cell.recurrent_bias
-        bias = tf.stack([bias, tf.zeros_like(bias) if recurrent_bias is None else recurrent_bias])
+    bias = cell.whole_bias(bias)
     return [kernel.numpy(), as_tensor(cell.recurrent_kernel).numpy(), bias.numpy()]
 
 

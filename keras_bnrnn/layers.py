@@ -16,6 +16,8 @@ from keras_bnrnn.cells import (
     named_parameters,
 )
 from keras_bnrnn.normalization import as_tensor
+from keras_bnrnn.projection import project
+from keras_bnrnn.recurrence import cudnn
 from keras_bnrnn.recurrence.loop import scan
 
 # What a layer in keras.layers takes beside the arguments of its cell.
@@ -75,45 +77,97 @@ class BatchNormRNN(keras.layers.RNN):
                     f"use_cudnn must be one of 'auto', True, False. Received: {use_cudnn!r}"
                 )
             self.use_cudnn = use_cudnn
+            if use_cudnn in ("auto", True) and cudnn.available(cell, self.unroll):
+                self.supports_jit = False  # As in Keras: XLA does not have the kernel.
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         cell = self.cell
-        x = tf.transpose(tf.cast(sequences, self.compute_dtype), [1, 0, 2])
+        x = tf.cast(sequences, self.compute_dtype)
+        states = [as_tensor(state) for state in keras.tree.flatten(initial_state)]
         if mask is not None:
-            mask = tf.transpose(tf.cast(tf.nest.flatten(mask)[0], tf.bool))
-        if self.go_backwards:
-            x = tf.reverse(x, [0])
-            mask = None if mask is None else tf.reverse(mask, [0])
-        if mask is not None:
+            mask = tf.cast(tf.nest.flatten(mask)[0], tf.bool)
             # Padding may hold anything, also what no weight of zero would cancel.
             x = tf.where(mask[..., tf.newaxis], x, tf.zeros_like(x))
-        x = cell.drop_inputs(x, training)
-        states = [as_tensor(state) for state in keras.tree.flatten(initial_state)]
-        if cell.has_equations and not self.unroll:
-            last_output, outputs, states = self._recur(x, states, mask, training)
+        if self._takes_cudnn(training):
+            outputs, states = self._cudnn(x, states, mask, training)
+            last_output = outputs[:, -1]
         else:
-            last_output, outputs, states = self._scan(x, states, mask, training)
-        if not self.return_sequences:
-            return last_output, last_output, states
-        return last_output, tf.transpose(outputs, [1, 0, 2]), states
+            x = tf.transpose(x, [1, 0, 2])
+            mask = None if mask is None else tf.transpose(mask)
+            if self.go_backwards:
+                x = tf.reverse(x, [0])
+                mask = None if mask is None else tf.reverse(mask, [0])
+            x = cell.drop_inputs(x, training)
+            loop = self._recur if cell.has_equations and not self.unroll else self._scan
+            last_output, outputs, states = loop(x, states, mask, training)
+            if self.return_sequences:
+                outputs = tf.transpose(outputs, [1, 0, 2])
+        return last_output, outputs if self.return_sequences else last_output, states
+
+    def _takes_cudnn(self, training):
+        use_cudnn = getattr(self, "use_cudnn", False)
+        takes = (
+            use_cudnn in ("auto", True)
+            and self.cell.folds_into_kernel(training)
+            and not self.cell.recurrent_dropout
+            and cudnn.available(self.cell, self.unroll)
+        )
+        if use_cudnn is True and not takes:
+            raise ValueError(
+                "use_cudnn=True, but cuDNN cannot run this layer: it needs a GPU, Keras's default "
+                "activations, reset_after=True for a GRU, no unroll, no recurrent_dropout, and a "
+                'normalisation that folds into the kernel ("sequence", or the population\'s '
+                "statistics shared by all time steps, of the inputs' path alone). Pass "
+                "use_cudnn='auto' to fall back to the loop."
+            )
+        return takes
+
+    def _cudnn(self, x, states, mask, training):
+        """The cuDNN kernel on weights that the normalisation is folded into."""
+        cell = self.cell
+        x = tf.transpose(cell.drop_inputs(tf.transpose(x, [1, 0, 2]), training), [1, 0, 2])
+        x, kernel, bias = cell.fold_inputs(x, mask, training)
+        weights = [kernel, as_tensor(cell.recurrent_kernel), cell.whole_bias(bias)]
+
+        def generic():
+            z, time_mask = project(tf.transpose(x, [1, 0, 2]), kernel, bias), tf.transpose(mask)
+            if self.go_backwards:
+                z, time_mask = tf.reverse(z, [0]), tf.reverse(time_mask, [0])
+            outputs, final = cell.recur_projected(z, states, time_mask)
+            outputs = tf.transpose(outputs, [1, 0, 2])
+            return outputs, final
+
+        outputs, states = cudnn.run_or_else(
+            cell, x, states, mask, weights, self.go_backwards, generic
+        )
+        if mask is not None:
+            loop_mask = tf.transpose(tf.reverse(mask, [1]) if self.go_backwards else mask)
+            outputs = tf.transpose(
+                self._shown(tf.transpose(outputs, [1, 0, 2]), loop_mask), [1, 0, 2]
+            )
+        return outputs, states
 
     def _recur(self, x, states, mask, training):
         """The fast loop, for cells that are plain within it."""
         outputs, states = self.cell.recur(x, states, mask, training, self.return_sequences)
         last_output = states[0]
         if mask is not None:
-            # The loop repeats the state in masked frames. Keras repeats the output, which is zero
-            # before the first live frame whatever the initial state.
-            if self.zero_output_for_mask:
-                shown = mask
-            else:
-                shown = tf.cumsum(tf.cast(mask, tf.int32)) > 0
-            last_output = tf.where(
-                shown[-1][:, tf.newaxis], last_output, tf.zeros_like(last_output)
-            )
-            if outputs is not None:
-                outputs = tf.where(shown[..., tf.newaxis], outputs, tf.zeros_like(outputs))
+            last_output = self._shown(last_output, mask, last_only=True)
+            outputs = self._shown(outputs, mask) if self.return_sequences else None
         return last_output, outputs, states
+
+    def _shown(self, outputs, mask, time_axis=0, last_only=False):
+        """What Keras shows of h, which our loops repeat in masked frames.
+
+        It repeats the output, which is zero before the first live frame whatever the initial state,
+        or has zeros in all masked frames.
+        """
+        shown = mask
+        if not self.zero_output_for_mask:
+            shown = tf.cumsum(tf.cast(mask, tf.int32), axis=time_axis) > 0
+        if last_only:
+            shown = tf.gather(shown, tf.shape(mask)[time_axis] - 1, axis=time_axis)
+        return tf.where(shown[..., tf.newaxis], outputs, tf.zeros_like(outputs))
 
     def _scan(self, x, states, mask, training):
         """The general loop."""

@@ -30,9 +30,9 @@ def live_mean(x, mask=None, axes=(0,), synchronized=False):
     if mask is not None:
         live = mask[..., tf.newaxis]
         x, ones = tf.where(live, x, tf.zeros_like(x)), tf.where(live, ones, tf.zeros_like(ones))
-    count = _over_replicas(tf.reduce_sum(ones, axes), synchronized)
+    count = over_replicas(tf.reduce_sum(ones, axes), synchronized)
     # At least one row in the divisor: sums over no row are zero, and so is their mean.
-    mean = _over_replicas(tf.reduce_sum(x, axes), synchronized) / tf.maximum(count, 1.0)
+    mean = over_replicas(tf.reduce_sum(x, axes), synchronized) / tf.maximum(count, 1.0)
     return mean, count
 
 
@@ -81,7 +81,8 @@ def pool(frames):
     return Moments(mean, variance, count)
 
 
-def _over_replicas(total, synchronized):
+def over_replicas(total, synchronized):
+    """The sum of a total over all replicas; of a total for each frame, padded to the longest."""
     if not synchronized:
         return total
     replica = tf.distribute.get_replica_context()

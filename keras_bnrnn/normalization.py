@@ -10,7 +10,14 @@ loop; a loop asks it for one frame at a time and hands the moments back when it 
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.moments import Moments, live_mean, moments, pool, statistics_dtype
+from keras_bnrnn.moments import (
+    Moments,
+    live_mean,
+    moments,
+    over_replicas,
+    pool,
+    statistics_dtype,
+)
 from keras_bnrnn.projection import normalized_projection, plain_projection, product, project
 
 # One row normalises to zero whatever it holds, so a mean needs two.
@@ -240,6 +247,48 @@ class BatchNormalizer(keras.layers.Layer):
         """
         scale, shift = self._affine(self._population(), bias)
         return tf.cast(kernel, scale.dtype) * scale, shift
+
+    def fold_batch(self, x, kernel, bias, mask):
+        """The same with a mini-batch's own moments over all its live frames, differentiable.
+
+        The variance of x W is diag(W^T Cov(x) W), so neither needs x W.
+
+        Args:
+            x: `[batch, time, features]`.
+            kernel: `[features, channels]`.
+            bias: `[channels]` or `None`.
+            mask: Boolean `[batch, time]` or `None`.
+
+        Returns:
+            The inputs less their mean (zero where masked), and the kernel and bias to be applied to
+            them. Updates the population statistics.
+        """
+        axes = (0, 1)
+        centred = tf.cast(x, statistics_dtype(x.dtype))
+        W = tf.cast(kernel, centred.dtype)
+        total_mean = 0.0
+        # Twice, as the first mean is rounded on the scale of the inputs.
+        for _ in range(2):
+            mean, count = live_mean(centred, mask, axes, self.synchronized)
+            enough = count >= FEWEST_ROWS
+            total_mean += mean
+            centred -= tf.where(enough, mean, tf.zeros_like(mean))
+            if mask is not None:
+                centred = tf.where(mask[..., tf.newaxis], centred, tf.zeros_like(centred))
+        rows = tf.reshape(centred, [-1, centred.shape[-1]])
+        scatter = over_replicas(tf.matmul(rows, rows, transpose_a=True), self.synchronized)
+        squares = tf.reduce_sum(W * (scatter @ W), 0)
+        variance = tf.maximum(squares, 0.0) / tf.maximum(count, 1.0)
+        variance = tf.where(enough, variance, tf.zeros_like(variance))
+        population = self._population()
+        used = Moments(
+            tf.where(enough, tf.zeros_like(population.mean), population.mean),
+            tf.where(enough, variance, population.variance),
+            None,
+        )
+        scale, shift = self._affine(used, bias)
+        self.update(Moments(product(total_mean, W), variance, count))
+        return tf.cast(centred, x.dtype), W * scale, shift
 
     def population_projection(self, kernel, bias):
         """`BN(x W) + bias` with the population's statistics, to be applied to any frames.

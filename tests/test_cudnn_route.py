@@ -1,0 +1,169 @@
+"""The route over cuDNN, proved on the CPU with Keras's own loop in the kernel's place.
+
+The stand-in keeps cuDNN's manners: it refuses masks that are not right-padded, and gives zeros in
+masked frames. The layer over it must equal the layer without it in all that can be seen.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src import backend
+
+import keras_bnrnn
+from keras_bnrnn.recurrence import cudnn
+
+BATCH, TIME, FEATURES, UNITS = 5, 7, 3, 4
+LAYERS = {
+    "lstm": (keras_bnrnn.BatchNormLSTM, {}),
+    "lstm_no_bias": (keras_bnrnn.BatchNormLSTM, {"use_bias": False}),
+    "gru": (keras_bnrnn.BatchNormGRU, {}),
+    "gru_no_bias": (keras_bnrnn.BatchNormGRU, {"use_bias": False}),
+}
+LENGTHS = np.array([7, 3, 1, 5, 7])
+MASKS = {
+    "none": None,
+    "right": np.arange(TIME) < LENGTHS[:, None],
+    "left": np.arange(TIME) >= TIME - LENGTHS[:, None],
+    "empty_row": np.arange(TIME) < np.array([7, 0, 1, 5, 7])[:, None],
+    "one_live_frame": np.arange(TIME * BATCH).reshape(BATCH, TIME) == 0,
+}
+
+
+class StandIn:
+    """In place of the kernel; counts how often it was traced."""
+
+    def __init__(self, plain_class=keras.layers.LSTMCell, dtype="float32"):
+        self.calls = 0
+        self.plain = plain_class(UNITS, dtype=dtype)
+        self.plain.build((None, FEATURES))
+
+    def __call__(self, cell, x, states, mask, weights, go_backwards):
+        self.calls += 1
+        plain = self.plain
+        plain.kernel, plain.recurrent_kernel, plain.bias = weights
+        if mask is not None:
+            lengths = tf.reduce_sum(tf.cast(mask, tf.int32), 1)
+            right_padded = tf.reduce_all(mask == tf.sequence_mask(lengths, tf.shape(mask)[1]))
+            with tf.control_dependencies(
+                [tf.debugging.Assert(right_padded & tf.reduce_all(lengths > 0), ["bad mask"])]
+            ):
+                x = tf.identity(x)
+        _, outputs, final = backend.rnn(
+            lambda x_t, h: plain(x_t, list(h)),
+            x,
+            states,
+            go_backwards=go_backwards,
+            mask=mask,
+            zero_output_for_mask=True,
+        )
+        return outputs, list(final)
+
+
+def observe(layer, x, mask, states, training, in_graph):
+    """Everything one sees of a call: results, gradients, statistics."""
+
+    def call(x, *states):
+        with tf.GradientTape() as tape:
+            tape.watch([x, *states])
+            results = layer(x, initial_state=list(states), mask=mask, training=training)
+            loss = sum(
+                tf.reduce_sum(tf.cast(index + 1, r.dtype) * r * r)
+                for index, r in enumerate(results)
+            )
+        variables = [variable.value for variable in layer.trainable_variables]
+        return results, tape.gradient(loss, [x, *states, *variables])
+
+    results, gradients = (tf.function(call) if in_graph else call)(x, *states)
+    return [*results, *gradients, *layer.get_weights()]
+
+
+@pytest.mark.parametrize("mask_name", MASKS)
+@pytest.mark.parametrize("options", [{}, {"go_backwards": True}, {"zero_output_for_mask": True}])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("normalization", ["sequence", None])
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_the_loop(monkeypatch, name, normalization, training, options, mask_name):
+    compare(monkeypatch, name, normalization, training, options, mask_name, in_graph=False)
+
+
+@pytest.mark.parametrize("mask_name", MASKS)
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_equals_the_loop_in_a_graph(monkeypatch, name, mask_name):
+    compare(monkeypatch, name, "sequence", True, {}, mask_name, in_graph=True)
+
+
+def compare(monkeypatch, name, normalization, training, options, mask_name, in_graph):
+    cls, kwargs = LAYERS[name]
+    random = np.random.default_rng(1)
+    x = tf.constant(random.normal(size=(BATCH, TIME, FEATURES)) + 2.0)
+    mask = None if MASKS[mask_name] is None else tf.constant(MASKS[mask_name])
+    count = 2 if "lstm" in name else 1
+    states = [tf.constant(random.normal(size=(BATCH, UNITS))) for _ in range(count)]
+    seen = []
+    stand_in = StandIn(cls.cell_class.plain_class, "float64")
+    for use_cudnn in (False, "auto"):
+        layer = cls(
+            UNITS,
+            normalization=normalization,
+            return_sequences=True,
+            return_state=True,
+            use_cudnn=use_cudnn,
+            dtype="float64",
+            **kwargs,
+            **options,
+        )
+        layer.build(x.shape)
+        values = np.random.default_rng(2)
+        layer.set_weights([values.uniform(0.2, 1.0, w.shape) for w in layer.get_weights()])
+        if use_cudnn:
+            monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
+            monkeypatch.setattr(cudnn, "kernel", stand_in)
+        seen.append(observe(layer, x, mask, states, training, in_graph))
+    if in_graph or mask_name in ("none", "right"):
+        assert stand_in.calls
+    for loop, kernel in zip(*seen, strict=True):
+        np.testing.assert_allclose(kernel, loop, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"normalization": "frame"},
+        {"recurrent_dropout": 0.3},
+        {"normalize_recurrent": True},
+        {"normalize_cell_state": True},
+    ],
+)
+def test_what_does_not_fold_takes_the_loop(monkeypatch, kwargs):
+    monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
+    monkeypatch.setattr(cudnn, "kernel", None)
+    layer = keras_bnrnn.BatchNormLSTM(UNITS, **kwargs)
+    layer(np.ones((BATCH, TIME, FEATURES), "float32"), training=True)
+    layer = keras_bnrnn.BatchNormLSTM(UNITS, use_cudnn=True, **kwargs)
+    with pytest.raises(ValueError, match="cuDNN cannot run this layer"):
+        layer(np.ones((BATCH, TIME, FEATURES), "float32"), training=True)
+
+
+def test_frame_wise_folds_at_inference(monkeypatch):
+    stand_in = StandIn()
+    monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
+    monkeypatch.setattr(cudnn, "kernel", stand_in)
+    layer = keras_bnrnn.BatchNormLSTM(UNITS, normalization="frame")
+    layer(np.ones((BATCH, TIME, FEATURES), "float32"), training=False)
+    assert stand_in.calls
+
+
+def test_without_a_gpu_cudnn_is_an_error_when_demanded():
+    layer = keras_bnrnn.BatchNormLSTM(UNITS, use_cudnn=True)
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="needs a GPU"):
+        layer(np.ones((BATCH, TIME, FEATURES), "float32"))
+
+
+def test_supports_jit_follows_cudnn(monkeypatch):
+    assert keras_bnrnn.BatchNormLSTM(UNITS).supports_jit
+    monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
+    assert not keras_bnrnn.BatchNormLSTM(UNITS).supports_jit
+    assert keras_bnrnn.BatchNormLSTM(UNITS, use_cudnn=False).supports_jit
