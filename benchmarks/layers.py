@@ -83,7 +83,7 @@ def keras_functions(variant, layer_name, shape, jit_compile):
     def infer():
         return tf.reduce_mean(layer(x, training=False))
 
-    return lambda: float(train()), lambda: float(infer())
+    return lambda: train().numpy(), lambda: infer().numpy()
 
 
 def torch_functions(layer_name, shape):
@@ -106,11 +106,11 @@ def torch_functions(layer_name, shape):
         with torch.no_grad():
             for parameter in parameters:
                 parameter -= 1e-6 * parameter.grad
-        return float(loss)
+        return loss.item()
 
     def infer():
         with torch.no_grad():
-            return float(layer(x)[0].mean())
+            return layer(x)[0].mean().item()
 
     return train, infer
 
