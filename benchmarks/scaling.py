@@ -1,7 +1,7 @@
 """Time and memory of a training step against timesteps, batch size and units, with a plot.
 
 One axis is varied at a time around 24 x 500 x 123 x 250, for keras.layers.LSTM and for
-BatchNormLSTM with sequence-wise normalisation; the two take turns, in a process each for every point.
+BatchNormLSTM with sequence-wise normalisation. The two take turns, each in a process of its own.
 
     python benchmarks/scaling.py --plot=benchmarks/scaling.png --json=benchmarks/scaling.json
 """
