@@ -28,8 +28,8 @@ import tensorflow as tf
 from absl import flags
 
 import command_line
-import keras_bnrnn  # noqa: F401 - registers the layers for loading
 from command_line import CommandError
+from keras_bnrnn import fold_batch_norm
 from keras_bnrnn.data.corpus import CORPUS_FILE, load_corpus
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.features import LogMelFilterBank
@@ -58,7 +58,8 @@ def main(argv):
             f"--run_dir={run_dir} is no run of train_speech.py: it has no {CORPUS_FILE}"
         )
     corpus = load_corpus(run_dir)
-    model = keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False)
+    # Served by plain Keras layers: nothing of the normalisation is left to compute.
+    model = fold_batch_norm(keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False))
     signatures = export_speech_model(model, corpus, describe(corpus, results), output_dir)
     best = results["best"]
     print(
