@@ -270,23 +270,32 @@ class _Folding:
         return plain
 
     def _subclassed(self, layer):
-        new = type(layer).from_config(layer.get_config())
+        """A copy whose attributes are the folded ones; its constructor is not run again.
+
+        What Keras itself keeps about a layer is made anew.
+        """
+        new = type(layer).__new__(type(layer))
+        if isinstance(layer, keras.Model):
+            kept_by_keras = keras.Model()
+            kept_by_keras.compile("sgd", "mse")
+            keras.Model.__init__(new, name=layer.name, dtype=layer.dtype_policy)
+        else:
+            kept_by_keras = keras.layers.Layer()
+            keras.layers.Layer.__init__(new, name=layer.name, dtype=layer.dtype_policy)
         for name, value in vars(layer).items():
-            if name.startswith("_") and name in vars(keras.layers.Layer()):
-                continue
-            replaced = self._replace(value)
-            if replaced is not value:
-                setattr(new, name, replaced)
-        # Those that the constructor made are still tracked beside those that replace them.
-        new._layers[:] = [self.fold(sublayer) for sublayer in layer._layers]
-        new = _build_like(new, layer)
-        for own, value in zip(_own_variables(new), _own_variables(layer), strict=True):
-            own.assign(value)
+            if name not in vars(kept_by_keras):
+                setattr(new, name, self._replace(value))
+        new.trainable = layer.trainable
+        new.built = layer.built
         return new
 
     def _replace(self, value):
         if isinstance(value, keras.layers.Layer):
             return self.fold(value)
+        if isinstance(value, keras.Variable):
+            return keras.Variable(
+                value.numpy(), dtype=value.dtype, trainable=value.trainable, name=value.name
+            )
         if isinstance(value, (list, tuple)) and any(
             isinstance(item, keras.layers.Layer) for item in keras.tree.flatten(value)
         ):
@@ -341,8 +350,3 @@ def _copy_states(layer, new):
         keras.tree.flatten(layer.states or ()), keras.tree.flatten(new.states or ()), strict=True
     ):
         new_state.assign(old_state)
-
-
-def _own_variables(layer):
-    inner = {id(v) for sublayer in layer._layers for v in sublayer.variables}
-    return [variable for variable in layer.variables if id(variable) not in inner]

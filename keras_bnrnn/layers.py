@@ -66,12 +66,14 @@ class BatchNormRNN(keras.layers.RNN):
             **cell_arguments,
         )
         cell.join_layer(normalization, synchronized)
-        use_cudnn = arguments.pop("use_cudnn", None)
+        # A SimpleRNN has no such argument; then it is left for Keras to refuse.
+        takes_use_cudnn = "use_cudnn" in self.__signature__.parameters
+        use_cudnn = arguments.pop("use_cudnn") if takes_use_cudnn else False
         super().__init__(cell, **arguments)
         # Keras releases after 3.15 switch this off for RNN, and masks would stop here.
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
-        if "use_cudnn" in self.__signature__.parameters:
+        if takes_use_cudnn:
             if use_cudnn not in ("auto", True, False):
                 raise ValueError(
                     f"use_cudnn must be one of 'auto', True, False. Received: {use_cudnn!r}"

@@ -112,9 +112,8 @@ class Case:
 
     @property
     def foldable(self):
-        """Whether a plain layer computes the same function at inference."""
-        per_step = self.kwargs.get("max_timesteps") is not None
-        return not per_step and not self.kwargs.get("normalize_cell_state", False)
+        """Whether `fold_batch_norm` makes a plain layer of it, rather than refusing."""
+        return self.mode in ("none", "sequence", "frame")
 
     @property
     def cell_mode(self):
@@ -295,11 +294,11 @@ def _time_distributed(case):
 
 
 class Subclassed(keras.Model):
-    """A model that makes its layers in its constructor."""
+    """A model that makes its layers in its constructor, from the name of a case."""
 
-    def __init__(self, case):
+    def __init__(self, name):
         super().__init__()
-        self.recurrent = _plain_output(case)
+        self.recurrent = _plain_output(find(name))
         self.dense = keras.layers.Dense(2)
 
     def call(self, inputs, training=None):
@@ -314,7 +313,7 @@ def _plain_output(case):
 CONTAINERS = {
     "sequential": _sequential,
     "functional": _functional,
-    "subclassed": Subclassed,
+    "subclassed": lambda case: Subclassed(case.name),
     "bidirectional": _bidirectional,
     "keras_bidirectional": _keras_bidirectional,
     "stacked_cells": _stacked_cells,

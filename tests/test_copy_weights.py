@@ -9,7 +9,7 @@ import keras_bnrnn
 from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS
 
 # What folding must be able to express, whatever else it can.
-FOLDED = [case for case in CASES if case.mode in ("none", "sequence", "frame")]
+FOLDED = [case for case in CASES if case.foldable]
 
 
 def _namesake(case, **overrides):

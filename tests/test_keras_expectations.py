@@ -181,7 +181,8 @@ def test_equals_the_namesake(kind, option, training):
     plain, ours = _pair(kind, options)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
-    for mask in conformance.masks().values():
+    for mask_name in ("no_mask", "holey"):
+        mask = conformance.masks()[mask_name]
         states = [rng.normal(size=(BATCH, UNITS)) for _ in plain.state_size]
         for initial_state in (None, states):
             expected = conformance.call_and_differentiate(plain, x, mask, initial_state, training)

@@ -133,7 +133,7 @@ def test_replicas_are_summed_not_averaged():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         model = compiled_model()
-    # As floats: Keras sums the first batch over the replicas to see its shapes, booleans fail there.
+    # As floats: Keras sums the first batch over the replicas, and booleans fail there.
     weights = mask.astype("float32")
     dataset = tf.data.Dataset.from_tensors((logits, labels, weights)).unbatch().batch(4)
     scores = model.evaluate(dataset, verbose=0, return_dict=True)

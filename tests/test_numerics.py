@@ -67,7 +67,7 @@ def test_moments_of_half_precision_are_taken_in_single(normalization, policy):
     np.testing.assert_allclose(variance, [0.0, 0.0], atol=1e-3)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "unroll" not in c.kwargs], ids=str)
+@pytest.mark.parametrize("case", MAIN_CASES, ids=str)
 def test_dynamic_batch_and_time(case):
     """One trace serves every batch size and length, T of 1 included."""
     rng = np.random.default_rng(1)
@@ -102,9 +102,19 @@ def test_dynamic_batch_and_time(case):
     assert len(traces) == 1
 
 
+STATIC = [
+    "simple_rnn-sequence",
+    "lstm-none",
+    "lstm-frame",
+    "lstm-frame_recurrent_cell_steps",
+    "gru-sequence",
+    "gru_reset_before-frame_recurrent",
+]
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("masked", [False, True], ids=["no_mask", "masked"])
-@pytest.mark.parametrize("case", [*SLOW_CASES, conformance.find("lstm-none")], ids=str)
+@pytest.mark.parametrize("case", map(conformance.find, STATIC), ids=str)
 def test_static_shapes_survive_the_loop(case, masked, training):
     """A layer above may ask for the time: an unrolled one, or Flatten before Dense."""
     layer = case.layer()
@@ -158,7 +168,10 @@ def test_compiled_equals_eager(case, jit):
             np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-10, err_msg=name)
 
 
-@pytest.mark.parametrize("case", SLOW_CASES, ids=str)
+FITTED = ["simple_rnn-sequence", "lstm-sequence", "lstm-frame_recurrent_cell_steps", "gru-frame"]
+
+
+@pytest.mark.parametrize("case", map(conformance.find, FITTED), ids=str)
 def test_fit_is_the_same_however_it_runs(case):
     """`run_eagerly=True`, a graph, and `jit_compile=True` end with the same weights."""
     rng = np.random.default_rng(3)

@@ -1,7 +1,6 @@
-"""`examples/drop_in.py` runs, is as quick as it says, and shows what its last lines say."""
+"""`examples/drop_in.py` runs and shows what its last lines say."""
 
 import importlib.util
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -32,14 +31,10 @@ def test_one_seed_shows_the_difference(drop_in, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_whole_example_takes_less_than_a_minute():
-    # Processor time, which a busy machine does not lengthen: one core alone would do.
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_the_whole_example():
     finished = subprocess.run(
         [sys.executable, str(EXAMPLE)], check=True, capture_output=True, text=True
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
     rows = {}
     for line in finished.stdout.splitlines():
         if line.startswith("inputs"):
