@@ -277,12 +277,15 @@ class BatchNormCell:
                 specs += [tf.TensorSpec(s, dtype) for s in (shape, shape, (1,))]
         return specs
 
-    def update_statistics(self, measured, first_time=0):
-        """Updates the loop's normalisers with what `step` measured, stacked over time."""
+    def update_statistics(self, measured, first_time=0, *, after):
+        """Updates the loop's normalisers with what `step` measured, stacked over time.
+
+        `after` is what was computed with the statistics as they were.
+        """
         moments = [Moments(*measured[i : i + 3]) for i in range(0, len(measured), 3)]
         if moments:
             for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
-                normalizer.update(batch, first_time)
+                normalizer.update(batch, first_time, after=after)
 
     def call(self, inputs, states, training=False):
         """One step of a bare `keras.layers.RNN`, where every row of every call counts."""
@@ -298,7 +301,7 @@ class BatchNormCell:
         x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
         z = self.project_inputs(x, training=training, first_time=time)[0]
         output, states, measured = self.step(z, states, Frame(None, time, training))
-        self.update_statistics([value[tf.newaxis] for value in measured], time)
+        self.update_statistics([value[tf.newaxis] for value in measured], time, after=output)
         states = states + [count + 1 for count in counter]
         return output, states if nested else states[0]
 

@@ -184,7 +184,7 @@ class BatchNormRNN(keras.layers.RNN):
             all_outputs=self.return_sequences,
             unroll=self.unroll,
         )
-        cell.update_statistics(result.measured)
+        cell.update_statistics(result.measured, after=result.last_output)
         return result.last_output, result.outputs, result.states
 
     def get_config(self):

@@ -135,7 +135,7 @@ class BatchNormalizer(keras.layers.Layer):
         z, batch = (self._project_by_hand if by_hand else self._project_by_autodiff)(
             x, kernel, bias, whole_sequence, mask, first_time
         )
-        self.update(batch, first_time)
+        self.update(batch, first_time, after=z)
         return z
 
     def _project_by_hand(self, x, kernel, bias, whole_sequence, mask, first_time):
@@ -209,14 +209,20 @@ class BatchNormalizer(keras.layers.Layer):
             y += tf.cast(as_tensor(self.beta), y.dtype)
         return tf.cast(y, a.dtype), batch
 
-    def update(self, batch, first_time=0):
+    def update(self, batch, first_time=0, *, after):
         """Moves the population statistics towards a call's moments, once.
 
         Args:
             batch: `Moments` of a whole sequence (`[channels]`) or of each of its frames
                 (`[time, channels]`). Frames with fewer than two live rows are left out.
             first_time: The index of the first of these frames.
+            after: A tensor that has to be there first: what was normalised with the statistics as
+                they were. (Without this a graph was seen to read some of them too late.)
         """
+        with tf.control_dependencies([after]):
+            self._update(batch, first_time)
+
+    def _update(self, batch, first_time):
         batch = Moments(*(tf.stop_gradient(value) for value in batch))
         by_frame = len(batch.mean.shape) == 2
         if self.max_timesteps is not None:
@@ -287,7 +293,7 @@ class BatchNormalizer(keras.layers.Layer):
             None,
         )
         scale, shift = self._affine(used, bias)
-        self.update(Moments(product(total_mean, W), variance, count))
+        self.update(Moments(product(total_mean, W), variance, count), after=shift)
         return tf.cast(centred, x.dtype), W * scale, shift
 
     def population_projection(self, kernel, bias):

@@ -304,3 +304,34 @@ def test_gradients_with_a_large_mean(case):
         np.testing.assert_allclose(
             found["float32"][name], found["float64"][name], rtol=0, atol=2e-2 * scale
         )
+
+
+@pytest.mark.parametrize("name", ["simple_rnn", "lstm", "gru"])
+@pytest.mark.parametrize("mode", ["sequence", "frame", "frame_steps", "none"])
+def test_xla_infers(name, mode):
+    case = conformance.find(f"{name}-{mode}")
+    layer = case.layer()
+    x = np.random.default_rng(3).normal(size=(BATCH, TIME, FEATURES))
+    mask = conformance.masks()["right"]
+    layer.build(x.shape)
+    conformance.set_weights(layer, case.weights(np.random.default_rng(2)))
+    infer = tf.function(lambda x, mask: layer(x, mask=mask, training=False), jit_compile=True)
+    for found, expected in zip(infer(x, mask), layer(x, mask=mask), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+def test_a_lonely_row_meets_the_statistics_as_they_were():
+    """In a graph too, where reading and assigning them could be in any order."""
+    case = conformance.find("simple_rnn-frame")
+    layer = case.layer(momentum=0.5)
+    x = np.random.default_rng(3).normal(size=(BATCH, TIME, FEATURES))
+    mask = np.zeros((BATCH, TIME), bool)
+    mask[0] = mask[1, ::2] = True
+    layer.build(x.shape)
+    weights = case.weights(np.random.default_rng(2))
+    train = tf.function(lambda: layer(x, mask=mask, training=True)[0])
+    conformance.set_weights(layer, weights)
+    expected = layer(x, mask=mask, training=True)[0]
+    for _ in range(200):
+        conformance.set_weights(layer, weights)
+        np.testing.assert_allclose(train(), expected, rtol=0, atol=1e-10)

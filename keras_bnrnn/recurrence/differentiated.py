@@ -189,12 +189,13 @@ def _array(size, like):
 
 
 def _run(equations, project, x, arrays, states, live, all_outputs):
-    timesteps = tf.shape(x)[0]
+    timesteps, *row_shape = tf.unstack(tf.shape(x))
     outputs = _array(timesteps, states[0]) if all_outputs else 0
 
     def frames(count):
         def turn(time, states, outputs):
-            z = project(x[time : time + count], time, *arrays)
+            # With a size that XLA can tell, which a slice from `time` to `time + count` has not.
+            z = project(tf.slice(x, [time, 0, 0], [count, *row_shape]), time, *arrays)
             for z_t in tf.unstack(z, count):
                 new, _ = equations.forward(z_t, states)
                 if live is not None:
