@@ -23,8 +23,8 @@ import tensorflow as tf
 from keras_bnrnn.moments import Moments, live_mean, statistics_dtype
 
 # Up to this many features^2 / channels the products with the scatter matrix take less time than the
-# passes over all pre-activations that they save (measured on CPUs of 150 and 450 GFLOP/s).
-SCATTER_LIMIT = 50
+# passes over all pre-activations that they save (measured on 2 cores of 450 GFLOP/s).
+SCATTER_LIMIT = 25
 
 
 def product(x, kernel, bias=None):
