@@ -1,4 +1,4 @@
-"""The normalised projection: both hand-derived forms against the one that autodiff differentiates."""
+"""Normalised projection: both hand-derived forms against the one that autodiff differentiates."""
 
 import numpy as np
 import pytest
