@@ -19,7 +19,7 @@ from keras_bnrnn import BatchNormLSTM, recalibrate
 # The digits 0 to 9 in five rows of three pixels; an octal digit holds a row's three bits.
 GLYPHS = ["75557", "26227", "71747", "71717", "55711", "74717", "74757", "71111", "75757", "75717"]
 ROWS, COLUMNS, SCALE, NOISE = 40, 8, 2, 0.3
-UNITS, IMAGES, EPOCHS, BATCH_SIZE = 48, 2000, 4, 50
+UNITS, IMAGES, EPOCHS, BATCH_SIZE, SEEDS = 48, 2000, 4, 50, 2
 
 
 def images(count, generator):
@@ -51,13 +51,14 @@ def normalized_layer(gamma):
     )
 
 
-def train(recurrent_layer, seed=0):
-    """Training loss of each epoch; loss and accuracy on unseen images."""
+def train(recurrent_layer, seed):
+    """Training loss of each epoch, then loss and accuracy on unseen images."""
     keras.utils.set_random_seed(seed)
     generator = np.random.default_rng(seed)
     model = keras.Sequential([recurrent_layer, keras.layers.Dense(10, activation="softmax")])
     model.compile(
-        optimizer=keras.optimizers.Adam(0.01),
+        # Chosen for the plain LSTM: it learns worse at 0.01, where it also needs the clipping.
+        optimizer=keras.optimizers.Adam(0.005, global_clipnorm=1.0),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
@@ -65,11 +66,10 @@ def train(recurrent_layer, seed=0):
     history = model.fit(seen, classes, batch_size=BATCH_SIZE, epochs=EPOCHS, verbose=0)
     if isinstance(recurrent_layer, BatchNormLSTM):
         # After so few updates the moving averages lag behind the weights; take exact statistics.
-        recalibrate(
-            model, [seen[i : i + BATCH_SIZE] for i in range(0, IMAGES, BATCH_SIZE)], verbose=0
-        )
+        batches = [seen[start : start + BATCH_SIZE] for start in range(0, IMAGES, BATCH_SIZE)]
+        recalibrate(model, batches, verbose=0)
     unseen = model.evaluate(*images(1000, generator), batch_size=250, verbose=0)
-    return history.history["loss"], unseen
+    return history.history["loss"] + unseen
 
 
 def main():
@@ -78,14 +78,18 @@ def main():
         "BatchNormLSTM, gamma 0.1": lambda: normalized_layer(0.1),
         "BatchNormLSTM, gamma 1.0": lambda: normalized_layer(1.0),
     }
-    print(f"{'':26}training loss in epoch{'':{7 * EPOCHS - 22}}  on unseen images")
+    print(f"Means of {SEEDS} seeds{'':11}training loss after epoch  on unseen images")
     epochs = "".join(f"{epoch:7}" for epoch in range(1, EPOCHS + 1))
     print(f"{'':26}{epochs}{'loss':>8}{'accuracy':>10}")
     table = {}
     for name, make_layer in layers.items():
-        losses, (loss, accuracy) = table[name] = train(make_layer())
-        row = "".join(f"{value:7.2f}" for value in losses)
-        print(f"{name:26}{row}{loss:8.2f}{accuracy:10.2f}", flush=True)
+        row = table[name] = np.mean([train(make_layer(), seed) for seed in range(SEEDS)], axis=0)
+        losses = "".join(f"{value:7.2f}" for value in row[:-2])
+        print(f"{name:26}{losses}{row[-2]:8.2f}{row[-1]:10.2f}", flush=True)
+    print(
+        "The normalised LSTM learns faster with gamma 0.1 than with gamma 1.0. A plain LSTM whose\n"
+        "learning rate suits it and whose gradients are clipped learns about as fast on this task."
+    )
     return table
 
 
