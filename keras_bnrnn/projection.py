@@ -139,17 +139,17 @@ def normalized_projection(
             scale = tf.where(enough, s / rows, tf.zeros_like(s))
             k = -scale * tf.square(inverse) * d_dot
             c = -scale * d_sum
+            shift = tf.cast(product(c, tf.transpose(wide_W)), x.dtype)
             if by_scatter:
                 d_W = s * x_dz + k * CW
-                d_x = product(dz, tf.cast(tf.transpose(wide_W * s), x.dtype))
+                d_x = product(dz, tf.cast(tf.transpose(wide_W * s), x.dtype), shift)
                 square = tf.matmul(wide_W * k, wide_W, transpose_b=True)
                 d_x += product(x_c, tf.cast(square, x.dtype))
             else:
                 da = tf.cast(dz_wide * spread(s) + tf.cast(a, wide) * spread(k), x.dtype)
                 da_rows = tf.reshape(da, [-1, channels])
                 d_W = tf.matmul(tf.reshape(x_c, [-1, features]), da_rows, transpose_a=True)
-                d_x = product(da, tf.transpose(W))
-            d_x += spread(tf.cast(product(c, tf.transpose(wide_W)), x.dtype))
+                d_x = product(da, tf.transpose(W)) + spread(shift)
             if live is not None:
                 d_x = tf.where(live, d_x, tf.zeros_like(d_x))
             return d_x, tf.cast(d_W, W.dtype), tf.cast(d_bias, bias.dtype), d_gamma

@@ -1,0 +1,55 @@
+"""The hand-derived loop: how it multiplies by the recurrent kernel changes no number."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bnrnn import BatchNormGRU, BatchNormLSTM, BatchNormSimpleRNN
+from keras_bnrnn.recurrence import differentiated
+
+UNITS = 5  # odd, so that halves of a kernel differ in size
+LAYERS = {
+    "lstm": (BatchNormLSTM, {}),
+    "gru": (BatchNormGRU, {}),
+    "gru_reset_before": (BatchNormGRU, {"reset_after": False}),
+    "simple_rnn": (BatchNormSimpleRNN, {}),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_kernel_in_halves_equals_whole_kernel(monkeypatch, name, training, compiled):
+    layer_class, arguments = LAYERS[name]
+    random = np.random.default_rng(0)
+    x = tf.constant(random.normal(size=(3, 9, 4)))
+    mask = tf.constant(random.random((3, 9)) > 0.3)
+    layer = layer_class(UNITS, return_sequences=True, dtype="float64", **arguments)
+    layer.build(x.shape)
+
+    def observe():
+        @tf.function(jit_compile=compiled)
+        def run():
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, mask=mask, training=training)
+                loss = tf.reduce_sum(tf.sin(y))
+            weights = [variable.value for variable in layer.trainable_variables]
+            return [y, *tape.gradient(loss, [x, *weights])]
+
+        return run()
+
+    halved = []
+    monkeypatch.setattr(
+        differentiated,
+        "_halves",
+        lambda *a, f=differentiated._halves, **k: halved.append(f(*a, **k)) or halved[-1],
+    )
+    monkeypatch.setattr(differentiated, "HALVED_SIZES", ())
+    whole = observe()
+    assert halved and all(len(parts) == 1 for parts in halved)
+    halved.clear()
+    monkeypatch.setattr(differentiated, "HALVED_SIZES", range(1, 2**19))
+    for seen, expected in zip(observe(), whole, strict=True):
+        np.testing.assert_allclose(seen, expected, rtol=1e-11, atol=1e-12)
+    assert halved and all(len(parts) == 2 for parts in halved)
