@@ -4,16 +4,16 @@ With x_c the inputs less their mean over the rows that a statistic is taken over
 zero, and
 
     var = sum(a^2) / n,   s = gamma / sqrt(var + epsilon),   z = s a + bias
-    k = -s / (var + epsilon) sum(dz a) / n,   c = -s sum(dz) / n
-    da = s dz + k a + c,   dW = x_c^T da,   dx = da W^T
+    k = -sum(dz a) / n / (var + epsilon),   c = -s sum(dz) / n
+    da = s (dz + k a) + c,   dW = x_c^T da,   dx = da W^T
 
 The array a is `[time, batch, channels]`, by far the largest here, and each pass over it costs. c is
 the same for all rows of a statistic, so it is left out of da and added to dx. Where there are few
 features, one gets by without any pass over a, through the inputs' scatter matrix C = x_c^T x_c:
 
     sum(a^2) = diag(W^T C W),   z = x_c (s W) + bias
-    sum(dz a) = diag(W^T x_c^T dz),   dW = s x_c^T dz + k C W
-    dx = dz (s W)^T + x_c (k W) W^T + c W^T
+    sum(dz a) = diag(W^T x_c^T dz),   dW = s (x_c^T dz + k C W)
+    dx = (dz + x_c (k W)) (s W)^T + c W^T
 
 Kept for the backward pass: x_c, of the inputs' size, and in the first form a.
 """
@@ -136,17 +136,18 @@ def normalized_projection(
             d_bias = d_sum
             if not whole_sequence:
                 d_gamma, d_bias = tf.reduce_sum(d_gamma, 0), tf.reduce_sum(d_bias, 0)
-            scale = tf.where(enough, s / rows, tf.zeros_like(s))
-            k = -scale * tf.square(inverse) * d_dot
-            c = -scale * d_sum
+            share = tf.where(enough, 1.0 / rows, tf.zeros_like(rows))
+            k = -share * tf.square(inverse) * d_dot
+            c = -share * s * d_sum
             shift = tf.cast(product(c, tf.transpose(wide_W)), x.dtype)
             if by_scatter:
-                d_W = s * x_dz + k * CW
+                d_W = s * (x_dz + k * CW)
                 d_x = product(dz, tf.cast(tf.transpose(wide_W * s), x.dtype), shift)
-                square = tf.matmul(wide_W * k, wide_W, transpose_b=True)
+                square = tf.matmul(wide_W * (k * s), wide_W, transpose_b=True)
                 d_x += product(x_c, tf.cast(square, x.dtype))
             else:
-                da = tf.cast(dz_wide * spread(s) + tf.cast(a, wide) * spread(k), x.dtype)
+                # In this order one array less is made than in dz s + a k.
+                da = tf.cast((dz_wide + tf.cast(a, wide) * spread(k)) * spread(s), x.dtype)
                 da_rows = tf.reshape(da, [-1, channels])
                 d_W = tf.matmul(tf.reshape(x_c, [-1, features]), da_rows, transpose_a=True)
                 d_x = product(da, tf.transpose(W)) + spread(shift)

@@ -92,7 +92,8 @@ def show_utterance(corpus):
     """Prints an utterance's phones; draws features, labels and posteriors."""
     split, utterance = find_utterance(corpus, FLAGS.utterance)
     labels = utterance["labels"]
-    print(f"{utterance['id']} ({split}), speaker {utterance['speaker'] or 'unknown'}")
+    gender = f" ({utterance['gender']})" if utterance["gender"] else ""
+    print(f"{utterance['id']} ({split}), speaker {utterance['speaker'] or 'unknown'}{gender}")
     print(f"transcript: {utterance['transcript'] or 'unknown'}")
     print(f"{len(labels) / FRAMES_PER_SECOND:.2f} s, {len(np.unique(labels))} different states")
     print(f"phones:     {' '.join(corpus.phones(labels))}")

@@ -14,6 +14,7 @@ fce is the frame-wise cross-entropy in nats, fer the share of frames given the w
 is the running figure of the epoch, while the weights still change; `dev` is of the epoch's end.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -26,6 +27,7 @@ from absl import flags
 import command_line
 from command_line import CommandError
 from distribution import check_batch_size, make_strategy
+from keras_bnrnn.data.augmentation import SpecAugment
 from keras_bnrnn.data.corpus import load_corpus
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech import MAX_FRAMES, speech_dataset
@@ -57,6 +59,13 @@ flags.DEFINE_integer(
     MAX_FRAMES,
     "Leave longer utterances out of training (never out of dev and test).",
     lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "augment",
+    False,
+    "Hide random stretches of time and bands of channels of the training utterances, others in "
+    f"each epoch (SpecAugment: {SpecAugment()}).",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -99,21 +108,23 @@ def main(argv):
     initial_epoch = run.restore(model)
     if initial_epoch >= FLAGS.epochs:
         print(f"{initial_epoch} epochs are done already; --epochs={FLAGS.epochs} asks for no more.")
-    model.fit(
-        batches(corpus, "train", first_epoch=initial_epoch),
-        validation_data=dev,
-        initial_epoch=initial_epoch,
-        epochs=max(FLAGS.epochs, initial_epoch),
-        callbacks=[run.callback()],
-        shuffle=False,  # the dataset is shuffled already
-        verbose=command_line.fit_verbosity(),
-    )
+    with damage_explained(corpus):
+        model.fit(
+            batches(corpus, "train", first_epoch=initial_epoch),
+            validation_data=dev,
+            initial_epoch=initial_epoch,
+            epochs=max(FLAGS.epochs, initial_epoch),
+            callbacks=[run.callback()],
+            shuffle=False,  # the dataset is shuffled already
+            verbose=command_line.fit_verbosity(),
+        )
 
     final_weights = model.get_weights()
     model.load_weights(run.best_model_path)
     extra = {"dev_fer_of_commonest_state": commonest_state_error(corpus)}
     if "test" in corpus.splits:
-        scores = model.evaluate(batches(corpus, "test"), verbose=0, return_dict=True)
+        with damage_explained(corpus):
+            scores = model.evaluate(batches(corpus, "test"), verbose=0, return_dict=True)
         extra.update(test_fce=scores["fce"], test_fer=scores["fer"])
     model.set_weights(final_weights)
     run.finish(model, **extra)
@@ -129,9 +140,24 @@ def batches(corpus, split, first_epoch=0):
         max_frames=FLAGS.max_frames,
         seed=FLAGS.seed,
         first_epoch=first_epoch,
+        augment=SpecAugment() if FLAGS.augment and split == "train" else None,
     )
     # Keras adds up the first batch over the replicas of a strategy, and booleans cannot be added.
     return dataset.map(lambda features, labels, mask: (features, labels, tf.cast(mask, tf.float32)))
+
+
+@contextlib.contextmanager
+def damage_explained(corpus):
+    """Turns a record that cannot be read into an error that names the damaged shards."""
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        damaged = ", ".join(corpus.damaged_shards()) or "none now, so perhaps the disk fails"
+        raise CorpusError(
+            f"{corpus.path}: a record cannot be read ({error.message.splitlines()[0]}); shards "
+            f"whose checksum is wrong: {damaged}. Prepare the corpus again (prepare_speech.py "
+            f"--verify={corpus.path} tells more), then give this command again: it continues"
+        ) from error
 
 
 def describe_run(corpus):
@@ -144,6 +170,7 @@ def describe_run(corpus):
         "bidirectional": FLAGS.bidirectional,
         "batch_size": FLAGS.batch_size,
         "max_frames": FLAGS.max_frames,
+        "augment": FLAGS.augment,
         "learning_rate": FLAGS.learning_rate,
         "momentum": FLAGS.momentum,
         "seed": FLAGS.seed,

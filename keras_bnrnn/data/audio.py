@@ -53,6 +53,88 @@ def read_audio(path, sample_rate=16000, decoder="auto"):
     return to_sixteen_bit(resample(samples, header.samplerate, sample_rate))
 
 
+def read_audio_files(paths, sample_rate=16000):
+    """Reads many files, through `audio_dataset` where tensorflow-io decodes.
+
+    Args:
+        paths: list of audio files.
+        sample_rate: wanted rate in Hz.
+
+    Yields:
+        For each path what `read_audio` returns, or the `UtteranceError` that it raises.
+    """
+    if tensorflow_io_audio() is None:
+        yield from (_samples_or_error(path, sample_rate) for path in paths)
+        return
+    import tensorflow as tf
+
+    readable = []
+    for path in paths:
+        try:
+            readable.append(is_native(audio_header(path)))
+        except UtteranceError:
+            readable.append(False)
+    native = [path for path, known in zip(paths, readable, strict=True) if known]
+    decoded = iter(audio_dataset(native, sample_rate)) if native else iter(())
+    for path, known in zip(paths, readable, strict=True):
+        if known:
+            try:
+                yield next(decoded).numpy()
+                continue
+            except tf.errors.OpError:
+                pass  # The other way of reading tells what is wrong with this file.
+        yield _samples_or_error(path, sample_rate)
+
+
+def audio_dataset(paths, sample_rate=16000):
+    """Waveforms of 16-bit WAV and FLAC files, decoded by tensorflow-io in the `tf.data` graph.
+
+    Args:
+        paths: list of audio files.
+        sample_rate: wanted rate in Hz.
+
+    Returns:
+        A `tf.data.Dataset` of `[samples]`, float32 as from `read_audio`, in the order of `paths`.
+
+    Raises:
+        CorpusError: the native operations of tensorflow-io do not load here.
+        UtteranceError: a file is missing, empty, or of another format.
+    """
+    import tensorflow as tf
+
+    decoders = _native_decoders()
+    headers = [_native_header(path) for path in paths]
+
+    def finish(samples, rate):
+        mono = (samples.astype(np.float64) / SIXTEEN_BIT).mean(axis=1)
+        return to_sixteen_bit(resample(mono, int(rate), sample_rate))
+
+    def decode(path, is_wav, rate):
+        contents = tf.io.read_file(path)
+        samples = tf.cond(
+            is_wav,
+            lambda: decoders.decode_wav(contents, dtype=tf.int16),
+            lambda: decoders.decode_flac(contents, dtype=tf.int16),
+        )
+        samples = tf.numpy_function(finish, [samples, rate], tf.float32, stateful=False)
+        return tf.ensure_shape(samples, [None])
+
+    columns = (
+        [str(path) for path in paths],
+        [header.format == "WAV" for header in headers],
+        [header.samplerate for header in headers],
+    )
+    dataset = tf.data.Dataset.from_tensor_slices(columns)
+    return dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _samples_or_error(path, sample_rate):
+    try:
+        return read_audio(path, sample_rate)
+    except UtteranceError as error:
+        return error
+
+
 def audio_header(path):
     """Format, sampling rate and length of an audio file that is there and not empty."""
     soundfile = _soundfile()
@@ -121,6 +203,17 @@ def _decode_with_soundfile(path):
 def _decode_with_tensorflow_io(path, header):
     import tensorflow as tf
 
+    decoders = _native_decoders()
+    _native_header(path, header)
+    decode = decoders.decode_wav if header.format == "WAV" else decoders.decode_flac
+    try:
+        samples = decode(tf.io.read_file(str(path)), dtype=tf.int16).numpy()
+    except tf.errors.OpError as error:
+        raise UtteranceError(f"{path}: the audio cannot be decoded ({error.message})") from error
+    return samples.astype(np.float64) / SIXTEEN_BIT
+
+
+def _native_decoders():
     decoders = tensorflow_io_audio()
     if decoders is None:
         raise CorpusError(
@@ -128,17 +221,17 @@ def _decode_with_tensorflow_io(path, header):
             "do not load here: install keras-bnrnn[tfio] with TensorFlow 2.16, or use "
             "decoder='auto'"
         )
+    return decoders
+
+
+def _native_header(path, header=None):
+    header = header or audio_header(path)
     if not is_native(header):
         raise UtteranceError(
             f"{path}: {header.format} {header.subtype} is not among tensorflow-io's formats "
             "here (16-bit WAV and FLAC); use decoder='auto'"
         )
-    decode = decoders.decode_wav if header.format == "WAV" else decoders.decode_flac
-    try:
-        samples = decode(tf.io.read_file(str(path)), dtype=tf.int16).numpy()
-    except tf.errors.OpError as error:
-        raise UtteranceError(f"{path}: the audio cannot be decoded ({error.message})") from error
-    return samples.astype(np.float64) / SIXTEEN_BIT
+    return header
 
 
 def _check_wav_length(path):

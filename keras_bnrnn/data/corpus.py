@@ -4,8 +4,8 @@
     failures.tsv                    utterances that were left out, and why
     train-00000-of-00002.tfrecord   `tf.train.Example`s, one per utterance
 
-An example holds `id`, `speaker` and `transcript` (bytes), `features` (float32, `[T * D]`, not
-normalised) and `labels` (int64, `[T]`: indices into the states of `corpus.json`).
+An example holds `id`, `speaker`, `gender` and `transcript` (bytes), `features` (float32, `[T * D]`,
+not normalised) and `labels` (int64, `[T]`: indices into the states of `corpus.json`).
 """
 
 import hashlib
@@ -87,6 +87,15 @@ class Corpus:
     def shard_paths(self, split):
         """Paths of a split's shards, in order."""
         return [_join(self.path, shard["file"]) for shard in self.split(split)["shards"]]
+
+    def damaged_shards(self):
+        """Paths of the shards whose checksums differ from `corpus.json`'s. Reads every byte."""
+        return [
+            path
+            for split, entry in self.splits.items()
+            for path, shard in zip(self.shard_paths(split), entry["shards"], strict=True)
+            if file_checksum(path) != shard["sha256"]
+        ]
 
     def check_shards(self, split):
         """Checks that a split's shards are there and as long as they were written.
@@ -197,11 +206,11 @@ def file_checksum(path):
     return digest.hexdigest()
 
 
-def make_example(utterance_id, speaker, transcript, features, labels):
+def make_example(utterance_id, speaker, transcript, features, labels, gender=""):
     """Serialises an utterance.
 
     Args:
-        utterance_id, speaker, transcript: strings.
+        utterance_id, speaker, transcript, gender: strings, empty where unknown.
         features: `[T, D]`, float32.
         labels: `[T]`, integers.
 
@@ -218,6 +227,7 @@ def make_example(utterance_id, speaker, transcript, features, labels):
             feature={
                 "id": text(utterance_id),
                 "speaker": text(speaker),
+                "gender": text(gender),
                 "transcript": text(transcript),
                 "features": tf.train.Feature(float_list=tf.train.FloatList(value=features.ravel())),
                 "labels": tf.train.Feature(
@@ -233,7 +243,8 @@ def read_example(record, dimension):
     """The reverse of `make_example`, in NumPy.
 
     Returns:
-        A dictionary with `id`, `speaker`, `transcript`, `features` `[T, D]` and `labels` `[T]`.
+        A dictionary with `id`, `speaker`, `gender`, `transcript`, `features` `[T, D]` and `labels`
+        `[T]`.
 
     Raises:
         CorpusError: the number of features is not frames times dimension.
@@ -248,9 +259,10 @@ def read_example(record, dimension):
             f"{dimension}"
         )
     return {
-        "id": utterance_id,
-        "speaker": fields["speaker"].bytes_list.value[0].decode("utf-8"),
-        "transcript": fields["transcript"].bytes_list.value[0].decode("utf-8"),
+        **{
+            name: b"".join(fields[name].bytes_list.value).decode("utf-8")
+            for name in ("id", "speaker", "gender", "transcript")
+        },
         "features": features.reshape(labels.size, dimension),
         "labels": labels,
     }

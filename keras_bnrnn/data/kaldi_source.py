@@ -1,9 +1,13 @@
 """What a Kaldi recipe leaves on disk: features in archives, and alignments to pdf-ids."""
 
+import atexit
+import contextlib
 import functools
 import hashlib
 import io
+import os
 import struct
+import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,7 @@ from keras_bnrnn.data.features import append_differences
 from keras_bnrnn.data.speech_sources import (
     Failure,
     LabelledFrames,
+    Source,
     Utterance,
     assign_splits,
     drop_duplicates,
@@ -28,27 +33,43 @@ CMVN_KINDS = ("none", "mean", "mean_variance")
 ALIGNMENT_PATTERNS = ("ali*", "pdf*", "*.ali", "*.pdf")
 TEXT_MODELS = ("final.mdl.txt", "final.txt", "final.mdl")
 NOT_ALIGNMENTS = (".scp", ".log", ".mdl")
+GENDERS = ("f", "m")
 
 
 @dataclass(frozen=True, repr=False)
-class KaldiEntry:
-    """Where an utterance's features and cepstral statistics are, and its pdf-ids (int32)."""
+class PdfIds:
+    """Where in a file of int32 an utterance's pdf-ids are, and their checksum."""
 
-    features: str
-    cmvn: str
-    pdf_ids: bytes
-    num_pdfs: int
+    file: str
+    offset: int
+    frames: int
+    sha256: str
 
     def __repr__(self):
-        return f"{self.features} {self.cmvn} {hashlib.sha256(self.pdf_ids).hexdigest()}"
+        return self.sha256
+
+    def read(self):
+        """`[frames]`, int32."""
+        return np.fromfile(self.file, np.int32, self.frames, offset=self.offset)
 
 
 @dataclass(frozen=True)
-class KaldiSource:
+class KaldiEntry:
+    """Where an utterance's features, cepstral statistics and pdf-ids are."""
+
+    features: str
+    cmvn: str
+    pdf_ids: PdfIds
+    num_pdfs: int
+
+
+@dataclass(frozen=True)
+class KaldiSource(Source):
     """A Kaldi data directory and an alignment directory.
 
     The data directory holds `feats.scp`, or sub-folders named after train, dev and test that do.
-    Utterances of which nothing is said in `utt2spk` are their own speakers. Paths in `feats.scp`
+    Utterances of which nothing is said in `utt2spk` are their own speakers; `spk2gender` is kept
+    with the utterances. Paths in `feats.scp`
     are looked for from the working directory and from the data directory upwards. Features of 41
     dimensions (energy and 40 channels) are completed with first and second differences, others
     are taken as they are.
@@ -56,7 +77,8 @@ class KaldiSource:
     Alignments are integer vectors in archives `ali*` or `pdf*` anywhere in the alignment
     directory, text or binary, gzipped or not. They are pdf-ids, as `ali-to-pdf` writes them,
     unless the directory holds the text form of `final.mdl` (as `final.mdl`, `final.mdl.txt` or
-    `final.txt`): then they are transition-ids. All of them are held in memory.
+    `final.txt`): then they are transition-ids. While a corpus is prepared they lie in a temporary
+    file, 4 bytes a frame.
 
     Args:
         input_dir: the data directory.
@@ -97,6 +119,13 @@ class KaldiSource:
         folder = path.parent
         speakers = read_table(folder / "utt2spk")
         transcripts = read_table(folder / "text")
+        genders = read_table(folder / "spk2gender")
+        for speaker, gender in genders.items():
+            if gender not in GENDERS:
+                raise CorpusError(
+                    f"{folder / 'spk2gender'}: {speaker} is {gender!r}, not one of "
+                    f"{', '.join(GENDERS)}"
+                )
         cmvn = read_table(folder / "cmvn.scp")
         if self.cmvn != "none" and not cmvn:
             raise CorpusError(f"cmvn={self.cmvn}: {folder} has no cmvn.scp")
@@ -116,13 +145,13 @@ class KaldiSource:
             entry = KaldiEntry(
                 find_archive(location, folder),
                 statistics,
-                alignments.pdf_ids[name].tobytes(),
+                alignments.pdf_ids[name],
                 alignments.num_pdfs,
             )
-            listed.append(Utterance(name, speaker, split, transcripts.get(name, ""), entry))
+            gender = genders.get(speaker or name, "")
+            listed.append(Utterance(name, speaker, split, transcripts.get(name, ""), entry, gender))
 
     def prepare(self, utterance):
-        """`LabelledFrames` of an utterance; raises UtteranceError."""
         entry = utterance.location
         features = load_matrix(entry.features)
         if features.ndim != 2 or not len(features):
@@ -131,7 +160,7 @@ class KaldiSource:
             features = apply_cmvn(features, load_matrix(entry.cmvn), self.cmvn == "mean_variance")
         if features.shape[1] == STATIC_DIMENSION:
             features = append_differences(features)
-        pdf_ids = np.frombuffer(entry.pdf_ids, np.int32)
+        pdf_ids = entry.pdf_ids.read()
         largest = entry.num_pdfs - 1
         if len(pdf_ids) and not 0 <= pdf_ids.min() <= pdf_ids.max() <= largest:
             raise UtteranceError(
@@ -152,7 +181,7 @@ class Alignments:
     """Pdf-ids per utterance, and what could not be read.
 
     Attributes:
-        pdf_ids: `{utterance: [frames] int32}`.
+        pdf_ids: `{utterance: PdfIds}`.
         num_pdfs: of the model, or one more than the largest id seen.
         damage: messages, one for each archive that could not be read to its end.
     """
@@ -192,26 +221,38 @@ def read_alignments(folder):
             "into a folder of their own, or write the model as text with: "
             "gmm-copy --binary=false final.mdl final.mdl.txt"
         )
-    vectors, damage = {}, []
-    for path in paths:
-        try:
-            for name, vector in read_integer_vectors(path):
-                vectors[name] = vector
-        except (OSError, ValueError) as error:
-            damage.append(f"{path} cannot be read to its end ({error})")
-    if not vectors:
+    pdf_of, num_pdfs = (None, 0) if model is None else read_transition_model(model)
+    pdf_ids, damage = {}, []
+    # In a file, because the alignments of a thousand hours would take gigabytes of memory.
+    with tempfile.NamedTemporaryFile(prefix="pdf-ids-", delete=False) as file:
+        atexit.register(_remove, file.name)
+        for path in paths:
+            try:
+                for name, vector in read_integer_vectors(path):
+                    if model is None:
+                        num_pdfs = max(num_pdfs, 1 + int(vector.max(initial=-1)))
+                    else:
+                        vector = _pdfs_of_transitions(vector, pdf_of)
+                    contents = np.asarray(vector, np.int32).tobytes()
+                    checksum = hashlib.sha256(contents).hexdigest()
+                    pdf_ids[name] = PdfIds(file.name, file.tell(), len(vector), checksum)
+                    file.write(contents)
+            except (OSError, ValueError) as error:
+                damage.append(f"{path} cannot be read to its end ({error})")
+    if not pdf_ids:
         raise CorpusError(f"alignment_dir={folder}: nothing could be read; {'; '.join(damage)}")
-    if model is None:
-        return Alignments(
-            vectors, 1 + max(int(v.max(initial=-1)) for v in vectors.values()), damage
-        )
-    pdf_of, num_pdfs = read_transition_model(model)
-    mapped = {}
-    for name, vector in vectors.items():
-        inside = (vector > 0) & (vector < len(pdf_of))
-        # An impossible transition-id stays an impossible pdf-id, to fail with its utterance.
-        mapped[name] = np.where(inside, pdf_of[np.where(inside, vector, 0)], -1).astype(np.int32)
-    return Alignments(mapped, num_pdfs, damage)
+    return Alignments(pdf_ids, num_pdfs, damage)
+
+
+def _remove(path):
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _pdfs_of_transitions(ids, pdf_of):
+    """Pdf-ids of transition-ids; -1 for an impossible one, to fail with its utterance."""
+    inside = (ids > 0) & (ids < len(pdf_of))
+    return np.where(inside, pdf_of[np.where(inside, ids, 0)], -1).astype(np.int32)
 
 
 def read_integer_vectors(path):

@@ -120,7 +120,7 @@ def _plan(source, listed, seed, shard_bytes):
     """Everything that decides the corpus's bytes."""
     digest = hashlib.sha256()
     for u in listed:
-        digest.update(repr((u.id, u.speaker, u.split, u.transcript, u.location)).encode())
+        digest.update(repr((u.id, u.speaker, u.gender, u.split, u.transcript, u.location)).encode())
     return {
         "format_version": FORMAT_VERSION,
         "source": source.name,
@@ -238,13 +238,12 @@ def _make_part(part, source):
     moments = _Moments()
     aside = part.path.with_suffix(f".{os.getpid()}.partial")
     with _disk_errors(part.path), tf.io.TFRecordWriter(str(aside)) as writer:
-        for utterance in part.utterances:
-            try:
-                frames = source.prepare(utterance)
-                if not np.isfinite(frames.features).all():
-                    raise UtteranceError("features that are not finite numbers")
-            except UtteranceError as error:
-                failures.append([utterance.id, str(error)])
+        prepared = source.prepare_all(part.utterances)
+        for utterance, frames in zip(part.utterances, prepared, strict=True):
+            if not isinstance(frames, UtteranceError) and not np.isfinite(frames.features).all():
+                frames = UtteranceError("features that are not finite numbers")
+            if isinstance(frames, UtteranceError):
+                failures.append([utterance.id, str(frames)])
                 continue
             labels = [labels_of.setdefault(state, len(labels_of)) for state in frames.states]
             for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
@@ -253,7 +252,12 @@ def _make_part(part, source):
             lengths.append(len(labels))
             writer.write(
                 make_example(
-                    utterance.id, utterance.speaker, utterance.transcript, frames.features, labels
+                    utterance.id,
+                    utterance.speaker,
+                    utterance.transcript,
+                    frames.features,
+                    labels,
+                    utterance.gender,
                 )
             )
     os.replace(aside, part.path)

@@ -1,7 +1,8 @@
 """Where speech comes from: each source lists utterances and turns one into labelled frames.
 
-A source is small and picklable. `utterances()` runs once, in the main process, and `prepare(u)`
-in any worker; what is costly to make (an aligner, a filter bank) is made on first use there.
+A source is small and picklable. `utterances()` runs once, in the main process, and
+`prepare_all(utterances)` in any worker; what is costly to make (an aligner, a filter bank) is made
+on first use there.
 """
 
 import collections
@@ -16,7 +17,7 @@ import numpy as np
 
 from keras_bnrnn.data import synthesis
 from keras_bnrnn.data.alignment import LABEL_KINDS, Aligner, State, match_lengths, read_lexicon
-from keras_bnrnn.data.audio import AUDIO_SUFFIXES, read_audio
+from keras_bnrnn.data.audio import AUDIO_SUFFIXES, read_audio, read_audio_files
 from keras_bnrnn.data.corpus import SPLITS
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
 from keras_bnrnn.data.textgrid import frame_labels, read_textgrid
@@ -38,6 +39,7 @@ class Utterance:
         split: `"train"`, `"dev"` or `"test"`.
         transcript: what is said; empty where labels come from elsewhere.
         location: what the source needs to read it: a path, a prompt, an archive's entry.
+        gender: `"f"` or `"m"`; empty if unknown.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Utterance:
     split: str
     transcript: str
     location: object
+    gender: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,22 @@ class LabelledFrames:
 
     features: np.ndarray
     states: list
+
+
+class Source:
+    """Base of all sources."""
+
+    def prepare(self, utterance):
+        """`LabelledFrames` of an utterance; raises UtteranceError."""
+        raise NotImplementedError
+
+    def prepare_all(self, utterances):
+        """Yields the `LabelledFrames` of each utterance, or its UtteranceError."""
+        for utterance in utterances:
+            try:
+                yield self.prepare(utterance)
+            except UtteranceError as error:
+                yield error
 
 
 @functools.lru_cache(maxsize=2)
@@ -81,7 +100,7 @@ def filter_bank(sample_rate):
 
 
 @dataclass(frozen=True)
-class AlignedSource:
+class AlignedSource(Source):
     """Base of the sources whose labels come from forced alignment.
 
     Args:
@@ -101,12 +120,14 @@ class AlignedSource:
             read_lexicon(self.lexicon)
 
     def waveform(self, utterance):
-        """The utterance's samples at `sample_rate`, float32 in -1…1."""
-        return read_audio(utterance.location, self.sample_rate)
+        """The utterance's samples at `sample_rate`, float32 in -1…1; raises UtteranceError."""
+        raise NotImplementedError
 
     def prepare(self, utterance):
-        """`LabelledFrames` of an utterance; raises UtteranceError."""
-        samples = self.waveform(utterance)
+        return self.label(utterance, self.waveform(utterance))
+
+    def label(self, utterance, samples):
+        """`LabelledFrames` of an utterance's samples; raises UtteranceError."""
         states = self.frame_states(utterance, samples)
         features = filter_bank(self.sample_rate)(samples)
         if not len(features):
@@ -132,6 +153,28 @@ class AlignedSource:
     def all_states(self, occurring):
         """The corpus's states in label order, from the set of those that occur."""
         return sorted(occurring)
+
+
+class RecordedSource(AlignedSource):
+    """Base of the sources whose audio is in files."""
+
+    def audio_path(self, utterance):
+        """The utterance's audio file."""
+        return utterance.location
+
+    def waveform(self, utterance):
+        return read_audio(self.audio_path(utterance), self.sample_rate)
+
+    def prepare_all(self, utterances):
+        paths = [self.audio_path(utterance) for utterance in utterances]
+        waveforms = read_audio_files(paths, self.sample_rate)
+        for utterance, samples in zip(utterances, waveforms, strict=True):
+            try:
+                if isinstance(samples, UtteranceError):
+                    raise samples
+                yield self.label(utterance, samples)
+            except UtteranceError as error:
+                yield error
 
 
 @dataclass(frozen=True)
@@ -165,7 +208,7 @@ class SyntheticSource(AlignedSource):
 
 
 @dataclass(frozen=True)
-class LibriSpeechSource(AlignedSource):
+class LibriSpeechSource(RecordedSource):
     """Folders `speaker/chapter` with `*.trans.txt` beside FLAC or WAV files.
 
     Folders above them whose names begin with train, dev or test decide the split; without such
@@ -356,7 +399,7 @@ def take_utterances(utterances, count, seed):
 
 
 @dataclass(frozen=True)
-class ManifestSource(AlignedSource):
+class ManifestSource(RecordedSource):
     """A tab-separated list of audio files and what is said in them.
 
     Without a header the columns are the audio's path and the transcript. A header names its
@@ -432,7 +475,7 @@ class ManifestSource(AlignedSource):
 
 
 @dataclass(frozen=True)
-class TextGridSource(AlignedSource):
+class TextGridSource(RecordedSource):
     """Audio with Praat TextGrids beside it, as the Montreal Forced Aligner writes them.
 
     The labels are the phones of an interval tier as they are written there; empty intervals are
@@ -482,8 +525,8 @@ class TextGridSource(AlignedSource):
         listed, duplicates = drop_duplicates(listed)
         return listed, failures + duplicates
 
-    def waveform(self, utterance):
-        return read_audio(utterance.location[0], self.sample_rate)
+    def audio_path(self, utterance):
+        return utterance.location[0]
 
     def frame_states(self, utterance, samples):
         intervals = read_textgrid(utterance.location[1], self.tier)

@@ -30,17 +30,20 @@ class RecurrentProduct:
     Args:
         kernel: U, `[units, gates * units]`.
         masks: `None`, `[batch, units]`, or a list of such.
+        sizes: Widths of the parts that `forward_parts` gives; `None` where it is not called.
     """
 
-    def __init__(self, kernel, masks=None):
+    def __init__(self, kernel, masks=None, sizes=None):
         self.masks = masks
+        self.sizes = sizes
         # A product with a transposed operand takes up to twice the time, and this one is taken at
         # every step.
         if isinstance(masks, list):
             self.kernels = tf.split(kernel, len(masks), axis=1)
             self.transposed = [tf.transpose(part) for part in self.kernels]
         else:
-            self.kernels = _halves(kernel, axis=1)
+            # Parts that are wanted one by one need not be put together first.
+            self.kernels = tf.split(kernel, sizes, axis=1) if sizes else _halves(kernel, axis=1)
             self.transposed = [tf.transpose(part) for part in _halves(kernel, axis=0)]
 
     def forward(self, h):
@@ -50,6 +53,13 @@ class RecurrentProduct:
         return tf.concat(
             [(h * mask) @ kernel for mask, kernel in zip(self.masks, self.kernels, strict=True)], -1
         )
+
+    def forward_parts(self, h):
+        """The same as a list of arrays of the widths `sizes`."""
+        if isinstance(self.masks, list):
+            return tf.split(self.forward(h), self.sizes, axis=-1)
+        h = self._masked(h)
+        return [h @ kernel for kernel in self.kernels]
 
     def backward(self, d):
         """The gradient for h of one step, from that for `h U`."""

@@ -29,19 +29,18 @@ class ResetAfterGRUEquations:
 
     def __init__(self, parameters, masks=None):
         U, *bias = parameters
-        self.bias = bias[0] if bias else None
         units = U.shape[0]
-        self.recurrent = RecurrentProduct(U, masks)
         self.sizes = [2 * units, units]
+        self.recurrent = RecurrentProduct(U, masks, self.sizes)
+        self.biases = tf.split(bias[0], self.sizes) if bias else None
         self.saved_channels = [2 * units, units, units]
         self.gradient_channels = [3 * units, 3 * units]
 
     def forward(self, z, states):
         (h,) = states
-        u = self.recurrent.forward(h)
-        if self.bias is not None:
-            u = tf.nn.bias_add(u, self.bias)
-        u_zr, u_n = tf.split(u, self.sizes, axis=-1)
+        u_zr, u_n = self.recurrent.forward_parts(h)
+        if self.biases is not None:
+            u_zr, u_n = map(tf.nn.bias_add, (u_zr, u_n), self.biases)
         z_zr, z_n = tf.split(z, self.sizes, axis=-1)
         zr = tf.sigmoid(z_zr + u_zr)
         z, r = tf.split(zr, 2, axis=-1)
@@ -62,7 +61,7 @@ class ResetAfterGRUEquations:
     def parameter_gradients(self, h_before, dz, further):
         (d_u,) = further
         gradients = [self.recurrent.kernel_gradient(h_before, d_u)]
-        if self.bias is not None:
+        if self.biases is not None:
             gradients.append(tf.reduce_sum(d_u, [0, 1]))
         return gradients
 

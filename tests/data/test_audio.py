@@ -110,3 +110,36 @@ def test_a_file_without_samples_is_an_error(tmp_path):
     soundfile.write(path, np.zeros(0), 16000)
     with pytest.raises(UtteranceError, match="no samples"):
         audio.read_audio(path)
+
+
+@needs_tensorflow_io
+def test_the_dataset_gives_what_read_audio_gives(tmp_path):
+    generator = np.random.default_rng(0)
+    paths = []
+    for suffix, channels, sample_rate in (("wav", 1, 8000), ("flac", 2, 16000), ("wav", 2, 44100)):
+        paths.append(tmp_path / f"{sample_rate}.{suffix}")
+        noise = generator.integers(-32768, 32767, (sample_rate // 2, channels), np.int16)
+        soundfile.write(paths[-1], noise, sample_rate)
+    seen = [samples.numpy() for samples in audio.audio_dataset(paths, 16000)]
+    for samples, path in zip(seen, paths, strict=True):
+        np.testing.assert_array_equal(samples, audio.read_audio(path, 16000, decoder="soundfile"))
+    soundfile.write(tmp_path / "float.wav", tone(16000), 16000, subtype="FLOAT")
+    with pytest.raises(UtteranceError, match="FLOAT is not among"):
+        audio.audio_dataset([*paths, tmp_path / "float.wav"])
+
+
+def test_reading_many_files_loses_no_good_one(tmp_path):
+    """In either environment: through the dataset, or one after the other."""
+    good = [tmp_path / "a.wav", tmp_path / "b.flac", tmp_path / "c.ogg", tmp_path / "d.wav"]
+    for number, path in enumerate(good):
+        soundfile.write(path, tone(16000, frequency=200.0 * (number + 1)), 16000)
+    broken = tmp_path / "broken.flac"
+    broken.write_bytes(good[1].read_bytes()[:3000])
+    (tmp_path / "empty.wav").touch()
+    paths = [good[0], tmp_path / "missing.wav", good[1], broken, good[2], tmp_path / "empty.wav"]
+    paths.append(good[3])
+    seen = dict(zip(paths, audio.read_audio_files(paths, 16000), strict=True))
+    for path in good:
+        np.testing.assert_array_equal(seen[path], audio.read_audio(path))
+    for path in (broken, tmp_path / "missing.wav", tmp_path / "empty.wav"):
+        assert isinstance(seen[path], UtteranceError) and path.name in str(seen[path])

@@ -1,6 +1,7 @@
 """Kaldi directories: archives of every form, transition-ids, and what can be wrong with them."""
 
 import gzip
+import pickle
 
 import numpy as np
 import pytest
@@ -167,6 +168,28 @@ def test_transition_ids_are_not_taken_for_pdf_ids(tree):
         tree.source().utterances()
     (tree.ali / "ali.1.gz").rename(tree.ali / "pdf.1.gz")
     assert len(tree.source().utterances()[0]) == 9
+
+
+def test_gender_of_the_speakers_is_kept(tree, tmp_path):
+    tree.write_alignments()
+    (tree.data / "train" / "spk2gender").write_text("a f\nb m\n")
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    genders = {
+        u["speaker"]: u["gender"] for s in ("train", "dev") for u in read_utterances(corpus, s)
+    }
+    assert genders == {"a": "f", "b": "m", "c": ""}
+    (tree.data / "train" / "spk2gender").write_text("a female\n")
+    with pytest.raises(CorpusError, match=r"spk2gender: a is 'female', not one of f, m"):
+        tree.source().utterances()
+
+
+def test_alignments_are_not_held_in_memory(tree):
+    tree.write_alignments()
+    listed, _ = tree.source().utterances()
+    for utterance in listed:
+        assert len(pickle.dumps(utterance)) < 1000
+        ids = utterance.location.pdf_ids
+        np.testing.assert_array_equal(ids.read(), tree.pdf_ids[utterance.id])
 
 
 def test_cmvn_per_speaker(tree, tmp_path):

@@ -14,12 +14,12 @@ from keras_bnrnn.data.corpus import read_utterances
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.preparation import prepare_corpus
 from keras_bnrnn.data.speech import bucket_boundaries, speech_dataset
-from keras_bnrnn.data.speech_sources import LabelledFrames, Utterance
+from keras_bnrnn.data.speech_sources import LabelledFrames, Source, Utterance
 
 DIMENSION = 5
 
 
-class InventedSource:
+class InventedSource(Source):
     """Utterances of known numbers and lengths; asks for no audio."""
 
     name = "invented"

@@ -1,5 +1,6 @@
 """train_speech.py on a tiny corpus: what it writes, how it resumes, what it refuses."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,3 +156,33 @@ def test_sigkill_at_random_moments(run_script, corpus, tmp_path):
     assert [row["epoch"] for row in rows] == [row["epoch"] for row in resumed]
     for row, other in zip(rows, resumed, strict=True):
         assert other == pytest.approx(row, rel=1e-4)
+
+
+def test_augmentation_is_for_training_alone(call_script, corpus, tmp_path):
+    loaded = train_speech.load_corpus(corpus)
+    seen = {}
+    for flag in ("--augment", "--noaugment"):
+        train_speech.FLAGS.unparse_flags()
+        train_speech.FLAGS(["x", *arguments(corpus, tmp_path, flag)])
+        for split in ("train", "dev"):
+            batches = train_speech.batches(loaded, split)
+            seen[flag, split] = [features.numpy() for features, _, _ in batches]
+        assert train_speech.describe_run(loaded)["augment"] == (flag == "--augment")
+    pairs = list(zip(seen["--augment", "train"], seen["--noaugment", "train"], strict=True))
+    assert all(hidden.shape == whole.shape for hidden, whole in pairs)
+    assert any(not np.array_equal(hidden, whole) for hidden, whole in pairs)
+    for hidden, whole in zip(seen["--augment", "dev"], seen["--noaugment", "dev"], strict=True):
+        np.testing.assert_array_equal(hidden, whole)
+    call_script(train_speech, *arguments(corpus, tmp_path / "run", "--augment", "--epochs=1"))
+
+
+def test_a_shard_damaged_after_preparation_is_named(call_script, corpus, tmp_path):
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus, copy)
+    shard = sorted(copy.glob("train-*.tfrecord"))[0]
+    contents = bytearray(shard.read_bytes())
+    contents[len(contents) // 2] ^= 0xFF
+    shard.write_bytes(contents)
+    with pytest.raises(CorpusError, match=rf"{shard.name}\..*--verify={copy}") as caught:
+        call_script(train_speech, *arguments(copy, tmp_path / "run", "--epochs=1"))
+    assert "dev-" not in str(caught.value)
