@@ -1,20 +1,24 @@
-"""Exports a trained acoustic model as a TensorFlow SavedModel.
+"""Exports a trained model as a TensorFlow SavedModel that needs neither Keras nor keras_bnrnn.
 
     python training/export.py --run_dir=runs/bn --output_dir=exported
     python training/transcribe.py --model=exported AUDIO
 
-The model with the best dev criterion is written. `tf.saved_model.load(output_dir).signatures` has
+The model with the best criterion is folded into plain layers and written with these signatures:
 
-    serve           features [batch, time, dimension] float32 as the training pipeline yields them
-                    (normalised with the training set's mean and variance), lengths [batch] int32
-                    -> log_posteriors [batch, time, states]
-    serve_waveform  waveform [batch, samples] float32 in -1…1 at the training rate, lengths [batch]
-                    int32, in samples
-                    -> log_posteriors [batch, time, states], frames [batch] int32
+    a run of train_speech.py
+        serve           features and lengths -> log-posteriors
+        serve_waveform  samples and lengths -> log-posteriors, frames, times
+        serve_audio     the bytes of WAV files -> the same
+        step            the next features and the states -> log-posteriors and new states
+                        (models that read in one direction)
+    a run of train_ptb.py
+        score           sentences -> tokens, log-probability, perplexity
+        next_token      beginnings of sentences -> the likeliest next words
+        step            the next tokens and the states -> log-probabilities and new states
 
-Frames past an utterance's length have no influence on the others, and what comes out for them has
-no meaning. `assets/speech_model.json` holds the states' and phones' names, the sampling rate and
-the set-up of the features. Neither needs keras_bnrnn.
+MODEL_CARD.md in the output folder says what each input and output is, what the model was trained
+on, and how good it is. What comes out for frames past an utterance's length has no meaning and no
+influence. `assets/speech_model.json` (or `language_model.json`) holds the states' or words' names.
 """
 
 import json
@@ -23,23 +27,26 @@ import tempfile
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 from absl import flags
 
 import command_line
 from command_line import CommandError
+from endpoints import language_endpoints, speech_endpoints
 from keras_bnrnn import fold_batch_norm
 from keras_bnrnn.data.corpus import CORPUS_FILE, load_corpus
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.features import LogMelFilterBank
-from keras_bnrnn.data.speech import VARIANCE_FLOOR
-from run_folder import BEST_MODEL_FILE, read_results
+from model_card import model_card
+from run_folder import BEST_MODEL_FILE, VOCABULARY_FILE, read_results
 
-DESCRIPTION_FILE = "speech_model.json"
+MODEL_CARD_FILE = "MODEL_CARD.md"
+SPEECH_DESCRIPTION_FILE = "speech_model.json"
+LANGUAGE_DESCRIPTION_FILE = "language_model.json"
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("run_dir", None, "Folder of a run of train_speech.py.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "run_dir", None, "Folder of a run of train_speech.py or train_ptb.py.", flag_values=FLAGS
+)
 flags.DEFINE_string(
     "output_dir", None, "Folder of the SavedModel; must be new or empty.", flag_values=FLAGS
 )
@@ -53,101 +60,113 @@ def main(argv):
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise CommandError(f"--output_dir={output_dir} exists already; name a new or empty folder")
     results = read_results(run_dir)
-    if not (run_dir / CORPUS_FILE).exists():
+    exporters = {CORPUS_FILE: export_speech, VOCABULARY_FILE: export_language}
+    kind = next((file for file in exporters if (run_dir / file).exists()), None)
+    if kind is None:
         raise CommandError(
-            f"--run_dir={run_dir} is no run of train_speech.py: it has no {CORPUS_FILE}"
+            f"--run_dir={run_dir} is no run of train_speech.py or train_ptb.py: it has no "
+            f"{' and no '.join(exporters)}"
         )
-    corpus = load_corpus(run_dir)
-    # Served by plain Keras layers: nothing of the normalisation is left to compute.
     model = fold_batch_norm(keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False))
-    signatures = export_speech_model(model, corpus, describe(corpus, results), output_dir)
-    best = results["best"]
+    signatures = exporters[kind](model, run_dir, results, output_dir)
+    best, criterion = results["best"], results["criterion"]
     print(
         f"Written: {output_dir}, the {results['model']} model after epoch {best['epoch']} "
-        f"(dev fce {best['dev_fce']:.3f}, fer {best['dev_fer']:.1%}), signatures "
-        f"{', '.join(signatures)}."
+        f"({criterion} {best[criterion]:.3f}), signatures {', '.join(signatures)}; "
+        f"{output_dir / MODEL_CARD_FILE} says how to call them."
     )
     if "serve_waveform" in signatures:
         print(f"Next: python training/transcribe.py --model={output_dir} AUDIO")
 
 
-def describe(corpus, results):
-    """What a user of the SavedModel has to know about it, for `speech_model.json`."""
-    return {
+def export_speech(model, run_dir, results, output_dir):
+    """Exports an acoustic model; returns the names of its signatures."""
+    corpus = load_corpus(run_dir)
+    endpoints, tracked = speech_endpoints(model, corpus)
+    train = corpus.split("train")
+    data = (
+        f"Trained on {train['utterances']:,} utterances ({train['frames'] / 360_000:.2f} hours) of "
+        f"a corpus prepared from {corpus.source}: {corpus.num_states} states, frames of 10 ms with "
+        f"{corpus.dimension} features. `assets/{SPEECH_DESCRIPTION_FILE}` has the states' names, "
+        "the set-up of the features and the training set's mean and variance."
+    )
+    description = {
         "sample_rate": corpus.sample_rate,
         "features": corpus.features,
+        "mean": corpus.mean.tolist(),
+        "variance": corpus.variance.tolist(),
         "states": corpus.states,
-        "model": results["model"],
-        "config": results["config"],
-        "best": results["best"],
-        "versions": results["versions"],
+        **{key: results[key] for key in ("model", "config", "best", "versions")},
     }
+    return write_saved_model(
+        output_dir,
+        endpoints,
+        tracked,
+        {SPEECH_DESCRIPTION_FILE: {**description, "signatures": list(endpoints)}},
+        lambda outputs: model_card("Acoustic model", results, data, endpoints, outputs),
+    )
 
 
-def export_speech_model(model, corpus, description, output_dir):
+def export_language(model, run_dir, results, output_dir):
+    """Exports a language model; returns the names of its signatures."""
+    description = json.loads((run_dir / VOCABULARY_FILE).read_text(encoding="utf-8"))
+    endpoints, tracked = language_endpoints(
+        model, description["words"], description["tokenization"]
+    )
+    text = results["config"]["text"]
+    data = (
+        f"Trained on {text['train_tokens']:,} tokens of text with {text['vocabulary']:,} words; "
+        f"strings are cut into words as {description['tokenization']}. "
+        f"`assets/{LANGUAGE_DESCRIPTION_FILE}` has the words."
+    )
+    return write_saved_model(
+        output_dir,
+        endpoints,
+        tracked,
+        {LANGUAGE_DESCRIPTION_FILE: {**description, "signatures": list(endpoints)}},
+        lambda outputs: model_card("Language model", results, data, endpoints, outputs),
+    )
+
+
+def write_saved_model(output_dir, endpoints, tracked, assets, make_card):
     """Writes the SavedModel, aside first and renamed when it is whole.
 
     Args:
-        model: from features `[batch, time, dimension]` to logits `[batch, time, states]`.
-        corpus: the `Corpus` it was trained on, for its mean, variance and feature set-up.
-        description: dictionary for `assets/speech_model.json`.
         output_dir: `Path` of the SavedModel.
+        endpoints: `{name: Endpoint}`.
+        tracked: the Keras layers and lookup tables that the endpoints use.
+        assets: `{file name: JSON document}`.
+        make_card: from `{endpoint: names of its outputs}` to the text of MODEL_CARD.md.
 
     Returns:
-        The names of its signatures.
+        The names of the signatures.
     """
-    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
-
-    def log_posteriors(features, lengths):
-        live = tf.sequence_mask(lengths, tf.shape(features)[1])[:, :, tf.newaxis]
-        logits = model(tf.where(live, features, 0.0), training=False)
-        return tf.nn.log_softmax(logits)
-
-    def serve(features, lengths):
-        return {"log_posteriors": log_posteriors(features, lengths)}
-
-    signatures = ["serve"]
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    features_spec = tf.TensorSpec([None, None, corpus.dimension], tf.float32, "features")
-    lengths_spec = tf.TensorSpec([None], tf.int32, "lengths")
-    archive.add_endpoint("serve", serve, [features_spec, lengths_spec])
-    front_end = make_front_end(corpus)
-    if front_end is not None:
-
-        def serve_waveform(waveform, lengths):
-            frames = front_end.num_frames(lengths)
-            features = (front_end(waveform, lengths) - corpus.mean) / deviation
-            return {"log_posteriors": log_posteriors(features, frames), "frames": frames}
-
-        archive.track(front_end)
-        waveform_spec = tf.TensorSpec([None, None], tf.float32, "waveform")
-        archive.add_endpoint("serve_waveform", serve_waveform, [waveform_spec, lengths_spec])
-        signatures.append("serve_waveform")
+    module = tf.Module()
+    # Their variables alone: a layer would bring functions and configuration that nobody calls.
+    layers = [one for one in tracked if isinstance(one, keras.layers.Layer)]
+    module.weights = list({id(w): w.value for layer in layers for w in layer.weights}.values())
+    module.tables = [one for one in tracked if not isinstance(one, keras.layers.Layer)]
+    signatures = {
+        name: tf.function(
+            endpoint.function, input_signature=endpoint.inputs, autograph=False
+        ).get_concrete_function()
+        for name, endpoint in endpoints.items()
+    }
+    outputs = {name: list(function.structured_outputs) for name, function in signatures.items()}
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=".exporting-") as aside:
         whole = Path(aside) / "model"
         # A served model is not trained any further, so the loops' gradients stay out of it.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        archive.write_out(whole, options=options, verbose=False)
-        assets = whole / "assets"
-        assets.mkdir(exist_ok=True)
-        description = {**description, "signatures": signatures}
-        (assets / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
+        tf.saved_model.save(module, str(whole), signatures, options)
+        (whole / "assets").mkdir(exist_ok=True)
+        for file, document in assets.items():
+            (whole / "assets" / file).write_text(json.dumps(document, indent=1) + "\n")
+        (whole / MODEL_CARD_FILE).write_text(make_card(outputs), encoding="utf-8")
         if output_dir.exists():
             output_dir.rmdir()
         os.rename(whole, output_dir)
-    return signatures
-
-
-def make_front_end(corpus):
-    """The corpus's `LogMelFilterBank`, or `None` where its features were computed elsewhere."""
-    names = ("sample_rate", "num_mel_bins", "use_energy", "delta_order", "snip_edges")
-    if any(name not in corpus.features for name in names):
-        return None
-    front_end = LogMelFilterBank(**{name: corpus.features[name] for name in names})
-    front_end.build((None, None))
-    return front_end
+    return list(signatures)
 
 
 if __name__ == "__main__":

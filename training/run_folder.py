@@ -36,6 +36,7 @@ KEPT_CHECKPOINTS = 2
 PARTIAL = ".partial"
 BEST_MODEL_FILE = "best.keras"
 FINAL_MODEL_FILE = "final.keras"
+VOCABULARY_FILE = "vocabulary.json"
 
 SPEECH_COLUMNS = {
     "train_fce": "fce",

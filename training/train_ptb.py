@@ -20,6 +20,8 @@ every token of their text exactly once, `test` with the weights of the epoch of 
 
 import dataclasses
 import hashlib
+import json
+from pathlib import Path
 
 import keras
 from absl import flags
@@ -29,7 +31,7 @@ import language_model
 from command_line import CommandError
 from distribution import make_strategy
 from keras_bnrnn.data.text import SPLITS, load_text, token_windows
-from run_folder import LANGUAGE_COLUMNS, RunFolder
+from run_folder import LANGUAGE_COLUMNS, VOCABULARY_FILE, RunFolder
 
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)
@@ -76,6 +78,7 @@ def main(argv):
     corpus = read_corpus(FLAGS.data_dir)
     train, valid, test = make_windows(corpus, recipe, FLAGS.steps_per_epoch)
     run = RunFolder(output_dir, describe_run(corpus, recipe), LANGUAGE_COLUMNS, "valid_perplexity")
+    run.keep_file(VOCABULARY_FILE, json.dumps(describe_vocabulary(corpus), indent=1) + "\n")
 
     def new_model():
         keras.utils.set_random_seed(FLAGS.seed)
@@ -183,6 +186,11 @@ def describe_run(corpus, recipe):
     }
 
 
+def describe_vocabulary(corpus):
+    """What a user of the exported model needs to turn text into tokens and back."""
+    return {"tokenization": corpus.tokenization, "words": list(corpus.vocabulary)}
+
+
 def print_plan(corpus, recipe, model, train, replicas):
     counts = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in SPLITS)
     print(f"Text: {corpus.source}; {counts} tokens, {len(corpus.vocabulary):,} words.")
@@ -211,7 +219,9 @@ def print_results(run, test_perplexity):
     other = "baseline" if FLAGS.model == "batch_norm" else "batch_norm"
     print(
         f"Next: the same command with --model={other} and another --output_dir, then\n"
-        f"  python training/compare.py {run.path} OTHER_OUTPUT_DIR"
+        f"  python training/compare.py {run.path} OTHER_OUTPUT_DIR\n"
+        f"  python training/export.py --run_dir={run.path} "
+        f"--output_dir={Path(run.path) / 'exported'}"
     )
 
 

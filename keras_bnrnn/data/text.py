@@ -44,6 +44,7 @@ class TextCorpus:
         train, valid, test: int32 arrays `[tokens]`, each sentence followed by `<eos>`.
         distinct_words: how many different words the training text has, those that became
             `<unk>` included.
+        tokenization: how `tokenize` cuts a line of such text into words.
     """
 
     source: str
@@ -52,6 +53,7 @@ class TextCorpus:
     valid: np.ndarray
     test: np.ndarray
     distinct_words: int
+    tokenization: str
 
     @property
     def eos_id(self):
@@ -110,10 +112,12 @@ def load_text(data_dir=None, *, max_words=10_000):
         )
     if data_dir is None:
         source = "embedded English (pydoc_data.topics)"
+        tokenization = "running_text"
         words = _running_text(_embedded_paragraphs())
         least_count = 2
     else:
         source = os.fspath(data_dir)
+        tokenization = "whitespace"
         words = _prepared_text(_split_files(data_dir))
         least_count = 1
     counts = collections.Counter(words["train"].tolist())
@@ -123,7 +127,32 @@ def load_text(data_dir=None, *, max_words=10_000):
         source=source,
         vocabulary=tuple(word.decode("utf-8") for word in vocabulary),
         distinct_words=len(counts),
+        tokenization=tokenization,
         **{name: lookup(tokens) for name, tokens in words.items()},
+    )
+
+
+def tokenize(lines, tokenization):
+    """Cuts lines of text into words, in the graph.
+
+    Args:
+        lines: string tensor `[lines]`.
+        tokenization: `"whitespace"`, for text whose words stand apart already, such as Penn
+            Treebank's; or `"running_text"`, lower case with punctuation as words of its own.
+
+    Returns:
+        A `tf.RaggedTensor` of strings, `[lines, (words)]`.
+
+    Raises:
+        ModuleNotFoundError: if tensorflow-text is not installed.
+    """
+    text = _tensorflow_text()
+    if tokenization == "whitespace":
+        return text.WhitespaceTokenizer().tokenize(lines)
+    if tokenization == "running_text":
+        return text.UnicodeScriptTokenizer().tokenize(text.case_fold_utf8(lines))
+    raise ValueError(
+        f"`tokenization` must be 'whitespace' or 'running_text'. Received: {tokenization!r}"
     )
 
 
@@ -240,9 +269,8 @@ def _lines_of_file(path):
 
 def _prepared_text(files):
     """The words of files that are already split at white space, by split, as arrays of bytes."""
-    tokenizer = _tensorflow_text().WhitespaceTokenizer()
     lines = {name: _lines_of_file(path) for name, path in files.items()}
-    words = _words_of_lines(lines, tokenizer.tokenize)
+    words = _words_of_lines(lines, "whitespace")
     for name, path in files.items():
         if np.all(words[name] == EOS.encode()):
             raise ValueError(f"{path} has no words. Expected one sentence a line.")
@@ -251,20 +279,19 @@ def _prepared_text(files):
 
 def _running_text(paragraphs):
     """The words of running English, by split: lower case, punctuation apart."""
-    text = _tensorflow_text()
-    tokenizer = text.UnicodeScriptTokenizer()
     lines = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in paragraphs.items()}
-    return _words_of_lines(lines, lambda line: tokenizer.tokenize(text.case_fold_utf8(line)))
+    return _words_of_lines(lines, "running_text")
 
 
-def _words_of_lines(lines, tokenize):
+def _words_of_lines(lines, tokenization):
     """Datasets of lines to arrays of words, each line followed by `<eos>`."""
+    _tensorflow_text()  # A missing extra is named here; within a graph the error would be wrapped.
 
     # One function for all splits: tracing a tokenizer takes longer than running it.
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def words_of_batch(batch):
         ends = tf.fill([tf.shape(batch)[0], 1], EOS)
-        return tf.concat([tokenize(batch), ends], axis=1).flat_values
+        return tf.concat([tokenize(batch, tokenization), ends], axis=1).flat_values
 
     def words(dataset):
         batches = dataset.batch(_LINES_PER_BATCH).map(words_of_batch)

@@ -17,6 +17,23 @@ STATES = 5
 DIMENSION = 123
 SAMPLE_RATE = 8000
 
+# A process in which some packages cannot be imported, whatever is installed or on the path. They
+# can be looked up: TensorFlow asks where Keras lies before it needs any of it.
+WITHOUT_PACKAGES = """
+import importlib.machinery
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in {blocked}:
+            return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"No module named {{spec.name!r}}", name=spec.name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
 
 def write_corpus(folder, utterances=(26, 9), seed=0):
     """Writes a corpus whose labels can be learnt from its features."""
@@ -122,6 +139,23 @@ def run_script():
         command = [sys.executable, str(REPOSITORY / "training" / script), *map(str, arguments)]
         return subprocess.run(
             command, capture_output=True, text=True, env=environment, check=False, **kwargs
+        )
+
+    return run
+
+
+@pytest.fixture
+def run_without():
+    """Runs code where packages cannot be imported: `run_without(["keras"], code, *arguments)`."""
+
+    def run(blocked, code, *arguments):
+        code = WITHOUT_PACKAGES.format(blocked=repr(set(blocked))) + code
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            check=False,
         )
 
     return run

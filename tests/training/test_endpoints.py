@@ -1,0 +1,282 @@
+"""The signatures of exported models: their numbers, their names, and what strangers send them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+import tensorflow as tf
+
+import export
+import train_ptb
+import train_speech
+from keras_bnrnn.data.corpus import load_corpus
+from keras_bnrnn.data.speech import speech_dataset
+
+RATE = 8000
+SMALL = ("--layers=2", "--units=6", "--batch_size=8", "--learning_rate=0.01", "--epochs=1")
+
+CALL = """
+import json
+import numpy as np
+import tensorflow as tf
+{imports}
+model = tf.saved_model.load(sys.argv[1])
+given = np.load(sys.argv[2], allow_pickle=True)
+results = {{}}
+for name, signature in model.signatures.items():
+    arguments = {{}}
+    for key, spec in signature.structured_input_signature[1].items():
+        value = given[key] if key in given else np.zeros([len(given["states_for"]), spec.shape[1]])
+        arguments[key] = tf.constant(value.tolist(), spec.dtype)
+    for key, value in signature(**arguments).items():
+        results[name + "." + key] = value.numpy()
+np.savez(sys.argv[3], **results)
+"""
+
+
+@pytest.fixture(scope="module")
+def speech(tiny_corpus, tmp_path_factory, call_script_in_module):
+    """A trained model that reads in one direction, and its SavedModel."""
+    folder = tmp_path_factory.mktemp("speech")
+    flags = [f"--data_dir={tiny_corpus}", f"--output_dir={folder}/run", "--nobidirectional", *SMALL]
+    call_script_in_module(train_speech, *flags)
+    call_script_in_module(export, f"--run_dir={folder}/run", f"--output_dir={folder}/exported")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory, call_script_in_module):
+    pytest.importorskip("tensorflow_text", reason="the extra 'text' is not installed")
+    folder = tmp_path_factory.mktemp("language")
+    call_script_in_module(
+        train_ptb, f"--output_dir={folder}/run", "--epochs=1", "--steps_per_epoch=3"
+    )
+    call_script_in_module(export, f"--run_dir={folder}/run", f"--output_dir={folder}/exported")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def signatures(speech):
+    return tf.saved_model.load(str(speech / "exported")).signatures
+
+
+@pytest.fixture(scope="module")
+def language_signatures(language):
+    return tf.saved_model.load(str(language / "exported")).signatures
+
+
+def noise(samples, seed=0):
+    values = np.random.default_rng(seed).integers(-9000, 9000, samples)
+    return (values / 32768).astype(np.float32)
+
+
+def wav(samples, tmp_path, rate=RATE):
+    path = tmp_path / f"{len(samples)}.wav"
+    soundfile.write(path, samples, rate, subtype="PCM_16")
+    return path.read_bytes()
+
+
+def zero_states(signature, batch):
+    _, specs = signature.structured_input_signature
+    return {
+        name: tf.zeros([batch, spec.shape[1]])
+        for name, spec in specs.items()
+        if name.endswith(("_h", "_c"))
+    }
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
+def test_any_chunking_equals_the_whole(signatures, tiny_corpus, chunk):
+    features, _, mask = next(iter(speech_dataset(load_corpus(tiny_corpus), "dev", 9)))
+    lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+    assert len(set(lengths.numpy())) > 1
+    whole = signatures["serve"](features=features, lengths=lengths)["log_posteriors"].numpy()
+    states = zero_states(signatures["step"], len(features))
+    assert len(states) == 4
+    parts = []
+    for start in range(0, features.shape[1], chunk):
+        part = features[:, start : start + chunk]
+        left = tf.clip_by_value(lengths - start, 0, part.shape[1])
+        outputs = dict(signatures["step"](features=part, lengths=left, **states))
+        parts.append(outputs.pop("log_posteriors").numpy())
+        assert outputs.keys() == states.keys()
+        states = outputs
+    np.testing.assert_allclose(np.concatenate(parts, 1)[mask], whole[mask], atol=1e-5)
+
+
+def test_bidirectional_models_have_no_step(tiny_corpus, tmp_path, call_script):
+    call_script(train_speech, f"--data_dir={tiny_corpus}", f"--output_dir={tmp_path}/run", *SMALL)
+    call_script(export, f"--run_dir={tmp_path}/run", f"--output_dir={tmp_path}/exported")
+    names = tf.saved_model.load(str(tmp_path / "exported")).signatures.keys()
+    assert set(names) == {"serve", "serve_waveform", "serve_audio"}
+
+
+def test_wav_bytes_equal_samples(signatures, tmp_path):
+    rows = [noise(4000), noise(2500, 1), noise(100, 2)]
+    audio = [wav(row, tmp_path) for row in rows]
+    stereo = np.stack([noise(3000, 3), noise(3000, 4)], axis=1)
+    audio.append(wav(stereo, tmp_path))
+    rows.append(stereo.mean(axis=1))
+    seen = signatures["serve_audio"](audio=tf.constant(audio))
+    waveform = np.zeros((4, 4000), np.float32)
+    for row, samples in enumerate(rows):
+        waveform[row, : len(samples)] = samples
+    expected = signatures["serve_waveform"](
+        waveform=tf.constant(waveform), lengths=tf.constant([len(row) for row in rows])
+    )
+    np.testing.assert_array_equal(seen["frames"], expected["frames"])
+    np.testing.assert_allclose(seen["times"], expected["times"])
+    np.testing.assert_allclose(np.diff(seen["times"]), 0.01, rtol=1e-4)
+    for row, count in enumerate(seen["frames"].numpy()):
+        np.testing.assert_allclose(
+            seen["log_posteriors"][row, :count], expected["log_posteriors"][row, :count], atol=1e-4
+        )
+
+
+def test_audio_of_another_rate_is_refused(signatures, tmp_path):
+    audio = wav(noise(4000), tmp_path, rate=16000)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"has 16000 samples a second.*8000"):
+        signatures["serve_audio"](audio=tf.constant([audio]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="RIFF"):
+        signatures["serve_audio"](audio=tf.constant([b"no audio"]))
+
+
+def test_nothing_silence_and_clipping(signatures):
+    serve = signatures["serve_waveform"]
+    empty = serve(waveform=tf.zeros([0, 4000]), lengths=tf.zeros([0], tf.int32))
+    assert empty["log_posteriors"].shape[0] == 0
+    loud = np.clip(noise(4000) * 100, -1, 1)
+    rows = tf.constant(np.stack([np.zeros(4000, np.float32), loud, loud]))
+    outputs = serve(waveform=rows, lengths=tf.constant([4000, 4000, 0]))
+    assert np.isfinite(outputs["log_posteriors"]).all()
+    assert outputs["frames"].numpy()[2] == 0
+    alone = serve(waveform=rows[1:2], lengths=tf.constant([4000]))
+    np.testing.assert_allclose(outputs["log_posteriors"][1], alone["log_posteriors"][0], atol=1e-4)
+    none = signatures["serve_audio"](audio=tf.constant([], tf.string))
+    assert none["log_posteriors"].shape[0] == 0
+
+
+def test_language_model_scores_sentences(language, language_signatures):
+    words = json.loads((language / "run" / "vocabulary.json").read_text())["words"]
+    model = keras.saving.load_model(language / "run" / "best.keras", compile=False)
+    sentences = ["The assert statement .", "an xyzzy", ""]
+    outputs = language_signatures["score"](sentences=tf.constant(sentences))
+    assert outputs["tokens"].numpy().tolist() == [5, 3, 1]
+    tokens = [["the", "assert", "statement", "."], ["an", "<unk>"], []]
+    end = words.index("<eos>")
+    rows = np.full((20, 5), end)
+    for row, sentence in enumerate(tokens):
+        rows[row, 1 : 1 + len(sentence)] = [words.index(word) for word in sentence]
+    for layer in model.layers:
+        if getattr(layer, "stateful", False):
+            layer.reset_state()
+    scores = tf.nn.log_softmax(model(rows, training=False)).numpy()
+    for row, sentence in enumerate(tokens):
+        targets = [words.index(word) for word in sentence] + [end]
+        expected = scores[row, np.arange(len(targets)), targets].sum()
+        np.testing.assert_allclose(outputs["log_probability"][row], expected, rtol=1e-5)
+        perplexity = np.exp(-expected / len(targets))
+        np.testing.assert_allclose(outputs["perplexity"][row], perplexity, rtol=1e-4)
+    best = language_signatures["next_token"](prefix=tf.constant(["an xyzzy", ""]), k=tf.constant(4))
+    assert best["words"].shape == (2, 4)
+    order = np.argsort(-scores[1, 2])[:4]
+    assert [word.decode() for word in best["words"][0].numpy()] == [words[k] for k in order]
+    np.testing.assert_allclose(best["probabilities"][0], np.exp(scores[1, 2, order]), rtol=1e-4)
+    np.testing.assert_allclose(best["probabilities"][1, 0], np.exp(scores[2, 0].max()), rtol=1e-4)
+
+
+def test_no_sentences(language_signatures):
+    outputs = language_signatures["score"](sentences=tf.constant([], tf.string))
+    assert outputs["perplexity"].shape == (0,)
+    step = language_signatures["step"]
+    states = {name: state + 0.5 for name, state in zero_states(step, 2).items()}
+    outputs = step(tokens=tf.zeros([2, 0], tf.int32), **states)
+    for name, state in states.items():
+        np.testing.assert_array_equal(outputs[name], state)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_language_model_steps_equal_the_whole(language_signatures, chunk):
+    tokens = np.random.default_rng(0).integers(0, 100, (2, 7)).astype(np.int32)
+    step = language_signatures["step"]
+    whole = step(tokens=tf.constant(tokens), **zero_states(step, 2))["log_probabilities"]
+    states, parts = zero_states(step, 2), []
+    for start in range(0, 7, chunk):
+        outputs = dict(step(tokens=tf.constant(tokens[:, start : start + chunk]), **states))
+        parts.append(outputs.pop("log_probabilities"))
+        states = outputs
+    np.testing.assert_allclose(tf.concat(parts, 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["speech", "language"])
+def test_every_signature_in_a_process_without_keras(request, kind, tmp_path, run_without):
+    folder = request.getfixturevalue(kind) / "exported"
+    inputs = {
+        "features": np.ones((2, 5, 123)),
+        "lengths": np.array([5, 3]),
+        "waveform": np.stack([noise(4000), noise(4000, 1)]),
+        "audio": np.array([wav(noise(4000), tmp_path), wav(noise(3000), tmp_path)], object),
+        "sentences": np.array(["the statement", "an error"], object),
+        "prefix": np.array(["the", "an error"], object),
+        "k": np.array(3),
+        "tokens": np.ones((2, 4), np.int32),
+        "states_for": np.zeros(2),
+    }
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    imports = "import tensorflow_text" if kind == "language" else ""
+    done = run_without(
+        ["keras_bnrnn"] if kind == "language" else ["keras_bnrnn", "keras"],
+        CALL.format(imports=imports),
+        folder,
+        tmp_path / "inputs.npz",
+        tmp_path / "outputs.npz",
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = np.load(tmp_path / "outputs.npz", allow_pickle=True)
+    names = {name.partition(".")[0] for name in outputs}
+    card = (folder / "MODEL_CARD.md").read_text()
+    loaded = tf.saved_model.load(str(folder))
+    assert names == set(loaded.signatures)
+    for name in outputs:
+        signature, _, output = name.partition(".")
+        assert f"### `{signature}`" in card and f"| output | `{output}` |" in card
+        if outputs[name].dtype != object:
+            assert np.isfinite(outputs[name]).all()
+    for signature in loaded.signatures.values():
+        for name in signature.structured_input_signature[1]:
+            assert f"| input | `{name}` |" in card
+
+
+@pytest.mark.parametrize("name", ["serve", "serve_waveform", "serve_audio", "step"])
+def test_saved_model_cli_runs_it(speech, signatures, tmp_path, name):
+    given = {
+        "features": np.ones((1, 5, 123), np.float32),
+        "waveform": noise(4000)[np.newaxis],
+        "lengths": np.array([4000 if name == "serve_waveform" else 5], np.int32),
+        "audio": np.array([wav(noise(4000), tmp_path)]),
+        **{state: value.numpy() for state, value in zero_states(signatures["step"], 1).items()},
+    }
+    inputs = list(signatures[name].structured_input_signature[1])
+    for one in inputs:
+        np.save(tmp_path / f"{one}.npy", given[one])
+    command = [
+        str(Path(sys.executable).with_name("saved_model_cli")),
+        "run",
+        f"--dir={speech / 'exported'}",
+        "--tag_set=serve",
+        f"--signature_def={name}",
+        "--inputs=" + ";".join(f"{one}={tmp_path / one}.npy" for one in inputs),
+        f"--outdir={tmp_path}",
+        "--overwrite",
+    ]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    scores = np.load(tmp_path / "log_posteriors.npy")
+    np.testing.assert_allclose(np.exp(scores).sum(-1), 1.0, atol=1e-5)
