@@ -12,7 +12,8 @@ venv: .venv/installed
 .venv/installed: setup.py constraints/tf221.txt
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints/tf221.txt --editable '.[dev]'
+	.venv/bin/python -m pip install --quiet --constraint constraints/tf221.txt \
+		--editable '.[dev,onnx,litert]'
 	touch $@
 
 .venv-tf216/installed: setup.py constraints/tf216.txt

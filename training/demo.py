@@ -24,7 +24,6 @@ from keras_bnrnn.data.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech_sources import SyntheticSource
 from run_folder import read_results
-from transcribe import edit_distance
 
 SCRIPTS = Path(__file__).resolve().parent
 
@@ -83,17 +82,16 @@ def main(argv):
     run_script("export.py", f"--run_dir={runs[best]}", f"--output_dir={exported}")
 
     step("Recognising a dev utterance with the SavedModel, in a process of its own")
-    audio, utterance, reference = write_dev_audio(corpus_dir, folder)
-    output = run_script("transcribe.py", f"--model={exported}", str(audio), capture=True)
-    decoded = output.split()[1:]
-    errors = edit_distance(reference, decoded)
-    print(f"\nsentence:  {utterance['transcript']}")
-    print(f"reference: {' '.join(reference)}")
-    print(f"decoded:   {' '.join(decoded)}")
-    print(
-        f"Phones inserted, deleted or substituted: {errors} in {len(reference)}, in a voice and a "
-        "sentence that training did not have."
+    audio, transcript = write_dev_audio(corpus_dir, folder)
+    picture = folder / "transcription.png"
+    run_script(
+        "transcribe.py",
+        f"--model={exported}",
+        f"--transcript={transcript}",
+        f"--plot={picture}",
+        str(audio),
     )
+    print("It is in a voice and a sentence that training did not have.")
 
     step(f"Done in {time.monotonic() - began:.0f} s")
     made = {corpus_dir: "features and labels; corpus.json describes them"}
@@ -102,6 +100,7 @@ def main(argv):
     made[folder / "compare.png"] = "the curves of both"
     made[exported] = "the SavedModel"
     made[audio] = "the sentence it heard"
+    made[picture] = "what it made of it: waveform, features, posteriors, phones"
     for path, content in made.items():
         print(f"  {path}  {content}")
 
@@ -110,14 +109,12 @@ def step(title):
     print(f"\n=== {title}", flush=True)
 
 
-def run_script(script, *arguments, capture=False):
-    """Prints and runs one of the scripts beside this file; returns its output if captured."""
+def run_script(script, *arguments):
+    """Prints and runs one of the scripts beside this file."""
     command = [sys.executable, str(SCRIPTS / script), *arguments]
     print(f"$ python training/{script} {shlex.join(arguments)}", flush=True)
     done = subprocess.run(
         command,
-        stdout=subprocess.PIPE if capture else None,
-        text=True,
         env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
         check=False,
     )
@@ -125,14 +122,13 @@ def run_script(script, *arguments, capture=False):
         raise CommandError(
             f"{script} ended with exit code {done.returncode}; the same command continues from here"
         )
-    return done.stdout
 
 
 def write_dev_audio(corpus_dir, folder):
     """Speaks the first dev utterance of the corpus again.
 
     Returns:
-        The `Path` of its WAV file, the utterance as in the corpus, and its phones.
+        The `Path` of its WAV file, and its words.
     """
     corpus = load_corpus(corpus_dir)
     utterance = next(read_utterances(corpus, "dev"))
@@ -141,7 +137,7 @@ def write_dev_audio(corpus_dir, folder):
     spoken = next(one for one in listed if one.id == utterance["id"])
     audio = folder / f"{utterance['id']}.wav"
     soundfile.write(audio, source.waveform(spoken), source.sample_rate)
-    return audio, utterance, corpus.phones(utterance["labels"])
+    return audio, utterance["transcript"]
 
 
 if __name__ == "__main__":

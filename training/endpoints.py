@@ -40,11 +40,12 @@ class CarriedStack:
 
     Args:
         layers: the folded model's layers from its input to its output, one after the other.
+        unroll: without a loop, for sequences of a fixed length.
     """
 
-    def __init__(self, layers):
+    def __init__(self, layers, unroll=False):
         self.layers = [
-            keras.layers.RNN(layer.cell, return_sequences=True, return_state=True)
+            keras.layers.RNN(layer.cell, return_sequences=True, return_state=True, unroll=unroll)
             if isinstance(layer, keras.layers.RNN)
             else layer
             for layer in layers
@@ -63,9 +64,9 @@ class CarriedStack:
             if isinstance(layer, keras.layers.RNN):
                 count = len(keras.tree.flatten(layer.cell.state_size))
                 before, states = states[:count], states[count:]
-                before = [tf.cast(state, layer.compute_dtype) for state in before]
+                before = [keras.ops.cast(state, layer.compute_dtype) for state in before]
                 values, *after = layer(values, initial_state=before, mask=mask, training=False)
-                new.extend(tf.cast(state, tf.float32) for state in after)
+                new.extend(keras.ops.cast(state, "float32") for state in after)
             else:
                 values = layer(values)
         return values, new
@@ -172,13 +173,16 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
     # Frame t is centred on this time plus t times the shift.
     first = 0.5 * (front_end.frame_length if front_end.snip_edges else front_end.frame_shift) / rate
 
-    def serve_waveform(waveform, lengths):
-        frames = front_end.num_frames(lengths)
-        features = (front_end(waveform, lengths) - corpus.mean) / deviation
-        scores = log_posteriors(features, frames)
+    def features(waveform, lengths):
+        values = (front_end(waveform, lengths) - corpus.mean) / deviation
         shift = front_end.frame_shift / rate
-        times = first + shift * tf.cast(tf.range(tf.shape(scores)[1]), tf.float32)
-        return {"log_posteriors": scores, "frames": frames, "times": times}
+        times = first + shift * tf.cast(tf.range(tf.shape(values)[1]), tf.float32)
+        return {"features": values, "frames": front_end.num_frames(lengths), "times": times}
+
+    def serve_waveform(waveform, lengths):
+        heard = features(waveform, lengths)
+        scores = log_posteriors(heard.pop("features"), heard["frames"])
+        return {"log_posteriors": scores, **heard}
 
     def decode(contents):
         samples, file_rate = tf.audio.decode_wav(contents)
@@ -193,7 +197,10 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
         rows = tf.map_fn(decode, audio, fn_output_signature=tf.RaggedTensorSpec([None]))
         return serve_waveform(rows.to_tensor(), tf.cast(rows.row_lengths(), tf.int32))
 
-    lengths = tf.TensorSpec([None], tf.int32, "lengths")
+    samples_specs = [
+        tf.TensorSpec([None, None], tf.float32, "waveform"),
+        tf.TensorSpec([None], tf.int32, "lengths"),
+    ]
     meanings = {
         **meanings,
         "waveform": f"float32 [batch, samples] in -1…1, {rate} samples a second",
@@ -201,9 +208,12 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
         "channels are averaged",
     }
     return {
+        "features": Endpoint(
+            features, samples_specs, "Turns samples into the features of `serve`.", meanings
+        ),
         "serve_waveform": Endpoint(
             serve_waveform,
-            [tf.TensorSpec([None, None], tf.float32, "waveform"), lengths],
+            samples_specs,
             "Scores whole utterances given as samples.",
             meanings,
         ),

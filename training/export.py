@@ -7,6 +7,7 @@ The model with the best criterion is folded into plain layers and written with t
 
     a run of train_speech.py
         serve           features and lengths -> log-posteriors
+        features        samples and lengths -> the features that serve takes
         serve_waveform  samples and lengths -> log-posteriors, frames, times
         serve_audio     the bytes of WAV files -> the same
         step            the next features and the states -> log-posteriors and new states
@@ -16,11 +17,14 @@ The model with the best criterion is folded into plain layers and written with t
         next_token      beginnings of sentences -> the likeliest next words
         step            the next tokens and the states -> log-probabilities and new states
 
+With --formats=onnx,litert the folded model is written for onnxruntime and ai-edge-litert too.
+
 MODEL_CARD.md in the output folder says what each input and output is, what the model was trained
 on, and how good it is. What comes out for frames past an utterance's length has no meaning and no
 influence. `assets/speech_model.json` (or `language_model.json`) holds the states' or words' names.
 """
 
+import functools
 import json
 import os
 import tempfile
@@ -37,7 +41,8 @@ from keras_bnrnn import fold_batch_norm
 from keras_bnrnn.data.corpus import CORPUS_FILE, load_corpus
 from keras_bnrnn.data.errors import CorpusError
 from model_card import model_card
-from run_folder import BEST_MODEL_FILE, VOCABULARY_FILE, read_results
+from run_folder import BEST_MODEL_FILE, PHONE_COUNTS_FILE, VOCABULARY_FILE, read_results
+from runtimes import FORMATS, export_runtime, runtime_models
 
 MODEL_CARD_FILE = "MODEL_CARD.md"
 SPEECH_DESCRIPTION_FILE = "speech_model.json"
@@ -49,6 +54,20 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
     "output_dir", None, "Folder of the SavedModel; must be new or empty.", flag_values=FLAGS
+)
+flags.DEFINE_list(
+    "formats",
+    [],
+    f"Also write the folded model for other runtimes ({', '.join(FORMATS)}), into files beside the "
+    "SavedModel's.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "litert_frames",
+    100,
+    "Frames of the utterances that a bidirectional LiteRT model takes.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 
 
@@ -67,6 +86,9 @@ def main(argv):
             f"--run_dir={run_dir} is no run of train_speech.py or train_ptb.py: it has no "
             f"{' and no '.join(exporters)}"
         )
+    unknown = sorted(set(FLAGS.formats) - set(FORMATS))
+    if unknown:
+        raise CommandError(f"--formats={','.join(unknown)} is not of {', '.join(FORMATS)}")
     model = fold_batch_norm(keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False))
     signatures = exporters[kind](model, run_dir, results, output_dir)
     best, criterion = results["best"], results["criterion"]
@@ -88,7 +110,8 @@ def export_speech(model, run_dir, results, output_dir):
         f"Trained on {train['utterances']:,} utterances ({train['frames'] / 360_000:.2f} hours) of "
         f"a corpus prepared from {corpus.source}: {corpus.num_states} states, frames of 10 ms with "
         f"{corpus.dimension} features. `assets/{SPEECH_DESCRIPTION_FILE}` has the states' names, "
-        "the set-up of the features and the training set's mean and variance."
+        "the set-up of the features, the training set's mean and variance, and the counts of its "
+        "alignments."
     )
     description = {
         "sample_rate": corpus.sample_rate,
@@ -96,6 +119,7 @@ def export_speech(model, run_dir, results, output_dir):
         "mean": corpus.mean.tolist(),
         "variance": corpus.variance.tolist(),
         "states": corpus.states,
+        "phone_counts": json.loads((run_dir / PHONE_COUNTS_FILE).read_text()),
         **{key: results[key] for key in ("model", "config", "best", "versions")},
     }
     return write_saved_model(
@@ -103,7 +127,8 @@ def export_speech(model, run_dir, results, output_dir):
         endpoints,
         tracked,
         {SPEECH_DESCRIPTION_FILE: {**description, "signatures": list(endpoints)}},
-        lambda outputs: model_card("Acoustic model", results, data, endpoints, outputs),
+        runtime_models(model, FLAGS.formats, FLAGS.litert_frames),
+        functools.partial(model_card, "Acoustic model", results, data, endpoints),
     )
 
 
@@ -124,11 +149,12 @@ def export_language(model, run_dir, results, output_dir):
         endpoints,
         tracked,
         {LANGUAGE_DESCRIPTION_FILE: {**description, "signatures": list(endpoints)}},
-        lambda outputs: model_card("Language model", results, data, endpoints, outputs),
+        runtime_models(model, FLAGS.formats, FLAGS.litert_frames),
+        functools.partial(model_card, "Language model", results, data, endpoints),
     )
 
 
-def write_saved_model(output_dir, endpoints, tracked, assets, make_card):
+def write_saved_model(output_dir, endpoints, tracked, assets, runtimes, make_card):
     """Writes the SavedModel, aside first and renamed when it is whole.
 
     Args:
@@ -136,7 +162,9 @@ def write_saved_model(output_dir, endpoints, tracked, assets, make_card):
         endpoints: `{name: Endpoint}`.
         tracked: the Keras layers and lookup tables that the endpoints use.
         assets: `{file name: JSON document}`.
-        make_card: from `{endpoint: names of its outputs}` to the text of MODEL_CARD.md.
+        runtimes: `{file name: keras.Model}` for other runtimes.
+        make_card: from `{endpoint: names of its outputs}` and `runtimes` to the text of
+            MODEL_CARD.md.
 
     Returns:
         The names of the signatures.
@@ -162,7 +190,9 @@ def write_saved_model(output_dir, endpoints, tracked, assets, make_card):
         (whole / "assets").mkdir(exist_ok=True)
         for file, document in assets.items():
             (whole / "assets" / file).write_text(json.dumps(document, indent=1) + "\n")
-        (whole / MODEL_CARD_FILE).write_text(make_card(outputs), encoding="utf-8")
+        for file, model in runtimes.items():
+            export_runtime(model, whole / file)
+        (whole / MODEL_CARD_FILE).write_text(make_card(outputs, runtimes), encoding="utf-8")
         if output_dir.exists():
             output_dir.rmdir()
         os.rename(whole, output_dir)

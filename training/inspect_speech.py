@@ -8,7 +8,6 @@ often each state occurs. With it: the utterance's phones, and a picture of its f
 phones' boundaries, its labels and, given a run, the model's posteriors.
 """
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import command_line
 from keras_bnrnn.data.corpus import find_utterance, load_corpus
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech import VARIANCE_FLOOR, kept_lengths
+from phone_model import phone_segments
 
 FRAMES_PER_SECOND = 100
 FREQUENT_STATES = 10
@@ -138,7 +138,7 @@ def draw_utterance(corpus, utterance, posteriors):
     axes[0].imshow(static.T, origin="lower", aspect="auto", extent=(0, seconds, 0, static.shape[1]))
     axes[0].set(ylabel="energy and channels")
     axes[0].set_title(f"{utterance['id']}: {utterance['transcript']}", pad=16)
-    for phone, start, end in phone_segments(corpus, labels):
+    for phone, start, end in phone_segments(corpus.states, labels):
         axes[0].axvline(start / FRAMES_PER_SECOND, color="white", linewidth=0.6)
         axes[0].text(
             (start + end) / 2 / FRAMES_PER_SECOND,
@@ -166,16 +166,6 @@ def draw_utterance(corpus, utterance, posteriors):
             )
     axes[-1].set(xlabel="time [s]", xlim=(0, seconds))
     save(figure)
-
-
-def phone_segments(corpus, labels):
-    """`[(phone, first frame, frame after the last)]` of a label sequence."""
-    segments, start = [], 0
-    for phone, run in itertools.groupby(labels, key=lambda label: corpus.phones([label])[0]):
-        length = len(list(run))
-        segments.append((phone, start, start + length))
-        start += length
-    return segments
 
 
 def new_figure(rows, columns, size, **arguments):

@@ -2,8 +2,10 @@
 
 import json
 
+from runtimes import MEANINGS
 
-def model_card(title, results, data, endpoints, outputs):
+
+def model_card(title, results, data, endpoints, outputs, runtimes):
     """Writes the card.
 
     Args:
@@ -12,6 +14,7 @@ def model_card(title, results, data, endpoints, outputs):
         data: a paragraph on what the model was trained on.
         endpoints: `{name: Endpoint}`.
         outputs: `{name: names of its outputs}`.
+        runtimes: `{file name: keras.Model}` of the models for other runtimes.
 
     Returns:
         Markdown.
@@ -43,7 +46,7 @@ def model_card(title, results, data, endpoints, outputs):
         f'outputs = model.signatures["{next(iter(endpoints))}"](…)  # tensors, by name',
         "```",
         "",
-        "`saved_model_cli show --dir THIS_FOLDER --all` lists them too.",
+        *_command_line_tool("score" in endpoints),
     ]
     for name, endpoint in endpoints.items():
         lines += ["", f"### `{name}`", "", endpoint.purpose, "", "| | name | |", "|---|---|---|"]
@@ -54,6 +57,9 @@ def model_card(title, results, data, endpoints, outputs):
             lines += [f"| {kind} | `{one}` | {endpoint.meanings[one]} |" for one in names]
     if "step" in endpoints:
         lines += ["", "An output named like a state is that state after the call."]
+    if runtimes:
+        lines += ["", "## Other runtimes", "", "| file | |", "|---|---|"]
+        lines += [f"| {file} | {MEANINGS[file]}: {shapes(one)} |" for file, one in runtimes.items()]
     lines += [
         "",
         "## Configuration",
@@ -64,3 +70,25 @@ def model_card(title, results, data, endpoints, outputs):
         "",
     ]
     return "\n".join(lines)
+
+
+def _command_line_tool(strings):
+    if not strings:
+        return [
+            "`saved_model_cli show --dir THIS_FOLDER --all` lists them too, and `saved_model_cli "
+            "run` calls them with arrays from files."
+        ]
+    return [
+        "`saved_model_cli` (`show --dir THIS_FOLDER --all`, `run …`) needs the tokenizer's "
+        "operations before it reads the model:",
+        "",
+        "```sh",
+        'python -c "import tensorflow_text; from tensorflow.python.tools.saved_model_cli import '
+        'main; main()" show --dir THIS_FOLDER --all',
+        "```",
+    ]
+
+
+def shapes(model):
+    """The inputs of a `keras.Model` with their shapes."""
+    return ", ".join(f"`{one.name}` {list(one.shape)}" for one in model.inputs)

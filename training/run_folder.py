@@ -37,6 +37,7 @@ PARTIAL = ".partial"
 BEST_MODEL_FILE = "best.keras"
 FINAL_MODEL_FILE = "final.keras"
 VOCABULARY_FILE = "vocabulary.json"
+PHONE_COUNTS_FILE = "phone_counts.json"
 
 SPEECH_COLUMNS = {
     "train_fce": "fce",

@@ -30,8 +30,9 @@ from distribution import check_batch_size, make_strategy
 from keras_bnrnn.data.augmentation import SpecAugment
 from keras_bnrnn.data.corpus import load_corpus
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech import MAX_FRAMES, speech_dataset
-from run_folder import SPEECH_COLUMNS, RunFolder
+from keras_bnrnn.data.speech import MAX_FRAMES, alignments, speech_dataset
+from phone_model import phone_counts
+from run_folder import PHONE_COUNTS_FILE, SPEECH_COLUMNS, RunFolder
 from speech_model import build_speech_model, compile_speech_model
 
 CRITERION = "dev_fce"
@@ -91,6 +92,8 @@ def main(argv):
     batches(corpus, "train")  # before the run's folder is made: says what is wrong with the shards
     run = RunFolder(output_dir, describe_run(corpus), SPEECH_COLUMNS, CRITERION)
     run.keep_file("corpus.json", json.dumps(corpus.document, indent=1) + "\n")
+    with damage_explained(corpus):
+        keep_phone_counts(run, corpus)
 
     keras.utils.set_random_seed(FLAGS.seed)
     with strategy.scope():
@@ -144,6 +147,13 @@ def batches(corpus, split, first_epoch=0):
     )
     # Keras adds up the first batch over the replicas of a strategy, and booleans cannot be added.
     return dataset.map(lambda features, labels, mask: (features, labels, tf.cast(mask, tf.float32)))
+
+
+def keep_phone_counts(run, corpus):
+    """Puts into the run's folder what a phone recogniser learns from the training alignments."""
+    if not (run.path / PHONE_COUNTS_FILE).exists():
+        counts = phone_counts(corpus.states, alignments(corpus, "train"))
+        run.keep_file(PHONE_COUNTS_FILE, json.dumps(counts) + "\n")
 
 
 @contextlib.contextmanager

@@ -1,16 +1,19 @@
-"""Prints the phones that an exported acoustic model hears in audio files.
+"""Prints the phones that an exported acoustic model hears in audio files, with their times.
 
     python training/transcribe.py --model=exported speech.wav more.flac
+    python training/transcribe.py --model=exported --transcript="one two three" --plot speech.wav
 
-One line per file: its name and its phones. Needs TensorFlow, NumPy, soundfile and soxr, and neither
-keras_bnrnn nor Keras: whoever has the SavedModel can do the same.
+For each file: a line with its name and its phones, then a line per phone with its beginning and
+end in seconds. Where a transcript is given, the phone error rate too: phones inserted, deleted or
+substituted in relation to the pronunciation in pocketsphinx's dictionary that fits best.
 
-The posteriors of a phone's states are added up frame by frame, and the phone sequence with the
-highest sum of log-posteriors is taken in which every phone lasts `--min_frames` frames or more.
+The phones are those of the best path (Viterbi) through the states: log-posteriors less log-priors,
+durations and a phone bigram, which are those of the training alignments. Needs TensorFlow, NumPy,
+soundfile and soxr, and neither keras_bnrnn nor Keras, except to look up a transcript's words.
 """
 
-import itertools
 import json
+import sys
 from pathlib import Path
 
 import absl.logging
@@ -22,12 +25,34 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
+from phone_model import PhoneModel, phone_errors
 
 DESCRIPTION_FILE = Path("assets") / "speech_model.json"
 SIXTEEN_BIT = 32768.0
+SILENT_PEAK = 16.0  # of 32768
+CLIPPED_SHARE = 0.001
+FRAME_SECONDS = 0.01
+
+
+class PlotParser(flags.ArgumentParser):
+    """`--plot` alone means the current folder; `--plot=PATH` a file or a folder."""
+
+    def parse(self, argument):
+        return {"true": ".", "false": None}.get(argument, argument)
+
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("model", None, "SavedModel that export.py wrote.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "transcript",
+    None,
+    "What was said, to print the phone error rate: the words themselves if there is one audio "
+    "file, or a file with a line for each: its name or id, a tab or space, and the words.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "lexicon", None, "Extra pronunciations for --transcript, as in CMUdict.", flag_values=FLAGS
+)
 flags.DEFINE_integer(
     "min_frames",
     3,
@@ -35,20 +60,74 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+flags.DEFINE_float(
+    "prior_scale",
+    1.0,
+    "How much of the states' log-priors to take off their log-posteriors.",
+    lower_bound=0.0,
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "bigram_weight",
+    2.0,
+    "Factor of the phone bigram's log-probabilities.",
+    lower_bound=0.0,
+    flag_values=FLAGS,
+)
+flags.DEFINE(
+    PlotParser(),
+    "plot",
+    None,
+    "Draw waveform, features, posteriors and phones: `--plot` into NAME.png in the current folder, "
+    "`--plot=PATH` into a PNG file, or a folder for several audio files.",
+    flag_values=FLAGS,
+    boolean=True,
+)
 
 
 def main(argv):
     folder = Path(command_line.require_flag(FLAGS, "model"))
-    if len(argv) < 2:
+    paths = argv[1:]
+    if not paths:
         raise CommandError("no audio file is named; give one or more after the flags")
     description = read_description(folder)
-    waveforms = [read_waveform(path, description["sample_rate"]) for path in argv[1:]]
+    waveforms = [read_waveform(path, description["sample_rate"]) for path in paths]
+    references = [None] * len(paths)
+    if FLAGS.transcript is not None:
+        references = look_up(read_transcripts(FLAGS.transcript, paths))
+    pictures = picture_paths(FLAGS.plot, paths)
+    phone_model = PhoneModel(
+        description["states"],
+        description["phone_counts"],
+        FLAGS.min_frames,
+        FLAGS.prior_scale,
+        FLAGS.bigram_weight,
+    )
     # TensorFlow warns that the model cannot be trained any further.
     absl.logging.set_verbosity(absl.logging.ERROR)
-    model = tf.saved_model.load(str(folder))
-    for path, waveform in zip(argv[1:], waveforms, strict=True):
-        scores = log_posteriors(model, waveform)
-        print(path, *decode_phones(scores, description["states"], FLAGS.min_frames))
+    signatures = tf.saved_model.load(str(folder)).signatures
+    errors = expected = 0
+    for path, waveform, reference, picture in zip(
+        paths, waveforms, references, pictures, strict=True
+    ):
+        features, scores, start = hear(signatures, waveform)
+        segments = phone_model.decode(scores)
+        print(f"{path}: {' '.join(segment.phone for segment in segments)}")
+        for segment in segments:
+            print(
+                f"  {start + FRAME_SECONDS * segment.start:8.2f} "
+                f"{start + FRAME_SECONDS * segment.end:8.2f}  {segment.phone}"
+            )
+        if reference is not None:
+            spoken = [segment.phone for segment in segments if is_speech(segment.phone)]
+            wrong, length = phone_errors(reference, spoken)
+            print(f"  phone error rate {wrong / length:.1%} ({wrong} of {length})", flush=True)
+            errors, expected = errors + wrong, expected + length
+        if picture:
+            draw(picture, Path(path).name, waveform, description, features, scores, start, segments)
+            print(f"  picture: {picture}")
+    if len(paths) > 1 and expected:
+        print(f"all: phone error rate {errors / expected:.1%} ({errors} of {expected})")
 
 
 def read_description(folder):
@@ -56,7 +135,9 @@ def read_description(folder):
     if not (folder / "saved_model.pb").is_file():
         raise CommandError(f"--model={folder} is no SavedModel; training/export.py writes one")
     if not (folder / DESCRIPTION_FILE).is_file():
-        raise CommandError(f"{folder / DESCRIPTION_FILE} is missing: no SavedModel of export.py")
+        raise CommandError(
+            f"{folder / DESCRIPTION_FILE} is missing: no acoustic model that export.py wrote"
+        )
     description = json.loads((folder / DESCRIPTION_FILE).read_text())
     if "serve_waveform" not in description["signatures"]:
         raise CommandError(
@@ -76,7 +157,10 @@ def read_waveform(path, sample_rate):
         raise CommandError(f"{path} cannot be read as audio: {error}") from None
     if not len(samples):
         raise CommandError(f"{path} holds no samples")
+    if not np.isfinite(samples).all():
+        raise CommandError(f"{path} holds samples that are not finite numbers")
     samples = samples.mean(axis=1)
+    warn_of_level(path, SIXTEEN_BIT * np.abs(samples))
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate)
     # Training saw 16-bit samples: resampling alone would leave an emptier silence than any of it.
@@ -84,88 +168,117 @@ def read_waveform(path, sample_rate):
     return (samples / SIXTEEN_BIT).astype(np.float32)
 
 
-def log_posteriors(model, waveform):
-    """Log-posteriors `[time, states]` of a waveform `[samples]`."""
-    result = model.signatures["serve_waveform"](
-        waveform=tf.constant(waveform[np.newaxis]), lengths=tf.constant([len(waveform)])
-    )
-    return result["log_posteriors"].numpy()[0, : int(result["frames"][0])]
+def warn_of_level(path, level):
+    """Says on stderr when the samples' absolute values (16-bit) look like no good recording."""
+    clipped = np.mean(level >= SIXTEEN_BIT - 1)
+    if level.max() < SILENT_PEAK:
+        print(f"warning: {path} is silent", file=sys.stderr)
+    elif clipped > CLIPPED_SHARE:
+        print(f"warning: {path} is clipped: {clipped:.1%} at full scale", file=sys.stderr)
 
 
-def decode_phones(scores, states, min_frames):
-    """The best phone sequence in which every phone lasts `min_frames` or more.
+def read_transcripts(transcript, paths):
+    """The words of each audio file, from `--transcript`."""
+    if not Path(transcript).is_file():
+        if len(paths) > 1:
+            raise CommandError(
+                f"--transcript={transcript} is no file, and words alone can be given for one audio "
+                f"file only, not for {len(paths)}"
+            )
+        return [transcript]
+    words = {}
+    for line in Path(transcript).read_text(encoding="utf-8").splitlines():
+        name, _, text = line.replace("\t", " ", 1).partition(" ")
+        words[name] = words[Path(name).name] = words[Path(name).stem] = text
+    found = [
+        words.get(path, words.get(Path(path).name, words.get(Path(path).stem))) for path in paths
+    ]
+    missing = [path for path, text in zip(paths, found, strict=True) if text is None]
+    if missing:
+        raise CommandError(f"--transcript={transcript} has no line for {missing[0]}")
+    return found
 
-    Args:
-        scores: log-posteriors `[time, states]`.
-        states: what each state is, as in `corpus.json`; a state without a phone stands for itself.
-        min_frames: shortest duration of a phone. An utterance shorter than that is one phone.
 
-    Returns:
-        A list of names, no two neighbours alike.
-    """
-    names = [state.get("phone", state["name"]) for state in states]
-    phones = sorted(set(names))
+def look_up(transcripts):
+    """For each transcript, for each of its words, its pronunciations without silences."""
+    from keras_bnrnn.data.alignment import Aligner, normalize_transcript
+    from keras_bnrnn.data.errors import CorpusError, UtteranceError
+
+    try:
+        aligner = Aligner(FLAGS.lexicon)
+        found = [
+            [aligner.pronunciations(word) for word in normalize_transcript(text).split()]
+            for text in transcripts
+        ]
+    except (CorpusError, UtteranceError) as error:
+        raise CommandError(f"--transcript: {error}") from None
+    if not all(found):
+        raise CommandError("--transcript: a transcript has no words")
+    return found
+
+
+def is_speech(phone):
+    """Whether a phone is one of a word's, no silence (SIL) or noise (+NSN+)."""
+    return phone != "SIL" and not phone.startswith("+")
+
+
+def hear(signatures, waveform):
+    """Features `[time, dimension]`, log-posteriors `[time, states]` and when frame 0 begins."""
+    waveform, length = tf.constant(waveform[np.newaxis]), tf.constant([len(waveform)])
+    heard = signatures["features"](waveform=waveform, lengths=length)
+    scores = signatures["serve"](features=heard["features"], lengths=heard["frames"])
+    middle = float(heard["times"][0]) if len(heard["times"]) else 0.0
+    start = max(middle - 0.5 * FRAME_SECONDS, 0.0)
+    return heard["features"].numpy()[0], scores["log_posteriors"].numpy()[0], start
+
+
+def picture_paths(plot, paths):
+    """The PNG file of each audio file, or `None` for each."""
+    if plot is None:
+        return [None] * len(paths)
+    plot = Path(plot)
+    if plot.suffix.lower() != ".png":
+        plot.mkdir(parents=True, exist_ok=True)
+        return [plot / f"{Path(path).stem}.png" for path in paths]
+    if len(paths) > 1:
+        raise CommandError(f"--plot={plot} is one file for {len(paths)} pictures; name a folder")
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    return [plot]
+
+
+def draw(picture, title, waveform, description, features, scores, start, segments):
+    """Waveform, features, phones' posteriors, and the phones over all three."""
+    from matplotlib.figure import Figure
+
+    end = start + FRAME_SECONDS * len(scores)
+    channels = description["features"]["num_mel_bins"] + description["features"]["use_energy"]
+    phones = [state.get("phone", state["name"]) for state in description["states"]]
+    shown = list(dict.fromkeys(segment.phone for segment in segments))
     per_phone = np.stack(
-        [
-            np.logaddexp.reduce(scores[:, [name == phone for name in names]], axis=1)
-            for phone in phones
-        ],
-        axis=1,
+        [np.exp(scores[:, [phone == one for phone in phones]]).sum(axis=1) for one in shown]
     )
-    segments = best_segments(per_phone, min_frames)
-    return [name for name, _ in itertools.groupby(phones[phone] for phone, _, _ in segments)]
-
-
-def best_segments(scores, min_frames):
-    """Divides frames into segments of one class each, of `min_frames` or more, scoring highest.
-
-    With C_t = scores summed over the frames before t, the best score up to t is
-
-        best_t = max_k ( C_t(k) + max_{s <= t - min_frames} ( best_s - C_s(k) ) )
-
-    Args:
-        scores: `[time, classes]`, added over frames.
-        min_frames: shortest segment; all of `scores` if that is shorter still.
-
-    Returns:
-        A list of `(class, first frame, frame after the last)`.
-    """
-    time, classes = scores.shape
-    if not time:
-        return []
-    min_frames = min(min_frames, time)
-    sums = np.concatenate([np.zeros((1, classes)), np.cumsum(scores, axis=0, dtype=np.float64)])
-    best = np.full(time + 1, -np.inf)
-    best[0] = 0.0
-    entered = np.full(classes, -np.inf)  # the inner maximum, and the s it was found at
-    entry = np.zeros(classes, int)
-    back = [None] * (time + 1)
-    for t in range(min_frames, time + 1):
-        s = t - min_frames
-        better = best[s] - sums[s] > entered
-        entered = np.where(better, best[s] - sums[s], entered)
-        entry = np.where(better, s, entry)
-        k = int(np.argmax(sums[t] + entered))
-        best[t] = sums[t, k] + entered[k]
-        back[t] = (k, int(entry[k]), t)
-    segments = []
-    t = time
-    while t:
-        segments.append(back[t])
-        t = back[t][1]
-    return segments[::-1]
-
-
-def edit_distance(reference, hypothesis):
-    """Fewest insertions, deletions and substitutions that turn one sequence into the other."""
-    distances = list(range(len(hypothesis) + 1))
-    for row, expected in enumerate(reference, 1):
-        diagonal, distances[0] = distances[0], row
-        for column, found in enumerate(hypothesis, 1):
-            substituted = diagonal + (expected != found)
-            diagonal = distances[column]
-            distances[column] = min(substituted, diagonal + 1, distances[column - 1] + 1)
-    return distances[-1]
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    wave, log_mel, posteriors = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 2.5))
+    wave.plot(np.arange(len(waveform)) / description["sample_rate"], waveform, linewidth=0.4)
+    wave.set_ylabel("waveform")
+    wave.set_title(title, pad=18)
+    image = {"origin": "lower", "aspect": "auto"}
+    log_mel.imshow(features[:, :channels].T, extent=(start, end, 0, channels), **image)
+    log_mel.set_ylabel("energy and\nlog-mel channels")
+    picture_of_phones = posteriors.imshow(
+        per_phone, extent=(start, end, -0.5, len(shown) - 0.5), vmin=0, vmax=1, **image
+    )
+    posteriors.set_yticks(range(len(shown)), shown, fontsize=7)
+    posteriors.set(xlabel="time [s]", ylabel="posteriors", xlim=(start, end))
+    figure.colorbar(picture_of_phones, ax=posteriors, pad=0.01)
+    top = wave.get_ylim()[1]
+    for phone, first, last in segments:
+        for axis in (wave, log_mel, posteriors):
+            colour = "black" if axis is wave else "white"
+            axis.axvline(start + FRAME_SECONDS * first, color=colour, linewidth=0.5)
+        middle = start + FRAME_SECONDS * (first + last) / 2
+        wave.text(middle, top, phone, ha="center", va="bottom", fontsize=7)
+    figure.savefig(picture, dpi=120)
 
 
 if __name__ == "__main__":

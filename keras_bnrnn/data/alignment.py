@@ -100,6 +100,21 @@ class Aligner:
         words = dict.fromkeys(transcript.split())
         return [word for word in words if decoder.lookup_word(word) is None]
 
+    def pronunciations(self, word):
+        """All pronunciations of a word of a normalised transcript, lists of phones.
+
+        Raises:
+            UtteranceError: the word is in no dictionary.
+        """
+        decoder, found = self._decoder(BEAMS[0]), []
+        while phones := decoder.lookup_word(f"{word}({len(found) + 1})" if found else word):
+            found.append(phones.split())
+        if not found:
+            raise UtteranceError(
+                f"not in the dictionary: {word} (add pronunciations with a lexicon)"
+            )
+        return found
+
     def align(self, samples, transcript):
         """Finds the state of every frame.
 

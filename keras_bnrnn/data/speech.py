@@ -104,6 +104,22 @@ def speech_dataset(
     )
 
 
+def alignments(corpus, split):
+    """Yields the label sequences of a split, `[time]` each, as NumPy arrays.
+
+    Raises:
+        CorpusError: a shard is missing or truncated.
+    """
+    corpus.check_shards(split)
+    labels = {"labels": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)}
+    records = tf.data.TFRecordDataset(corpus.shard_paths(split))
+    parsed = records.map(
+        lambda record: tf.io.parse_single_example(record, labels)["labels"],
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    return parsed.as_numpy_iterator()
+
+
 def _epoch(first_epoch):
     """The number of the epoch, as a dataset of one element.
 

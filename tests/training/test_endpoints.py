@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -114,7 +113,7 @@ def test_bidirectional_models_have_no_step(tiny_corpus, tmp_path, call_script):
     call_script(train_speech, f"--data_dir={tiny_corpus}", f"--output_dir={tmp_path}/run", *SMALL)
     call_script(export, f"--run_dir={tmp_path}/run", f"--output_dir={tmp_path}/exported")
     names = tf.saved_model.load(str(tmp_path / "exported")).signatures.keys()
-    assert set(names) == {"serve", "serve_waveform", "serve_audio"}
+    assert set(names) == {"serve", "features", "serve_waveform", "serve_audio"}
 
 
 def test_wav_bytes_equal_samples(signatures, tmp_path):
@@ -253,30 +252,94 @@ def test_every_signature_in_a_process_without_keras(request, kind, tmp_path, run
             assert f"| input | `{name}` |" in card
 
 
-@pytest.mark.parametrize("name", ["serve", "serve_waveform", "serve_audio", "step"])
-def test_saved_model_cli_runs_it(speech, signatures, tmp_path, name):
-    given = {
-        "features": np.ones((1, 5, 123), np.float32),
-        "waveform": noise(4000)[np.newaxis],
-        "lengths": np.array([4000 if name == "serve_waveform" else 5], np.int32),
-        "audio": np.array([wav(noise(4000), tmp_path)]),
-        **{state: value.numpy() for state, value in zero_states(signatures["step"], 1).items()},
-    }
-    inputs = list(signatures[name].structured_input_signature[1])
-    for one in inputs:
-        np.save(tmp_path / f"{one}.npy", given[one])
-    command = [
-        str(Path(sys.executable).with_name("saved_model_cli")),
-        "run",
-        f"--dir={speech / 'exported'}",
-        "--tag_set=serve",
+# saved_model_cli as its command runs it; where strings are cut, after the import that brings the
+# tokenizer's operations (MODEL_CARD.md says so).
+CLI = "from tensorflow.python.tools.saved_model_cli import main; main()"
+
+
+def run_cli(folder, name, given, tmp_path, before=""):
+    for one, value in given.items():
+        np.save(tmp_path / f"{one}.npy", value)
+    command = [sys.executable, "-c", before + CLI, "run", f"--dir={folder}", "--tag_set=serve"]
+    command += [
         f"--signature_def={name}",
-        "--inputs=" + ";".join(f"{one}={tmp_path / one}.npy" for one in inputs),
+        "--inputs=" + ";".join(f"{one}={tmp_path / one}.npy" for one in given),
         f"--outdir={tmp_path}",
         "--overwrite",
     ]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    scores = np.load(tmp_path / "log_posteriors.npy")
-    np.testing.assert_allclose(np.exp(scores).sum(-1), 1.0, atol=1e-5)
+    return lambda output: np.load(tmp_path / f"{output}.npy", allow_pickle=True)
+
+
+@pytest.mark.parametrize("name", ["serve", "features", "serve_waveform", "serve_audio", "step"])
+def test_saved_model_cli_runs_it(speech, signatures, tmp_path, name):
+    given = {
+        "features": np.ones((1, 5, 123), np.float32),
+        "waveform": noise(4000)[np.newaxis],
+        "lengths": np.array([4000 if name in ("features", "serve_waveform") else 5], np.int32),
+        "audio": np.array([wav(noise(4000), tmp_path)]),
+        **{state: value.numpy() for state, value in zero_states(signatures["step"], 1).items()},
+    }
+    inputs = signatures[name].structured_input_signature[1]
+    output = run_cli(speech / "exported", name, {one: given[one] for one in inputs}, tmp_path)
+    if name == "features":
+        assert np.isfinite(output("features")).all()
+    else:
+        np.testing.assert_allclose(np.exp(output("log_posteriors")).sum(-1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["score", "next_token", "step"])
+def test_saved_model_cli_runs_a_language_model(language, language_signatures, tmp_path, name):
+    given = {
+        "sentences": np.array(["the statement", "an error"]),
+        "prefix": np.array(["the"]),
+        "k": np.int32(3),
+        "tokens": np.ones((1, 2), np.int32),
+        **{
+            state: value.numpy()
+            for state, value in zero_states(language_signatures["step"], 1).items()
+        },
+    }
+    inputs = language_signatures[name].structured_input_signature[1]
+    before = "import tensorflow_text; "
+    assert before.strip("; ") in (language / "exported" / "MODEL_CARD.md").read_text()
+    output = run_cli(
+        language / "exported", name, {one: given[one] for one in inputs}, tmp_path, before
+    )
+    if name == "score":
+        expected = np.exp(-output("log_probability") / output("tokens"))
+        np.testing.assert_allclose(output("perplexity"), expected, rtol=1e-5)
+    elif name == "next_token":
+        assert output("words").shape == output("probabilities").shape == (1, 3)
+    else:
+        np.testing.assert_allclose(np.exp(output("log_probabilities")).sum(-1), 1.0, atol=1e-5)
+
+
+def test_ten_minutes_through_step(signatures):
+    """In chunks, as somebody would who has no memory for the whole."""
+    step = signatures["step"]
+    features = np.random.default_rng(0).normal(size=(1, 60_000, 123)).astype(np.float32)
+    states, parts = zero_states(step, 1), []
+    for start in range(0, 60_000, 1000):
+        part = tf.constant(features[:, start : start + 1000])
+        outputs = dict(step(features=part, lengths=tf.constant([1000]), **states))
+        parts.append(outputs.pop("log_posteriors"))
+        states = outputs
+    whole = signatures["serve"](features=tf.constant(features), lengths=tf.constant([60_000]))
+    np.testing.assert_allclose(tf.concat(parts, 1), whole["log_posteriors"], atol=1e-5)
+
+
+def test_features_are_what_serve_takes(signatures):
+    rows = tf.constant(np.stack([noise(4000), noise(4000, 1)]))
+    given = {"waveform": rows, "lengths": tf.constant([4000, 2500])}
+    heard = signatures["features"](**given)
+    scores = signatures["serve"](features=heard["features"], lengths=heard["frames"])
+    expected = signatures["serve_waveform"](**given)
+    for row, count in enumerate(expected["frames"].numpy()):
+        np.testing.assert_allclose(
+            scores["log_posteriors"][row, :count],
+            expected["log_posteriors"][row, :count],
+            atol=1e-5,
+        )

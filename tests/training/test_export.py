@@ -1,17 +1,14 @@
-"""export.py and transcribe.py: the SavedModel's numbers, in a process without keras_bnrnn."""
+"""export.py: the SavedModel's numbers, in a process without keras_bnrnn."""
 
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-import soundfile
 import tensorflow as tf
 
 import export
 import train_speech
-import transcribe
 from command_line import CommandError
 from keras_bnrnn.data.corpus import load_corpus
 from keras_bnrnn.data.features import LogMelFilterBank
@@ -33,14 +30,6 @@ for name in ("serve", "serve_waveform"):
     )
     results.update({f"{name}_{key}": value.numpy() for key, value in outputs.items()})
 np.savez(sys.argv[3], **results)
-"""
-
-RUN_SCRIPT = """
-import runpy
-
-sys.path.insert(0, sys.argv.pop(2))
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -104,26 +93,7 @@ def test_description_travels_with_the_model(exported):
     description = json.loads((exported / "exported/assets/speech_model.json").read_text())
     assert [state["phone"] for state in description["states"]] == ["SIL", "AH", "AH", "T", "OW"]
     assert description["sample_rate"] == 8000
-    assert description["signatures"] == ["serve", "serve_waveform", "serve_audio"]
-
-
-def test_transcribes_without_keras(exported, tmp_path, run_without):
-    rng = np.random.default_rng(0)
-    audio = tmp_path / "noise.wav"
-    soundfile.write(audio, 0.1 * rng.normal(size=22050), 44100)
-    script = Path(transcribe.__file__)
-    done = run_without(
-        ["keras_bnrnn", "keras"],
-        RUN_SCRIPT,
-        script,
-        script.parent,
-        f"--model={exported}/exported",
-        audio,
-    )
-    assert done.returncode == 0, done.stderr
-    path, *phones = done.stdout.split()
-    assert path == str(audio)
-    assert phones and set(phones) <= {"SIL", "AH", "T", "OW"}
+    assert description["signatures"] == ["serve", "features", "serve_waveform", "serve_audio"]
 
 
 def test_export_refuses_what_is_there_already(call_script, exported):
@@ -134,71 +104,3 @@ def test_export_refuses_what_is_there_already(call_script, exported):
 def test_export_of_a_folder_that_is_no_run(call_script, tmp_path):
     with pytest.raises(CommandError, match=r"no results\.json"):
         call_script(export, f"--run_dir={tmp_path}", f"--output_dir={tmp_path}/exported")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("missing.wav", None, "no such file"),
-        ("text.wav", b"no audio at all", "cannot be read as audio"),
-        ("silence.wav", "empty", "holds no samples"),
-    ],
-)
-def test_transcribe_names_the_bad_file(call_script, exported, tmp_path, name, content, message):
-    path = tmp_path / name
-    if content == "empty":
-        soundfile.write(path, np.zeros(0), 16000)
-    elif content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CommandError, match=message) as error:
-        call_script(transcribe, f"--model={exported}/exported", path)
-    assert name in str(error.value)
-
-
-def test_transcribe_of_no_model(call_script, tmp_path):
-    with pytest.raises(CommandError, match="is no SavedModel"):
-        call_script(transcribe, f"--model={tmp_path}", "x.wav")
-
-
-def brute_force(scores, min_frames):
-    """The best score over all divisions into segments, by trying every one of them."""
-    time = len(scores)
-    if time == 0:
-        return 0.0
-    return max(
-        brute_force(scores[:start], min_frames) + scores[start:].sum(axis=0).max()
-        for start in range(time - min_frames + 1)
-        if start == 0 or start >= min_frames
-    )
-
-
-@pytest.mark.parametrize("min_frames", [1, 2, 3])
-def test_segments_are_the_best_there_are(min_frames):
-    for seed in range(5):
-        scores = np.random.default_rng(seed).normal(size=(9, 3))
-        segments = transcribe.best_segments(scores, min_frames)
-        assert [start for _, start, _ in segments] == [0] + [end for *_, end in segments[:-1]]
-        assert segments[-1][2] == 9
-        assert all(end - start >= min_frames for _, start, end in segments)
-        total = sum(scores[start:end, k].sum() for k, start, end in segments)
-        assert total == pytest.approx(brute_force(scores, min_frames))
-
-
-def test_an_utterance_shorter_than_a_phone_is_one_phone():
-    states = [{"name": "A.0", "phone": "A"}, {"name": "B.0", "phone": "B"}]
-    assert transcribe.decode_phones(np.log([[0.2, 0.8]] * 2), states, 3) == ["B"]
-    assert transcribe.decode_phones(np.zeros((0, 2)), states, 3) == []
-
-
-def test_states_of_a_phone_are_added_up():
-    states = [{"name": f"{n}", "phone": p} for n, p in enumerate("AAB")]
-    scores = np.log([[0.3, 0.3, 0.4]] * 4)
-    assert transcribe.decode_phones(scores, states, 3) == ["A"]
-
-
-@pytest.mark.parametrize(
-    ("reference", "hypothesis", "distance"),
-    [("", "", 0), ("abc", "abc", 0), ("kitten", "sitting", 3), ("", "ab", 2), ("abc", "b", 2)],
-)
-def test_edit_distance(reference, hypothesis, distance):
-    assert transcribe.edit_distance(reference, hypothesis) == distance

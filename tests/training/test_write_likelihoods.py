@@ -1,0 +1,102 @@
+"""write_likelihoods.py: Kaldi archives with the model's posteriors and the alignments' priors."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import export
+import train_speech
+from command_line import CommandError
+from keras_bnrnn.data.corpus import load_corpus, read_utterances
+
+kaldiio = pytest.importorskip("kaldiio", reason="the extra 'speech' is not installed")
+import write_likelihoods  # noqa: E402
+
+SMALL = ("--layers=1", "--units=6", "--batch_size=8", "--learning_rate=0.01", "--epochs=1")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_corpus, tmp_path_factory, call_script_in_module):
+    folder = tmp_path_factory.mktemp("trained")
+    flags = [f"--data_dir={tiny_corpus}", f"--output_dir={folder}/run", *SMALL]
+    call_script_in_module(train_speech, *flags)
+    call_script_in_module(export, f"--run_dir={folder}/run", f"--output_dir={folder}/exported")
+    return folder
+
+
+def call(call_script, trained, corpus, output_dir, *flags):
+    call_script(
+        write_likelihoods,
+        f"--model={trained}/exported",
+        f"--data_dir={corpus}",
+        f"--output_dir={output_dir}",
+        *flags,
+    )
+
+
+def test_archives_hold_posteriors_less_priors(trained, tiny_corpus, tmp_path, call_script):
+    call(call_script, trained, tiny_corpus, tmp_path / "scores", "--batch_size=4")
+    corpus = load_corpus(tiny_corpus)
+    model = keras.saving.load_model(trained / "run" / "best.keras", compile=False)
+    counts = np.zeros(corpus.num_states)
+    for utterance in read_utterances(corpus, "train"):
+        counts += np.bincount(utterance["labels"], minlength=len(counts))
+    for split in ("train", "dev"):
+        matrices = kaldiio.load_scp(str(tmp_path / "scores" / f"{split}.scp"))
+        expected = {one["id"]: one["features"] for one in read_utterances(corpus, split)}
+        assert list(matrices) == sorted(expected)
+        for name, features in expected.items():
+            features = (features - corpus.mean) / np.sqrt(corpus.variance)
+            posteriors = tf.nn.log_softmax(model(features[np.newaxis], training=False))[0]
+            likelihoods = posteriors - np.log(counts / counts.sum())
+            np.testing.assert_allclose(matrices[name], likelihoods, atol=1e-4)
+            assert matrices[name].dtype == np.float32
+        archive = dict(kaldiio.load_ark(str(tmp_path / "scores" / f"{split}.ark")))
+        assert archive.keys() == expected.keys()
+
+
+def test_continues_where_it_was_killed(trained, tiny_corpus, tmp_path, call_script, capsys):
+    scores = tmp_path / "scores"
+    call(call_script, trained, tiny_corpus, scores, "--splits=dev")
+    assert not (scores / "train.scp").exists()
+    written = (scores / "dev.ark").stat().st_mtime_ns
+    # Killed while it wrote the other split.
+    (scores / "train.ark.partial").write_bytes(b"train-00 \0B")
+    call(call_script, trained, tiny_corpus, scores)
+    assert (scores / "dev.ark").stat().st_mtime_ns == written
+    assert "dev.scp is there already" in capsys.readouterr().out
+    assert len(kaldiio.load_scp(str(scores / "train.scp"))) == 26
+    assert sorted(path.name for path in scores.iterdir()) == [
+        "dev.ark",
+        "dev.scp",
+        "likelihoods.json",
+        "train.ark",
+        "train.scp",
+    ]
+
+
+def test_what_does_not_fit_is_refused(trained, tiny_corpus, tmp_path, call_script):
+    other = tmp_path / "corpus"
+    other.mkdir()
+    document = json.loads((tiny_corpus / "corpus.json").read_text())
+    for path in tiny_corpus.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "corpus.json").write_text(json.dumps({**document, "states": document["states"][:4]}))
+    with pytest.raises(CommandError, match="trained on another corpus"):
+        call(call_script, trained, other, tmp_path / "scores")
+    with pytest.raises(CommandError, match="is no acoustic model"):
+        call_script(
+            write_likelihoods,
+            f"--model={tmp_path}",
+            f"--data_dir={tiny_corpus}",
+            f"--output_dir={tmp_path}/scores",
+        )
+    with pytest.raises(CommandError, match="is not empty"):
+        call(call_script, trained, tiny_corpus, other)
+    (other / "corpus.json").write_text(json.dumps({**document, "seed": 7}))
+    call(call_script, trained, tiny_corpus, tmp_path / "scores", "--splits=dev")
+    with pytest.raises(CommandError, match="another model or corpus"):
+        call(call_script, trained, other, tmp_path / "scores")

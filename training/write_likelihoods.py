@@ -1,0 +1,159 @@
+"""Writes an acoustic model's scores of a whole corpus as Kaldi archives, for Kaldi's decoders.
+
+    python training/write_likelihoods.py --model=exported --data_dir=corpus --output_dir=likelihoods
+    latgen-faster-mapped final.mdl HCLG.fst words.txt scp:likelihoods/test.scp ark:lattices.ark
+
+For every utterance a matrix `[frames, states]` of log-posteriors less log-priors, which is the
+log-likelihood up to a constant of the frame. Column k is the corpus's state k: for a corpus that
+was prepared from a Kaldi directory, pdf-id k. Priors are the states' shares of the training
+alignments; a state that they never have counts as seen in one frame.
+
+The output folder gets SPLIT.ark and SPLIT.scp for each split, the scp sorted by utterance. A split
+that is written is not written again, so the same command continues after being killed.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+
+import absl.logging
+import kaldiio
+import numpy as np
+import tensorflow as tf
+import tqdm
+from absl import flags
+
+import command_line
+from command_line import CommandError
+from keras_bnrnn.data.corpus import load_corpus, read_utterances
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech import VARIANCE_FLOOR
+from phone_model import log_priors
+
+DESCRIPTION_FILE = Path("assets") / "speech_model.json"
+ORIGIN_FILE = "likelihoods.json"
+PARTIAL = ".partial"
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("model", None, "SavedModel that export.py wrote.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", flag_values=FLAGS
+)
+flags.DEFINE_string("output_dir", None, "Folder of the archives.", flag_values=FLAGS)
+flags.DEFINE_list("splits", None, "Which splits; not given: all.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "batch_size", 16, "Utterances scored at a time.", lower_bound=1, flag_values=FLAGS
+)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    model_dir = Path(command_line.require_flag(FLAGS, "model"))
+    corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
+    output_dir = Path(command_line.require_flag(FLAGS, "output_dir"))
+    description = read_description(model_dir, corpus)
+    splits = FLAGS.splits or list(corpus.splits)
+    for split in splits:
+        corpus.check_shards(split)
+    claim(output_dir, model_dir, corpus)
+    # TensorFlow warns that the model cannot be trained any further.
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    serve = tf.saved_model.load(str(model_dir)).signatures["serve"]
+    score = make_scorer(serve, description)
+    for split in splits:
+        if (output_dir / f"{split}.scp").exists():
+            print(f"{output_dir / split}.scp is there already")
+        else:
+            write_split(corpus, split, score, output_dir)
+    print(f"Written: {', '.join(f'{output_dir / split}.scp' for split in splits)}")
+    print(
+        f"Next: latgen-faster-mapped final.mdl HCLG.fst words.txt "
+        f"scp:{output_dir / splits[-1]}.scp ark:lattices.ark"
+    )
+
+
+def read_description(model_dir, corpus):
+    """The model's `speech_model.json`; a `CommandError` where it does not fit the corpus."""
+    path = model_dir / DESCRIPTION_FILE
+    if not path.is_file():
+        raise CommandError(f"--model={model_dir} is no acoustic model that export.py wrote")
+    description = json.loads(path.read_text())
+    if description["states"] != corpus.states:
+        raise CommandError(
+            f"--model={model_dir} knows {len(description['states'])} states and {corpus.path} "
+            f"has {corpus.num_states}, or others: the model was trained on another corpus"
+        )
+    if len(description["mean"]) != corpus.dimension:
+        raise CommandError(
+            f"--model={model_dir} takes {len(description['mean'])} features, {corpus.path} has "
+            f"{corpus.dimension}"
+        )
+    return description
+
+
+def claim(output_dir, model_dir, corpus):
+    """Makes the folder, or makes sure that it holds likelihoods of the same model and corpus."""
+    graph = (model_dir / "saved_model.pb").read_bytes()
+    variables = sorted((model_dir / "variables").iterdir())
+    digest = hashlib.sha256(graph + b"".join(file.read_bytes() for file in variables))
+    document = json.dumps(corpus.document, sort_keys=True).encode()
+    origin = {"model": digest.hexdigest(), "corpus": hashlib.sha256(document).hexdigest()}
+    path = output_dir / ORIGIN_FILE
+    if path.exists():
+        if json.loads(path.read_text()) != origin:
+            raise CommandError(
+                f"--output_dir={output_dir} holds likelihoods of another model or corpus; name "
+                "another folder"
+            )
+        return
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise CommandError(f"--output_dir={output_dir} is not empty; name a new or empty folder")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(origin) + "\n")
+
+
+def make_scorer(serve, description):
+    """A function from a list of features `[time, D]` to the log-likelihoods `[time, states]`."""
+    mean = np.array(description["mean"], np.float32)
+    deviation = np.sqrt(np.maximum(np.array(description["variance"], np.float32), VARIANCE_FLOOR))
+    priors = log_priors(description["phone_counts"]["state_frames"]).astype(np.float32)
+
+    def score(utterances):
+        lengths = [len(features) for features in utterances]
+        padded = np.zeros((len(lengths), max(lengths), len(mean)), np.float32)
+        for row, features in zip(padded, utterances, strict=True):
+            row[: len(features)] = (features - mean) / deviation
+        outputs = serve(features=tf.constant(padded), lengths=tf.constant(lengths, tf.int32))
+        scores = outputs["log_posteriors"].numpy() - priors
+        return [row[:length] for row, length in zip(scores, lengths, strict=True)]
+
+    return score
+
+
+def write_split(corpus, split, score, output_dir):
+    """Writes SPLIT.ark and then SPLIT.scp, each aside first and renamed when it is whole."""
+    archive, index = output_dir / f"{split}.ark", output_dir / f"{split}.scp"
+    partial_archive, partial_index = (
+        path.with_name(path.name + PARTIAL) for path in (archive, index)
+    )
+    progress = tqdm.tqdm(total=corpus.split(split)["utterances"], desc=split, unit="utterance")
+    utterances = read_utterances(corpus, split)
+    with progress, kaldiio.WriteHelper(f"ark,scp:{partial_archive},{partial_index}") as writer:
+        while batch := list(itertools.islice(utterances, FLAGS.batch_size)):
+            scores = score([utterance["features"] for utterance in batch])
+            for utterance, matrix in zip(batch, scores, strict=True):
+                writer(utterance["id"], matrix)
+            progress.update(len(batch))
+    # Kaldi reads tables in the order of their keys' bytes.
+    lines = sorted(partial_index.read_bytes().splitlines(keepends=True))
+    renamed = [line.replace(str(partial_archive).encode(), str(archive).encode()) for line in lines]
+    partial_index.write_bytes(b"".join(renamed))
+    os.replace(partial_archive, archive)
+    os.replace(partial_index, index)
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError,))
