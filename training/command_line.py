@@ -23,11 +23,17 @@ import absl.logging
 from absl import app, flags
 
 MODELS = ("baseline", "batch_norm")
-STRATEGIES = ("auto", "none", "mirrored")
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
+PRECISIONS = {"none": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+EXIT_STOPPED = 143  # as a shell has it for a process that SIGTERM ended
 
 
 class CommandError(Exception):
     """Something the caller of a script can put right; printed as one line, without a traceback."""
+
+
+class Stopped(Exception):
+    """The script was told to stop and has; printed as one line."""
 
 
 def define_run_flags(flag_values):
@@ -50,8 +56,57 @@ def define_run_flags(flag_values):
         "strategy",
         "auto",
         STRATEGIES,
-        "auto: MirroredStrategy over all visible GPUs where there are two or more; none: one "
-        "device; mirrored: MirroredStrategy over whatever there is.",
+        "auto: multi_worker where TF_CONFIG names several machines, else MirroredStrategy over all "
+        "visible GPUs where there are two or more; none: one device; mirrored: MirroredStrategy "
+        "over whatever there is; multi_worker: MultiWorkerMirroredStrategy over the workers of "
+        "TF_CONFIG, each started with the same command and a shared --output_dir.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "synchronized",
+        True,
+        "With several devices: moments of the normalisation over all of them, so that the result "
+        "is that of one device. false: each device normalises its own share, without waiting.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "mixed_precision",
+        "none",
+        list(PRECISIONS),
+        "Compute in half precision and keep the weights in float32 (float16 scales the loss).",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "jit_compile",
+        False,
+        "Compile the step with XLA. Not with several devices.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "steps_per_execution",
+        1,
+        "Steps between two returns to Python. More than 1 not with several devices.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "deterministic",
+        False,
+        "Use deterministic operations only: two runs, killed or not, end with the same bits.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "checkpoint_steps",
+        1000,
+        "Write a checkpoint after this many steps of an epoch, besides that at its end; 0: none.",
+        lower_bound=0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "tensorboard",
+        False,
+        "Write losses, metrics, learning rate, gradient norm, histograms of gamma and moving "
+        "variances, and the input pipeline's share of the time into OUTPUT_DIR/tensorboard.",
         flag_values=flag_values,
     )
     flags.DEFINE_float(
@@ -120,6 +175,9 @@ def run(main, flag_values, description="", expected_errors=()):
         except (CommandError, OSError, ModuleNotFoundError, *expected_errors) as error:
             print(f"error: {_one_line(error)}", file=sys.stderr)
             return 1
+        except Stopped as stopped:
+            print(f"stopped: {_one_line(stopped)}", file=sys.stderr)
+            return EXIT_STOPPED
         except KeyboardInterrupt:
             print("interrupted: the same command continues", file=sys.stderr)
             return 130

@@ -82,7 +82,9 @@ RECIPES = {
 }
 
 
-def build_language_model(recipe, vocabulary_size, normalized, *, momentum=0.9, replicas=1):
+def build_language_model(
+    recipe, vocabulary_size, normalized, *, momentum=0.9, synchronized=False, replicas=1, **options
+):
     """Builds and compiles a language model; call it in the scope of the strategy.
 
     Args:
@@ -92,7 +94,9 @@ def build_language_model(recipe, vocabulary_size, normalized, *, momentum=0.9, r
             itself, so that no later word enters the prediction of an earlier one) or
             `keras.layers.LSTM`.
         momentum: of the population statistics; the plain model has none.
+        synchronized: whether moments are taken over all replicas.
         replicas: over how many the strategy divides the batch.
+        **options: more arguments of `model.compile`.
 
     Returns:
         A compiled `keras.Model` from tokens `[batch, time]` to logits `[batch, time, words]`, which
@@ -115,7 +119,11 @@ def build_language_model(recipe, vocabulary_size, normalized, *, momentum=0.9, r
         }
         if normalized:
             return keras_bnrnn.BatchNormLSTM(
-                recipe.units, **arguments, normalization="frame", momentum=momentum
+                recipe.units,
+                **arguments,
+                normalization="frame",
+                momentum=momentum,
+                synchronized=synchronized,
             )
         return keras.layers.LSTM(recipe.units, **arguments)
 
@@ -138,11 +146,7 @@ def build_language_model(recipe, vocabulary_size, normalized, *, momentum=0.9, r
     model = keras.Model(tokens, logits, name="language_model")
 
     model.compile(
-        # Keras clips each replica's gradient before it sums them, and each of them is that of the
-        # replica's share of the loss, so a share of the bound belongs to it.
-        optimizer=keras.optimizers.SGD(
-            recipe.learning_rate, global_clipnorm=recipe.clip_norm / replicas
-        ),
+        optimizer=keras.optimizers.SGD(recipe.learning_rate, global_clipnorm=recipe.clip_norm),
         # The paper's loss is -sum(log p) over the steps of the window, averaged over the streams
         # alone. Keras's is the mean over streams and steps, so `timesteps` times Keras's is the
         # paper's: gradients have the paper's size when they meet the clipping bound and the
@@ -150,6 +154,7 @@ def build_language_model(recipe, vocabulary_size, normalized, *, momentum=0.9, r
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         loss_weights=[float(recipe.timesteps)],
         weighted_metrics=[Perplexity(from_logits=True)],
+        **options,
     )
     return model
 

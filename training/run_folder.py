@@ -5,23 +5,20 @@
     results.json            model, config, the best epoch's row, the last one's
     best.keras              the model after the epoch with the best criterion
     final.keras             the model after the last epoch
-    checkpoints/epoch-0007/ weights, optimizer and history after epoch 7 (the newest two are kept)
+    checkpoints/            the newest two; see `checkpoints`
+    tensorboard/            what `--tensorboard` writes
 
-A run can be killed at any moment and continues with the same command. A checkpoint is one folder
-with everything in it that must agree, written aside and put in place by one rename; `history.csv`
-and `results.json` are only printed from it. `keras.callbacks.BackupAndRestore` overwrites weights
-and epoch number one after the other, so a kill between the two would repeat or skip an epoch, and
-it knows nothing of a history file.
+A run can be killed at any moment and continues with the same command: a checkpoint has everything
+in it that must agree, and `history.csv` and `results.json` are only printed from it. Of several
+workers the first writes; the others read.
 """
 
 import csv
-import hashlib
+import io
 import json
 import math
-import os
 import platform
-import shutil
-import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,11 +26,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from checkpoints import PARTIAL, Checkpoints, write_aside
 from command_line import CommandError
+from distribution import Worker
 
-FORMAT_VERSION = 1
-KEPT_CHECKPOINTS = 2
-PARTIAL = ".partial"
+FORMAT_VERSION = 2
+SECONDS_TO_WAIT = 120
 BEST_MODEL_FILE = "best.keras"
 FINAL_MODEL_FILE = "final.keras"
 VOCABULARY_FILE = "vocabulary.json"
@@ -57,21 +55,30 @@ class RunFolder:
             `"model"`. A folder made with other values is refused.
         columns: `{column of history.csv: key of Keras's epoch logs}`, e.g. `SPEECH_COLUMNS`.
         criterion: the column whose smallest value makes an epoch the best one.
+        worker: which of several `Worker`s this process is.
 
     Raises:
         CommandError: the folder holds a run of another configuration, or foreign files.
     """
 
-    def __init__(self, path, config, columns, criterion):
+    def __init__(self, path, config, columns, criterion, worker=Worker()):  # noqa: B008  immutable
         if criterion not in columns:
             raise ValueError(f"criterion={criterion!r} is not one of columns={sorted(columns)}")
         self.path = Path(path)
         self.config = json.loads(json.dumps(config))
         self.columns = dict(columns)
         self.criterion = criterion
+        self.worker = worker
+        self.checkpoints = Checkpoints(self.path / "checkpoints", worker)
         self.rows = []
         self.seconds = []
-        self._claim()
+        self.completed_steps = 0
+        self._metrics = []
+        self._seconds_of_epoch = 0.0
+        if worker.is_chief:
+            self._claim()
+        else:
+            self._join()
 
     @property
     def completed_epochs(self):
@@ -97,39 +104,62 @@ class RunFolder:
         Damaged checkpoints are reported on stderr and passed over.
 
         Returns:
-            The number of finished epochs, 0 for a fresh run.
+            The number of finished epochs, 0 for a fresh run. `completed_steps` is the number of
+            steps that were made of the next one.
         """
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
-        newest_first = sorted(self._checkpoints(), reverse=True)
-        for checkpoint in newest_first:
-            try:
-                progress = _read_checkpoint(checkpoint)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                reason = " ".join(str(error).split())
-                print(f"warning: skipping damaged {checkpoint}: {reason}", file=sys.stderr)
-                continue
-            model.load_weights(checkpoint / "state.weights.h5")
-            for variable, value in zip(
-                _random_states(model), progress["random_states"], strict=True
-            ):
-                variable.assign(np.array(value, variable.dtype))
+        found = self.checkpoints.restore(model)
+        if found is not None:
+            _, self.completed_steps, progress, self._metrics = found
             self.rows, self.seconds = progress["rows"], progress["seconds"]
-            break
-        else:
-            if newest_first:
-                print("warning: no whole checkpoint is left; starting again", file=sys.stderr)
+            self._seconds_of_epoch = progress["seconds_of_epoch"]
+            steps = f" and {self.completed_steps} steps" if self.completed_steps else ""
+            print(f"Continuing {self.path} after epoch {self.completed_epochs}{steps}.", flush=True)
         self._write_tables()
-        if self.rows:
-            print(f"Continuing {self.path} after epoch {self.completed_epochs}.", flush=True)
         return self.completed_epochs
 
     def keep_file(self, name, content):
         """Puts a text file beside the results, for whoever uses the run without its data."""
-        _write_aside(self.path / name, lambda path: path.write_text(content))
+        if self.worker.is_chief:
+            write_aside(self.path / name, content.encode())
+
+    def take_metrics(self):
+        """What the metrics had summed up in `completed_steps`, for `checkpoints.add_metrics`."""
+        metrics, self._metrics = self._metrics, []
+        return metrics
+
+    def save_steps(self, model, steps, seconds):
+        """Writes a checkpoint within an epoch.
+
+        Args:
+            model: the model.
+            steps: made of this epoch.
+            seconds: it has taken so far in this process.
+        """
+        self.checkpoints.save(
+            model, self.completed_epochs, steps, self._progress(self._seconds_of_epoch + seconds)
+        )
+
+    def end_epoch(self, model, epoch, logs, seconds):
+        """Adds an epoch's row, writes its checkpoint, and the model if it is the best so far.
+
+        Args:
+            model: the model.
+            epoch: counted from 0.
+            logs: Keras's, of training and validation.
+            seconds: it has taken in this process.
+        """
+        self._record(model, epoch, logs)
+        self.seconds.append(round(self._seconds_of_epoch + seconds, 3))
+        self.completed_steps, self._seconds_of_epoch = 0, 0.0
+        if self.best_row is self.rows[-1]:
+            self._write_model(self.best_model_path, model)
+        self.checkpoints.save(model, self.completed_epochs, 0, self._progress(0.0))
+        self._write_tables()
 
     def callback(self):
-        """A Keras callback that adds each epoch's row and checkpoint; give it to `model.fit`."""
+        """A Keras callback that ends each epoch of `model.fit` here."""
         return _EpochRecorder(self)
 
     def finish(self, model, **best):
@@ -139,7 +169,7 @@ class RunFolder:
             model: the model after the last epoch.
             **best: more values for the best epoch, such as `test_perplexity`.
         """
-        _write_aside(self.final_model_path, model.save)
+        self._write_model(self.final_model_path, model)
         self._write_results(finished=True, parameters=model.count_params(), best=best)
 
     def _claim(self):
@@ -157,7 +187,20 @@ class RunFolder:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"format_version": FORMAT_VERSION, "config": self.config}
-        _write_aside(config_path, lambda path: path.write_text(_json(content)))
+        write_aside(config_path, _json(content).encode())
+
+    def _join(self):
+        """Waits for the first worker's `config.json`."""
+        config_path = self.path / "config.json"
+        deadline = time.monotonic() + SECONDS_TO_WAIT
+        while not config_path.exists():
+            if time.monotonic() > deadline:
+                raise CommandError(
+                    f"worker 0 has written no {config_path} in {SECONDS_TO_WAIT} s; --output_dir "
+                    "must be a folder that all workers share"
+                )
+            time.sleep(0.1)
+        self._compare(config_path)
 
     def _compare(self, config_path):
         try:
@@ -186,10 +229,6 @@ class RunFolder:
     def _entries(self):
         return list(self.path.iterdir()) if self.path.exists() else []
 
-    def _checkpoints(self):
-        folder = self.path / "checkpoints"
-        return [entry for entry in folder.glob("epoch-*") if entry.suffix != PARTIAL]
-
     def _record(self, model, epoch, logs):
         if epoch != self.completed_epochs:
             raise ValueError(
@@ -210,33 +249,32 @@ class RunFolder:
             )
         self.rows.append(row)
 
-    def _save_epoch(self, model, seconds):
-        self.seconds.append(round(seconds, 3))
-        if self.best_row is self.rows[-1]:
-            _write_aside(self.best_model_path, model.save)
-        folder = self.path / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        checkpoint = folder / f"epoch-{self.completed_epochs:04d}"
-        random_states = [np.asarray(variable).tolist() for variable in _random_states(model)]
-        progress = {"rows": self.rows, "seconds": self.seconds, "random_states": random_states}
-        _write_checkpoint(checkpoint, model, progress)
-        kept = range(self.completed_epochs + 1 - KEPT_CHECKPOINTS, self.completed_epochs + 1)
-        for other in self._checkpoints():
-            if int(other.name.removeprefix("epoch-")) not in kept:
-                shutil.rmtree(other)
-        self._write_tables()
-        _share_statistics(model)
+    def _progress(self, seconds_of_epoch):
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "seconds_of_epoch": seconds_of_epoch,
+        }
+
+    def _write_model(self, path, model):
+        # Statistics that differ between replicas are read as their mean, which takes all workers.
+        with tempfile.TemporaryDirectory() as elsewhere:
+            target = path if self.worker.is_chief else Path(elsewhere) / path.name
+            # The suffix stays last: Keras chooses the format by it.
+            partial = target.with_name(f"{target.stem}{PARTIAL}{target.suffix}")
+            model.save(partial)
+            if self.worker.is_chief:
+                write_aside(path, partial.read_bytes())
+                partial.unlink()
 
     def _write_tables(self):
         if self.rows:
-            _write_aside(self.path / "history.csv", self._write_history)
-            self._write_results(finished=False)
-
-    def _write_history(self, path):
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["epoch", *self.columns, "learning_rate"])
+            history = io.StringIO(newline="")
+            writer = csv.DictWriter(history, ["epoch", *self.columns, "learning_rate"])
             writer.writeheader()
             writer.writerows(self.rows)
+            self.keep_file("history.csv", history.getvalue())
+            self._write_results(finished=False)
 
     def _write_results(self, finished, parameters=None, best=None):
         results = {
@@ -256,7 +294,7 @@ class RunFolder:
         }
         if parameters is not None:
             results["parameters"] = parameters
-        _write_aside(self.path / "results.json", lambda path: path.write_text(_json(results)))
+        self.keep_file("results.json", _json(results))
 
 
 class _EpochRecorder(keras.callbacks.Callback):
@@ -269,8 +307,7 @@ class _EpochRecorder(keras.callbacks.Callback):
         self._began = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._run._record(self.model, epoch, logs or {})
-        self._run._save_epoch(self.model, time.monotonic() - self._began)
+        self._run.end_epoch(self.model, epoch, logs or {}, time.monotonic() - self._began)
 
 
 def read_results(path):
@@ -298,73 +335,6 @@ def read_history(path):
     for row in rows:
         row["epoch"] = int(row["epoch"])
     return rows
-
-
-def _share_statistics(model):
-    """Gives all replicas the mean of their statistics, which is what the checkpoint holds.
-
-    Layers that are not synchronised average their own replica's batches. A run that goes on from a
-    checkpoint cannot know these any more, and must not differ from one that was not stopped.
-    """
-    for variable in model.non_trainable_variables:
-        if variable.aggregation == "mean":
-            variable.assign(np.asarray(variable))
-
-
-def _random_states(model):
-    """Dropout's random states: part of `model.variables`, but of no `.weights.h5` file."""
-    saved = {id(variable) for variable in model.weights}
-    return [variable for variable in model.variables if id(variable) not in saved]
-
-
-def _write_checkpoint(folder, model, progress):
-    partial = folder.with_name(folder.name + PARTIAL)
-    for leftover in (partial, folder):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    partial.mkdir()
-    weights = partial / "state.weights.h5"
-    model.save_weights(weights)
-    content = {
-        "progress": progress,
-        "progress_sha256": _digest(_json(progress).encode()),
-        "weights_sha256": _digest(weights.read_bytes()),
-    }
-    (partial / "progress.json").write_text(_json(content))
-    for file in partial.iterdir():
-        _flush(file)
-    os.rename(partial, folder)
-    _flush(folder.parent)
-
-
-def _read_checkpoint(folder):
-    content = json.loads((folder / "progress.json").read_text())
-    if _digest(_json(content["progress"]).encode()) != content["progress_sha256"]:
-        raise ValueError("progress.json does not match its checksum")
-    if _digest((folder / "state.weights.h5").read_bytes()) != content["weights_sha256"]:
-        raise ValueError("state.weights.h5 does not match its checksum")
-    return content["progress"]
-
-
-def _write_aside(path, write):
-    # The suffix stays last: Keras chooses the format by it.
-    partial = path.with_name(f"{path.stem}{PARTIAL}{path.suffix}")
-    write(partial)
-    _flush(partial)
-    os.replace(partial, path)
-
-
-def _flush(path):
-    """Asks the system to put `path` on disk, so that a rename never outruns its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(content):
-    return hashlib.sha256(content).hexdigest()
 
 
 def _json(value):

@@ -3,11 +3,20 @@
 import keras
 
 import keras_bnrnn
+from keras_bnrnn.losses import FrameMeanCrossEntropy
 from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate
 
 
 def build_speech_model(
-    dimension, num_states, *, normalized, layers, units, bidirectional=True, momentum=0.9
+    dimension,
+    num_states,
+    *,
+    normalized,
+    layers,
+    units,
+    bidirectional=True,
+    momentum=0.9,
+    synchronized=False,
 ):
     """Builds the model of the paper's speech experiments, plain or batch-normalised.
 
@@ -20,6 +29,7 @@ def build_speech_model(
         units: of each layer and direction.
         bidirectional: `False` for a model that hears no later frames.
         momentum: of the population statistics; the plain model has none.
+        synchronized: whether moments are taken over all replicas.
 
     Returns:
         A `keras.Model` from features `[batch, time, dimension]`, zero in the padding, to logits
@@ -30,7 +40,9 @@ def build_speech_model(
     for index in range(1, layers + 1):
         arguments = {"return_sequences": True, "name": f"lstm_{index}"}
         if normalized:
-            layer = keras_bnrnn.BatchNormLSTM(units, **arguments, momentum=momentum)
+            layer = keras_bnrnn.BatchNormLSTM(
+                units, **arguments, momentum=momentum, synchronized=synchronized
+            )
         else:
             layer = keras.layers.LSTM(units, **arguments)
         if bidirectional:
@@ -40,12 +52,17 @@ def build_speech_model(
     return keras.Model(features, logits, name="speech_model")
 
 
-def compile_speech_model(model, learning_rate):
-    """Compiles with Adam on the cross-entropy per live frame, and the metrics `fce` and `fer`."""
+def compile_speech_model(model, learning_rate, **options):
+    """Compiles with Adam on the cross-entropy per live frame, and the metrics `fce` and `fer`.
+
+    Args:
+        model: from features to logits.
+        learning_rate: of Adam.
+        **options: more arguments of `model.compile`.
+    """
     model.compile(
         keras.optimizers.Adam(learning_rate),
-        keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True, reduction="mean_with_sample_weight"
-        ),
+        FrameMeanCrossEntropy(from_logits=True),
         weighted_metrics=[FrameCrossEntropy(from_logits=True), FrameErrorRate()],
+        **options,
     )

@@ -29,7 +29,13 @@ from absl import flags
 import command_line
 import language_model
 from command_line import CommandError
-from distribution import make_strategy
+from distribution import (
+    make_strategy,
+    rejoined_after_losing_a_worker,
+    set_up_tensorflow,
+    worker_of,
+)
+from fitting import Splits, evaluate, prepare, train, watchers
 from keras_bnrnn.data.text import SPLITS, load_text, token_windows
 from run_folder import LANGUAGE_COLUMNS, VOCABULARY_FILE, RunFolder
 
@@ -70,14 +76,19 @@ flags.DEFINE_integer(
 def main(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    strategy = make_strategy(FLAGS.strategy)
+    set_up_tensorflow(FLAGS, strategy)
+    worker = worker_of(strategy)
     output_dir = command_line.require_flag(FLAGS, "output_dir")
     recipe = language_model.RECIPES[FLAGS.size]
     epochs = FLAGS.epochs or recipe.epochs
-    strategy = make_strategy(FLAGS.strategy)
     replicas = check_replicas(strategy.num_replicas_in_sync, recipe.batch_size)
     corpus = read_corpus(FLAGS.data_dir)
-    train, valid, test = make_windows(corpus, recipe, FLAGS.steps_per_epoch)
-    run = RunFolder(output_dir, describe_run(corpus, recipe), LANGUAGE_COLUMNS, "valid_perplexity")
+    windows = make_windows(corpus, recipe, FLAGS.steps_per_epoch)
+    mine = {name: streams_of(worker, part, recipe.batch_size) for name, part in windows.items()}
+    run = RunFolder(
+        output_dir, describe_run(corpus, recipe), LANGUAGE_COLUMNS, "valid_perplexity", worker
+    )
     run.keep_file(VOCABULARY_FILE, json.dumps(describe_vocabulary(corpus), indent=1) + "\n")
 
     def new_model():
@@ -88,35 +99,42 @@ def main(argv):
                 len(corpus.vocabulary),
                 normalized=FLAGS.model == "batch_norm",
                 momentum=FLAGS.momentum,
+                synchronized=FLAGS.synchronized and replicas > 1,
                 replicas=replicas,
+                jit_compile=FLAGS.jit_compile,
+                steps_per_execution=FLAGS.steps_per_execution,
             )
 
     model = new_model()
-    print_plan(corpus, recipe, model, train, replicas)
-    initial_epoch = run.restore(model)
-    if initial_epoch >= epochs:
-        print(f"{initial_epoch} epoch(s) are done already; --epochs={epochs} asks for no more.")
+    print_plan(corpus, recipe, model, windows["train"], replicas)
+    splits = Splits(
+        train=lambda epoch: mine["train"],
+        valid=mine["valid"],
+        rows=recipe.batch_size // worker.count,
+        describe=lambda epoch, step: describe_window(recipe, step),
+    )
     callbacks = [
         language_model.ResetStates(),
         keras.callbacks.LearningRateScheduler(recipe.learning_rate_of),
-        run.callback(),
+        *watchers(FLAGS.tensorboard, run, splits),
     ]
-    model.fit(
-        train,
-        validation_data=valid,
-        initial_epoch=initial_epoch,
-        epochs=max(epochs, initial_epoch),
-        callbacks=callbacks,
-        shuffle=False,
-        verbose=command_line.fit_verbosity(),
-    )
-
-    best_model = new_model()
-    best_model.load_weights(run.best_model_path)
-    scores = best_model.evaluate(
-        test, callbacks=[language_model.ResetStates()], verbose=0, return_dict=True
-    )
-    run.finish(model, test_perplexity=scores["perplexity"])
+    with rejoined_after_losing_a_worker(strategy):
+        train(
+            model,
+            strategy,
+            run,
+            splits,
+            epochs,
+            callbacks=callbacks,
+            checkpoint_steps=FLAGS.checkpoint_steps,
+            verbose=command_line.fit_verbosity(),
+        )
+        best_model = new_model()
+        prepare(best_model, strategy, mine["test"], splits.rows)
+        best_model.load_weights(run.best_model_path)
+        reset = language_model.ResetStates()
+        scores = evaluate(best_model, strategy, mine["test"], splits.rows, [reset])
+        run.finish(model, test_perplexity=scores["perplexity"])
     print_results(run, scores["perplexity"])
 
 
@@ -141,8 +159,8 @@ def read_corpus(data_dir):
 
 
 def make_windows(corpus, recipe, steps_per_epoch):
-    """The datasets for training, validation and test."""
-    datasets = []
+    """The datasets of all streams, by split."""
+    datasets = {}
     for name in SPLITS:
         try:
             dataset = token_windows(
@@ -154,16 +172,29 @@ def make_windows(corpus, recipe, steps_per_epoch):
             )
         except ValueError as error:
             raise CommandError(f"{name} text of {corpus.source}: {error}") from None
-        datasets.append(dataset)
-    train, valid, test = datasets
-    windows = len(train)
+        datasets[name] = dataset
+    windows = len(datasets["train"])
     if steps_per_epoch is not None:
         if steps_per_epoch > windows:
             raise CommandError(
                 f"--steps_per_epoch={steps_per_epoch} is more than the text's {windows} windows"
             )
-        train = train.take(steps_per_epoch)
-    return train, valid, test
+        datasets["train"] = datasets["train"].take(steps_per_epoch)
+    return datasets
+
+
+def streams_of(worker, windows, streams):
+    """A worker's streams of each window."""
+    if worker.count == 1:
+        return windows
+    rows = streams // worker.count
+    return windows.map(lambda *window: tuple(one[worker.index * rows :][:rows] for one in window))
+
+
+def describe_window(recipe, step):
+    """Which tokens a training batch has."""
+    first = step * recipe.timesteps
+    return f"tokens {first} to {first + recipe.timesteps - 1} of the {recipe.batch_size} streams"
 
 
 def describe_run(corpus, recipe):
@@ -177,6 +208,8 @@ def describe_run(corpus, recipe):
         "recipe": dataclasses.asdict(recipe),
         "steps_per_epoch": FLAGS.steps_per_epoch,
         "momentum": FLAGS.momentum,
+        "mixed_precision": FLAGS.mixed_precision,
+        "synchronized": FLAGS.synchronized,
         "seed": FLAGS.seed,
         "text": {
             "vocabulary": len(corpus.vocabulary),

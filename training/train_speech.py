@@ -26,7 +26,15 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
-from distribution import check_batch_size, make_strategy
+from distribution import (
+    Worker,
+    check_batch_size,
+    make_strategy,
+    rejoined_after_losing_a_worker,
+    set_up_tensorflow,
+    worker_of,
+)
+from fitting import Splits, evaluate, train, watchers
 from keras_bnrnn.data.augmentation import SpecAugment
 from keras_bnrnn.data.corpus import load_corpus
 from keras_bnrnn.data.errors import CorpusError
@@ -84,16 +92,25 @@ flags.DEFINE_float(
 def main(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    strategy = make_strategy(FLAGS.strategy)
+    set_up_tensorflow(FLAGS, strategy)
+    worker = worker_of(strategy)
     corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
     output_dir = command_line.require_flag(FLAGS, "output_dir")
-    strategy = make_strategy(FLAGS.strategy)
     check_batch_size(FLAGS.batch_size, strategy)
-    dev = batches(corpus, "dev")
-    batches(corpus, "train")  # before the run's folder is made: says what is wrong with the shards
-    run = RunFolder(output_dir, describe_run(corpus), SPEECH_COLUMNS, CRITERION)
+    # Before the run's folder is made: says what is wrong with the shards.
+    splits = Splits(
+        train=lambda epoch: batches(corpus, "train", worker, first_epoch=epoch),
+        valid=batches(corpus, "dev", worker),
+        rows=FLAGS.batch_size // worker.count,
+        describe=lambda epoch, step: describe_batch(corpus, worker, epoch, step),
+    )
+    splits.train(0)
+    run = RunFolder(output_dir, describe_run(corpus), SPEECH_COLUMNS, CRITERION, worker)
     run.keep_file("corpus.json", json.dumps(corpus.document, indent=1) + "\n")
-    with damage_explained(corpus):
-        keep_phone_counts(run, corpus)
+    if worker.is_chief:
+        with damage_explained(corpus):
+            keep_phone_counts(run, corpus)
 
     keras.utils.set_random_seed(FLAGS.seed)
     with strategy.scope():
@@ -105,48 +122,62 @@ def main(argv):
             units=FLAGS.units,
             bidirectional=FLAGS.bidirectional,
             momentum=FLAGS.momentum,
+            synchronized=FLAGS.synchronized and strategy.num_replicas_in_sync > 1,
         )
-        compile_speech_model(model, FLAGS.learning_rate)
+        compile_speech_model(
+            model,
+            FLAGS.learning_rate,
+            jit_compile=FLAGS.jit_compile,
+            steps_per_execution=FLAGS.steps_per_execution,
+        )
     print_plan(corpus, model, strategy.num_replicas_in_sync)
-    initial_epoch = run.restore(model)
-    if initial_epoch >= FLAGS.epochs:
-        print(f"{initial_epoch} epochs are done already; --epochs={FLAGS.epochs} asks for no more.")
-    with damage_explained(corpus):
-        model.fit(
-            batches(corpus, "train", first_epoch=initial_epoch),
-            validation_data=dev,
-            initial_epoch=initial_epoch,
-            epochs=max(FLAGS.epochs, initial_epoch),
-            callbacks=[run.callback()],
-            shuffle=False,  # the dataset is shuffled already
+    with rejoined_after_losing_a_worker(strategy), damage_explained(corpus):
+        train(
+            model,
+            strategy,
+            run,
+            splits,
+            FLAGS.epochs,
+            callbacks=watchers(FLAGS.tensorboard, run, splits),
+            checkpoint_steps=FLAGS.checkpoint_steps,
             verbose=command_line.fit_verbosity(),
         )
-
-    final_weights = model.get_weights()
-    model.load_weights(run.best_model_path)
-    extra = {"dev_fer_of_commonest_state": commonest_state_error(corpus)}
-    if "test" in corpus.splits:
-        with damage_explained(corpus):
-            scores = model.evaluate(batches(corpus, "test"), verbose=0, return_dict=True)
-        extra.update(test_fce=scores["fce"], test_fer=scores["fer"])
-    model.set_weights(final_weights)
-    run.finish(model, **extra)
+        final_weights = model.get_weights()
+        model.load_weights(run.best_model_path)
+        extra = {"dev_fer_of_commonest_state": commonest_state_error(corpus)}
+        if "test" in corpus.splits:
+            scores = evaluate(model, strategy, batches(corpus, "test", worker), splits.rows)
+            extra.update(test_fce=scores["fce"], test_fer=scores["fer"])
+        model.set_weights(final_weights)
+        run.finish(model, **extra)
     print_results(run, extra)
 
 
-def batches(corpus, split, first_epoch=0):
-    """The split as batches `(features, labels, weights)`; weights are 1 for live frames, else 0."""
-    dataset = speech_dataset(
+def batches(corpus, split, worker=Worker(), first_epoch=0):  # noqa: B008  immutable
+    """A worker's batches `(features, labels, weights)`; weights are 1 for live frames, else 0."""
+    dataset = read(corpus, split, worker, first_epoch)
+    return dataset.map(lambda features, labels, mask: (features, labels, tf.cast(mask, tf.float32)))
+
+
+def read(corpus, split, worker, first_epoch=0, with_ids=False):
+    return speech_dataset(
         corpus,
         split,
-        FLAGS.batch_size,
+        FLAGS.batch_size // worker.count,
         max_frames=FLAGS.max_frames,
         seed=FLAGS.seed,
         first_epoch=first_epoch,
         augment=SpecAugment() if FLAGS.augment and split == "train" else None,
+        worker=worker,
+        with_ids=with_ids,
     )
-    # Keras adds up the first batch over the replicas of a strategy, and booleans cannot be added.
-    return dataset.map(lambda features, labels, mask: (features, labels, tf.cast(mask, tf.float32)))
+
+
+def describe_batch(corpus, worker, epoch, step):
+    """The ids of a training batch's utterances, found by reading up to it again."""
+    dataset = read(corpus, "train", worker, epoch, with_ids=True)
+    ids = [name.decode() for *_, names in dataset.skip(step).take(1) for name in names.numpy()]
+    return f"utterances {', '.join(ids) or 'of other workers'}"
 
 
 def keep_phone_counts(run, corpus):
@@ -181,6 +212,8 @@ def describe_run(corpus):
         "batch_size": FLAGS.batch_size,
         "max_frames": FLAGS.max_frames,
         "augment": FLAGS.augment,
+        "mixed_precision": FLAGS.mixed_precision,
+        "synchronized": FLAGS.synchronized,
         "learning_rate": FLAGS.learning_rate,
         "momentum": FLAGS.momentum,
         "seed": FLAGS.seed,

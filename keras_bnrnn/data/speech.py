@@ -29,6 +29,8 @@ def speech_dataset(
     drop_remainder=False,
     augment=None,
     shuffle_buffer=SHUFFLE_BUFFER,
+    worker=(0, 1),
+    with_ids=False,
 ):
     """Batches of a corpus's split, normalised and padded.
 
@@ -51,10 +53,14 @@ def speech_dataset(
         augment: `None`, or a `keras_bnrnn.data.SpecAugment` to hide stripes of the features, for
             training.
         shuffle_buffer: utterances held in memory to shuffle.
+        worker: `(index, count)`: read only the part of one of several workers. Together they read
+            every utterance once an epoch. Shards are dealt out whole; where there are fewer shards
+            than workers, their utterances are.
+        with_ids: give the utterances' ids too.
 
     Returns:
         A `tf.data.Dataset` of `(features, labels, mask)`: float32 `[batch, time, dimension]`,
-        int32 `[batch, time]`, bool `[batch, time]`.
+        int32 `[batch, time]`, bool `[batch, time]`; under `with_ids` a string `[batch]` as well.
 
     Raises:
         CorpusError: there is no such corpus or split, or a shard is missing or truncated.
@@ -66,6 +72,7 @@ def speech_dataset(
     training = split == "train"
     shuffle = training if shuffle is None else shuffle
     limit = max_frames if training else None
+    shards = _Shards(corpus.shard_paths(split), *worker)
     lengths = kept_lengths(corpus.split(split), limit)
     if not len(lengths):
         shortest = kept_lengths(corpus.split(split)).min()
@@ -77,26 +84,32 @@ def speech_dataset(
     mean = corpus.mean
     deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
     dataset = _epoch(first_epoch).flat_map(
-        lambda epoch: _records(corpus.shard_paths(split), shuffle, seed, epoch, shuffle_buffer)
+        lambda epoch: _records(shards, shuffle, seed, epoch, shuffle_buffer)
     )
     parse = _parser(corpus.dimension)
     if augment is not None:
         parse = _augmented(parse, augment, corpus, mean + HIDDEN_VALUE * deviation, seed)
     dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     if limit is not None:
-        dataset = dataset.filter(lambda features, labels: tf.shape(labels)[0] <= limit)
+        dataset = dataset.filter(lambda features, labels, name: tf.shape(labels)[0] <= limit)
     boundaries = bucket_boundaries(corpus.split(split), batch_size, limit) if bucket else []
     dataset = _batches(dataset, corpus.dimension, batch_size, boundaries, drop_remainder)
 
-    def normalize(features, labels, lengths):
+    def normalize(features, labels, lengths, names):
         mask = tf.sequence_mask(lengths, tf.shape(features)[1])
         features = tf.where(mask[:, :, tf.newaxis], (features - mean) / deviation, 0.0)
-        return features, labels, mask
+        return (features, labels, mask, names) if with_ids else (features, labels, mask)
 
     dataset = dataset.map(normalize, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
     # With the number of batches Keras shows progress in the first epoch, and does not warn that
     # the data ran out at its end.
+    if worker[1] > 1:
+        lengths = shards.lengths(limit)
+        if not len(lengths):
+            raise CorpusError(
+                f"{corpus.path}: {split} has too few utterances for {worker[1]} workers"
+            )
     in_bucket = np.bincount(np.searchsorted(boundaries, lengths, side="right"))
     rounded = in_bucket if drop_remainder else in_bucket + batch_size - 1
     return dataset.apply(
@@ -111,13 +124,40 @@ def alignments(corpus, split):
         CorpusError: a shard is missing or truncated.
     """
     corpus.check_shards(split)
+    return _labels(tf.data.TFRecordDataset(corpus.shard_paths(split))).as_numpy_iterator()
+
+
+def _labels(records):
     labels = {"labels": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)}
-    records = tf.data.TFRecordDataset(corpus.shard_paths(split))
-    parsed = records.map(
+    return records.map(
         lambda record: tf.io.parse_single_example(record, labels)["labels"],
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    return parsed.as_numpy_iterator()
+
+
+class _Shards:
+    """The part of a split's shards that one of several workers reads.
+
+    Attributes:
+        paths: of the shards it reads.
+    """
+
+    def __init__(self, paths, index, count):
+        if not 0 <= index < count:
+            raise ValueError(f"worker={(index, count)} must be (index, count) with index < count")
+        by_file = len(paths) >= count
+        self.paths = paths[index::count] if by_file else paths
+        self._part = (1, 0) if by_file else (count, index)
+
+    def records(self, path):
+        """A shard's records. Which of them these are does not depend on the order of reading."""
+        return tf.data.TFRecordDataset(path).shard(*self._part)
+
+    def lengths(self, limit):
+        """Lengths in frames of the utterances that are read, sorted, up to a limit."""
+        records = _interleave(tf.constant(self.paths), self.records)
+        lengths = np.sort([len(labels) for labels in _labels(records).as_numpy_iterator()])
+        return lengths if limit is None else lengths[lengths <= limit]
 
 
 def _epoch(first_epoch):
@@ -132,11 +172,12 @@ def _epoch(first_epoch):
     )
 
 
-def _records(paths, shuffle, seed, epoch, shuffle_buffer):
+def _records(shards, shuffle, seed, epoch, shuffle_buffer):
     """An epoch's `(record, epoch)`."""
+    paths = tf.constant(shards.paths)
     if shuffle:
-        paths = tf.random.experimental.stateless_shuffle(tf.constant(paths), [seed, epoch])
-    records = _interleave(paths)
+        paths = tf.random.experimental.stateless_shuffle(paths, [seed, epoch])
+    records = _interleave(paths, shards.records)
     if shuffle:
         records = _shuffle(records, shuffle_buffer, seed, epoch)
     return records.map(lambda record: (record, epoch))
@@ -157,9 +198,9 @@ def _shuffle(records, buffer_size, seed, epoch):
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
 
-def _interleave(paths):
+def _interleave(paths, records):
     return tf.data.Dataset.from_tensor_slices(paths).interleave(
-        tf.data.TFRecordDataset,
+        records,
         cycle_length=INTERLEAVED_SHARDS,
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
@@ -173,10 +214,11 @@ def _parser(dimension):
             {
                 "features": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
                 "labels": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+                "id": tf.io.FixedLenFeature([], tf.string),
             },
         )
         features = tf.reshape(fields["features"], [-1, dimension])
-        return features, tf.cast(fields["labels"], tf.int32)
+        return features, tf.cast(fields["labels"], tf.int32), fields["id"]
 
     return parse
 
@@ -185,25 +227,26 @@ def _augmented(parse, augment, corpus, hidden_value, seed):
     channels = tf.constant(channels_of(corpus.features, corpus.dimension))
 
     def parse_and_hide(record, epoch):
-        features, labels = parse(record, epoch)
-        name = tf.io.parse_single_example(record, {"id": tf.io.FixedLenFeature([], tf.string)})
-        number = tf.strings.to_hash_bucket_fast(name["id"], 2**31 - 1)
+        features, labels, name = parse(record, epoch)
+        number = tf.strings.to_hash_bucket_fast(name, 2**31 - 1)
         draw = tf.random.experimental.stateless_fold_in(
             [tf.constant(seed, tf.int64), epoch], number
         )
-        return augment.hide(features, hidden_value, channels, draw), labels
+        return augment.hide(features, hidden_value, channels, draw), labels, name
 
     return parse_and_hide
 
 
 def _batches(dataset, dimension, batch_size, boundaries, drop_remainder):
-    """Padded batches `(features, labels, lengths)`."""
-    dataset = dataset.map(lambda features, labels: (features, labels, tf.shape(labels)[0]))
-    shapes = ([None, dimension], [None], [])
+    """Padded batches `(features, labels, lengths, ids)`."""
+    dataset = dataset.map(
+        lambda features, labels, name: (features, labels, tf.shape(labels)[0], name)
+    )
+    shapes = ([None, dimension], [None], [], [])
     if not boundaries:
         return dataset.padded_batch(batch_size, shapes, drop_remainder=drop_remainder)
     return dataset.bucket_by_sequence_length(
-        lambda features, labels, length: length,
+        lambda features, labels, length, name: length,
         bucket_boundaries=boundaries,
         bucket_batch_sizes=[batch_size] * (len(boundaries) + 1),
         padded_shapes=shapes,

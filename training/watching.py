@@ -1,0 +1,81 @@
+"""`--tensorboard`: what a training run shows while it runs."""
+
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+PROBED_BATCHES = 10
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Writes an epoch's figures for TensorBoard.
+
+    Scalars: every loss and metric (`train/…`, `validation/…`), `learning_rate`, `gradient_norm`
+    (the epoch's mean, before clipping), `seconds_per_step`, and `input_pipeline/share_of_step`: the
+    time that the input pipeline alone takes for a batch over that of a step. Below 1 prefetching
+    hides it behind the computation; near 1 the devices wait for data. Histograms: gamma and moving
+    variance of each layer.
+
+    Args:
+        folder: of the event files.
+        batches: a function to this worker's batches of the first epoch, to time them.
+    """
+
+    def __init__(self, folder, batches):
+        super().__init__()
+        self.folder, self.batches = str(folder), batches
+        self.writer = self.seconds_per_batch = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.writer is None:
+            self.writer = tf.summary.create_file_writer(self.folder)
+            self.seconds_per_batch = probe(self.batches())
+        self.steps, self.began = 0, time.monotonic()
+        self.ended = self.began
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps, self.ended = batch + 1, time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = (self.ended - self.began) / max(self.steps, 1)
+        scalars = {
+            **{scalar_name(name): value for name, value in (logs or {}).items()},
+            "learning_rate": float(np.asarray(self.model.optimizer.learning_rate)),
+            "gradient_norm": self.gradient_norm(),
+            "seconds_per_step": seconds,
+            "input_pipeline/share_of_step": self.seconds_per_batch / max(seconds, 1e-9),
+        }
+        with self.writer.as_default(step=epoch + 1):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+            for weight in self.model.weights:
+                if weight.name in ("gamma", "moving_variance"):
+                    tf.summary.histogram(weight.path, np.asarray(weight))
+        self.writer.flush()
+
+    def gradient_norm(self):
+        """The mean over the steps since the last call."""
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        total, count = optimizer.gradient_norm_total, optimizer.gradient_norm_count
+        mean = float(np.asarray(total)) / max(float(np.asarray(count)), 1.0)
+        total.assign(0.0)
+        count.assign(0.0)
+        return mean
+
+
+def scalar_name(name):
+    """`val_fce` to `validation/fce`, `fce` to `train/fce`."""
+    if name.startswith("val_"):
+        return f"validation/{name.removeprefix('val_')}"
+    return f"train/{name}"
+
+
+def probe(batches):
+    """Seconds that a batch takes of a pipeline that nothing else keeps busy."""
+    iterator = iter(batches.take(PROBED_BATCHES + 1))
+    next(iterator)  # Fills the shuffle's buffer.
+    began = time.monotonic()
+    count = sum(1 for _ in iterator)
+    return (time.monotonic() - began) / max(count, 1)
