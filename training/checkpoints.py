@@ -23,6 +23,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 
 KEPT = 2
@@ -137,9 +138,14 @@ def shared_variables(model):
 
 
 def local_variables(model):
-    """The rest of the model: statistics, carried states, dropout's random states."""
+    """The rest of the model: statistics, dropout's random states, carried states.
+
+    Keras does not count the last among a model's variables.
+    """
     shared = {id(variable) for variable in model.trainable_variables}
-    return [variable for variable in model.variables if id(variable) not in shared]
+    rest = [variable for variable in model.variables if id(variable) not in shared]
+    stateful = [layer for layer in model.layers if getattr(layer, "stateful", False)]
+    return rest + [state for layer in stateful for state in keras.tree.flatten(layer.states)]
 
 
 def metric_variables(model):

@@ -12,6 +12,7 @@ without each of them too: where that begins to work, a test fails and the overri
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from distribution import worker_of
@@ -26,7 +27,8 @@ def prepare(model, strategy, element_spec, rows):
         element_spec: of the batches that `fit` will get.
         rows: of a replica's batch.
     """
-    clip_after_sum(model.optimizer)
+    with strategy.scope():
+        clip_after_sum(model.optimizer)
     if strategy.num_replicas_in_sync == 1:
         return
     build_metrics(model, strategy, element_spec, rows)
@@ -37,27 +39,45 @@ def prepare(model, strategy, element_spec, rows):
         reduce_over_an_axis(model)
 
 
-def clip_after_sum(optimizer):
-    """Clips the sum over the replicas, and keeps the mean of its norm for whoever asks.
+class GradientNorm:
+    """The mean norm of the gradients that an optimizer got, over all replicas and before clipping.
 
-    Adds `gradient_norm_total` and `gradient_norm_count` to the optimizer: sums over the steps.
+    No Keras object, so that the optimizer that has it saves no variable of it.
     """
+
+    def __init__(self):
+        self._total, self._count = (
+            keras.Variable(0.0, trainable=False, name=f"gradient_norm_{name}")
+            for name in ("total", "count")
+        )
+
+    def add(self, gradients):
+        norm = tf.linalg.global_norm([tf.cast(gradient, tf.float32) for gradient in gradients])
+        self._total.assign_add(norm)
+        self._count.assign_add(1.0)
+
+    def take(self):
+        """The mean since the last call; 0 without a step."""
+        total, count = float(np.asarray(self._total)), float(np.asarray(self._count))
+        self._total.assign(0.0)
+        self._count.assign(0.0)
+        return total / max(count, 1.0)
+
+
+def clip_after_sum(optimizer):
+    """Clips the sum over the replicas; gives the optimizer a `gradient_norm`."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     sum_gradients, clip_gradients = optimizer._all_reduce_sum_gradients, optimizer._clip_gradients
-    total, count = (
-        keras.Variable(0.0, trainable=False, name=f"gradient_norm_{name}")
-        for name in ("total", "count")
-    )
+    norm = GradientNorm()
 
     def summed_and_clipped(grads_and_vars):
         gradients, variables = zip(*sum_gradients(grads_and_vars), strict=True)
-        total.assign_add(tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients]))
-        count.assign_add(1.0)
+        norm.add(gradients)
         return list(zip(clip_gradients(list(gradients)), variables, strict=True))
 
     optimizer._all_reduce_sum_gradients = summed_and_clipped
     optimizer._clip_gradients = lambda gradients: gradients
-    optimizer.gradient_norm_total, optimizer.gradient_norm_count = total, count
+    optimizer.gradient_norm = norm
 
 
 def build_metrics(model, strategy, element_spec, rows):

@@ -40,10 +40,11 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = (self.ended - self.began) / max(self.steps, 1)
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         scalars = {
             **{scalar_name(name): value for name, value in (logs or {}).items()},
             "learning_rate": float(np.asarray(self.model.optimizer.learning_rate)),
-            "gradient_norm": self.gradient_norm(),
+            "gradient_norm": optimizer.gradient_norm.take(),
             "seconds_per_step": seconds,
             "input_pipeline/share_of_step": self.seconds_per_batch / max(seconds, 1e-9),
         }
@@ -54,15 +55,6 @@ class TensorBoard(keras.callbacks.Callback):
                 if weight.name in ("gamma", "moving_variance"):
                     tf.summary.histogram(weight.path, np.asarray(weight))
         self.writer.flush()
-
-    def gradient_norm(self):
-        """The mean over the steps since the last call."""
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        total, count = optimizer.gradient_norm_total, optimizer.gradient_norm_count
-        mean = float(np.asarray(total)) / max(float(np.asarray(count)), 1.0)
-        total.assign(0.0)
-        count.assign(0.0)
-        return mean
 
 
 def scalar_name(name):

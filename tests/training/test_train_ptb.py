@@ -85,7 +85,7 @@ def test_a_run_writes_history_and_results(model, text_dir, tmp_path, tiny_recipe
     # The best model's file is whole: it gives the figure again, by itself.
     saved = keras.models.load_model(folder / "best.keras")
     corpus = train_ptb.read_corpus(text_dir)
-    _, _, test = train_ptb.make_windows(corpus, tiny_recipe, None)
+    test = train_ptb.make_windows(corpus, tiny_recipe, None)["test"]
     scores = saved.evaluate(
         test, callbacks=[language_model.ResetStates()], verbose=0, return_dict=True
     )
@@ -146,10 +146,11 @@ def test_two_devices(text_dir, tmp_path, tiny_recipe, monkeypatch):
 
 def test_an_epoch_can_be_cut_short(text_dir, tiny_recipe):
     corpus = train_ptb.read_corpus(text_dir)
-    train_windows, valid, test = train_ptb.make_windows(corpus, tiny_recipe, 3)
-    assert len(train_windows) == 3
-    assert sum(weights.sum() for _, _, weights in valid.as_numpy_iterator()) == len(corpus.valid)
-    assert sum(weights.sum() for _, _, weights in test.as_numpy_iterator()) == len(corpus.test)
+    windows = train_ptb.make_windows(corpus, tiny_recipe, 3)
+    assert len(windows["train"]) == 3
+    for name in ("valid", "test"):
+        counted = sum(weights.sum() for _, _, weights in windows[name].as_numpy_iterator())
+        assert counted == len(getattr(corpus, name))
 
 
 @pytest.mark.parametrize(

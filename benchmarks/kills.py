@@ -1,0 +1,181 @@
+"""Kills training runs at random moments and checks that they end as if nothing had happened.
+
+    python benchmarks/kills.py --kills=20
+    python benchmarks/kills.py --script=train_speech --workers=2 --kills=3
+
+Each script is run once undisturbed and once with SIGKILL at random moments (steps, checkpoints,
+evaluations), started again with the same command after each. Both use deterministic operations, so
+history.csv must be the same to the byte and the weights to the bit. With two workers one of them,
+chosen by chance, is killed and started again; the other must come back by itself.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from equality import free_ports
+
+TRAINING = Path(__file__).resolve().parent.parent / "training"
+SCRIPTS = ("train_speech", "train_ptb")
+LONGEST_RUN = 1800.0
+DELAY = 1.5  # Longest wait between a new checkpoint and the kill, in seconds.
+
+
+def make_corpus(folder):
+    """A small corpus of random features."""
+    from input_pipeline import RandomSource
+    from keras_bnrnn.data.preparation import prepare_corpus
+
+    prepare_corpus(RandomSource(60), folder)
+
+
+def flags_of(script, folder):
+    """A few minutes' work in which a checkpoint is never far."""
+    shared = ["--deterministic", "--checkpoint_steps=4", "--epochs=5", "--seed=3"]
+    if script == "train_ptb":
+        return [*shared, "--steps_per_epoch=24"]
+    corpus = folder / "corpus"
+    if not corpus.exists():
+        make_corpus(corpus)
+    model = ["--layers=2", "--units=16", "--batch_size=2", "--max_frames=1300"]
+    return [*shared, *model, f"--data_dir={corpus}"]
+
+
+class Job:
+    """A training command in one process or in several workers."""
+
+    def __init__(self, script, flags, output_dir, workers):
+        self.output_dir = output_dir
+        self.command = [
+            sys.executable,
+            str(TRAINING / f"{script}.py"),
+            *flags,
+            f"--output_dir={output_dir}",
+        ]
+        self.environments = [os.environ.copy()]
+        if workers > 1:
+            self.command.append("--strategy=multi_worker")
+            cluster = {"worker": [f"localhost:{port}" for port in free_ports(workers)]}
+            self.environments = [
+                {
+                    **os.environ,
+                    "TF_CONFIG": json.dumps(
+                        {"cluster": cluster, "task": {"type": "worker", "index": index}}
+                    ),
+                }
+                for index in range(workers)
+            ]
+        self.log = open(f"{output_dir}.log", "ab")  # noqa: SIM115  its processes outlive this line
+        self.processes = [self.start(index) for index in range(workers)]
+
+    def start(self, index):
+        return subprocess.Popen(
+            self.command, env=self.environments[index], stdout=self.log, stderr=self.log
+        )
+
+    def kill_and_start_again(self, index):
+        self.processes[index].send_signal(signal.SIGKILL)
+        self.processes[index].wait()
+        self.processes[index] = self.start(index)
+
+    def running(self):
+        codes = [process.poll() for process in self.processes]
+        if any(code not in (None, 0) for code in codes):
+            tail = Path(self.log.name).read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"a process ended with exit codes {codes}\n{tail}")
+        return None in codes
+
+    def newest_checkpoint(self):
+        names = [path.parent.name for path in self.output_dir.glob("checkpoints/*/worker-0.npz")]
+        return max(names, default="")
+
+
+def finish(job, kills, rng):
+    """Lets a job run to its end, with so many kills on the way; returns how many there were."""
+    began = time.monotonic()
+    done = 0
+    while job.running():
+        if time.monotonic() - began > LONGEST_RUN:
+            raise RuntimeError(f"{job.output_dir} has not ended after {LONGEST_RUN:.0f} s")
+        if done == kills:
+            time.sleep(0.1)
+            continue
+        before = job.newest_checkpoint()
+        while job.running() and job.newest_checkpoint() == before:
+            time.sleep(0.01)
+        wait = rng.uniform(0, DELAY)
+        time.sleep(wait)
+        if job.running():
+            index = rng.randrange(len(job.processes))
+            job.kill_and_start_again(index)
+            done += 1
+            print(
+                f"  kill {done}: worker {index}, {wait:.2f} s after {before or 'the start'}",
+                flush=True,
+            )
+    return done
+
+
+def differences(one, other):
+    """What differs between two finished runs."""
+    import keras
+    import numpy as np
+
+    import keras_bnrnn  # noqa: F401  registers the layers
+
+    found = []
+    if (one / "history.csv").read_bytes() != (other / "history.csv").read_bytes():
+        found.append("history.csv")
+    for name in ("best.keras", "final.keras"):
+        models = [keras.saving.load_model(run / name, compile=False) for run in (one, other)]
+        for weight, same in zip(models[0].weights, models[1].weights, strict=True):
+            if not np.array_equal(weight, same):
+                largest = np.abs(np.asarray(weight) - np.asarray(same)).max()
+                found.append(f"{name}: {weight.path} by {largest:.1e}")
+    return found
+
+
+def disturb(script, folder, kills, workers, rng):
+    """Runs a script both ways; returns how many kills there were and what differs."""
+    flags = flags_of(script, folder)
+    runs = [folder / f"{script}-{name}" for name in ("undisturbed", "killed")]
+    finish(Job(script, flags, runs[0], workers), 0, rng)
+    done = finish(Job(script, flags, runs[1], workers), kills, rng)
+    return done, differences(*runs)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--script", choices=SCRIPTS, help="one of them; not given: both")
+    parser.add_argument("--kills", type=int, default=20, help="of each script's run")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train together")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--folder", help="keep the runs and their logs here")
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    failed = False
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(arguments.folder or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for script in [arguments.script] if arguments.script else SCRIPTS:
+            print(f"{script}, {arguments.workers} worker(s)", flush=True)
+            kills, found = disturb(script, folder, arguments.kills, arguments.workers, rng)
+            failed |= bool(found)
+            result = "; ".join(found) or "history.csv and weights are the same to the bit"
+            print(f"{script}: {kills} kills; {result}", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
