@@ -41,7 +41,9 @@ class FrameMeanCrossEntropy(keras.losses.Loss):
     def __call__(self, y_true, y_pred, sample_weight=None):
         mask = getattr(y_pred, "_keras_mask", None)
         values = keras.losses.sparse_categorical_crossentropy(
-            y_true, ops.cast(y_pred, self.dtype), from_logits=self.from_logits
+            ops.convert_to_tensor(y_true),
+            ops.cast(y_pred, self.dtype),
+            from_logits=self.from_logits,
         )
         weights = ops.ones_like(values)
         for factor in (sample_weight, mask):

@@ -7,6 +7,7 @@ mask from layer to layer.
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import conformance
 import keras_bnrnn
@@ -284,3 +285,36 @@ def test_padding_moves_no_weight_in_fit(name):
     for weight, before, short, long in zip(names, start, *after, strict=True):
         assert np.any(short != before), weight
         np.testing.assert_allclose(short, long, rtol=1e-5, atol=1e-6, err_msg=weight)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("known", ["input", "state"])
+@pytest.mark.parametrize("case", conformance.MAIN_CASES, ids=str)
+def test_a_batch_that_is_known_to_be_one_row(case, known, training):
+    """Static shapes of one row and of unknown rows meet in the loop, and broadcast."""
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(size=(1, 5, FEATURES)), np.array([[True, True, False, True, False]])
+    layer = case.layer()
+    layer.build(x.shape)
+    conformance.set_weights(layer, case.weights(rng))
+    states = [rng.normal(size=(1, UNITS)) for _ in keras.tree.flatten(layer.cell.state_size)]
+    x_rows, state_rows = (1, None) if known == "input" else (None, 1)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([x_rows, None, FEATURES], tf.float64),
+            tf.TensorSpec([x_rows, None], tf.bool),
+            *(tf.TensorSpec([state_rows, UNITS], tf.float64) for _ in states),
+        ]
+    )
+    def run(x, mask, *states):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            masked, *_ = layer(x, mask=mask, initial_state=list(states), training=training)
+            bare, *_ = layer(x, initial_state=list(states), training=training)
+        return masked, bare, tape.gradient([masked, bare], x)
+
+    results = run(x, mask, *states)
+    expected = layer(x, mask=mask, initial_state=states, training=training)[0]
+    np.testing.assert_allclose(results[0], expected, atol=1e-12)
+    assert results[1].shape == results[2].shape[:2] + (UNITS,) and np.isfinite(results[2]).all()

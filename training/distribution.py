@@ -12,10 +12,9 @@ import os
 import sys
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
-from command_line import PRECISIONS, STRATEGIES, CommandError
+from command_line import STRATEGIES, CommandError
 
 TF_CONFIG_EXAMPLE = (
     '{"cluster": {"worker": ["host0:9000", "host1:9000"]}, "task": {"type": "worker", "index": 0}}'
@@ -96,24 +95,6 @@ def worker_of(strategy):
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
         return Worker()
     return Worker(resolver.task_id, len(resolver.cluster_spec().as_dict()["worker"]))
-
-
-def set_up_tensorflow(flag_values, strategy):
-    """Applies the flags on precision and determinism, and refuses what Keras cannot do together.
-
-    Raises:
-        CommandError: with the reason.
-    """
-    if strategy.num_replicas_in_sync > 1:
-        for name, harmless in (("jit_compile", False), ("steps_per_execution", 1)):
-            if flag_values[name].value != harmless:
-                raise CommandError(
-                    f"--{name} cannot be combined with several devices: Keras's fit fails under "
-                    "tf.distribute then (docs/SCALING.md); leave it away or use --strategy=none"
-                )
-    keras.mixed_precision.set_dtype_policy(PRECISIONS[flag_values.mixed_precision])
-    if flag_values.deterministic:
-        tf.config.experimental.enable_op_determinism()
 
 
 @contextlib.contextmanager

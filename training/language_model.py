@@ -12,6 +12,7 @@ import keras
 
 import keras_bnrnn
 from keras_bnrnn.metrics import Perplexity
+from precision import scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +84,30 @@ RECIPES = {
 
 
 def build_language_model(
-    recipe, vocabulary_size, normalized, *, momentum=0.9, synchronized=False, replicas=1, **options
+    recipe,
+    vocabulary_size,
+    normalized,
+    *,
+    normalization="frame",
+    normalize_recurrent=False,
+    gamma=1.0,
+    momentum=0.9,
+    synchronized=False,
+    replicas=1,
+    **options,
 ):
     """Builds and compiles a language model; call it in the scope of the strategy.
 
     Args:
         recipe: a `Recipe`.
         vocabulary_size: number of words.
-        normalized: whether the recurrent layers are `BatchNormLSTM` (each time step normalised by
-            itself, so that no later word enters the prediction of an earlier one) or
-            `keras.layers.LSTM`.
-        momentum: of the population statistics; the plain model has none.
+        normalized: whether the recurrent layers are `BatchNormLSTM` or `keras.layers.LSTM`, for
+            which the next five arguments are unused.
+        normalization: `"frame"`, each time step by itself, so that no later word enters the
+            prediction of an earlier one; or `"sequence"`, over the whole window, where it does.
+        normalize_recurrent: whether the recurrent term is normalised too.
+        gamma: initial value of every gamma.
+        momentum: of the population statistics.
         synchronized: whether moments are taken over all replicas.
         replicas: over how many the strategy divides the batch.
         **options: more arguments of `model.compile`.
@@ -121,7 +135,9 @@ def build_language_model(
             return keras_bnrnn.BatchNormLSTM(
                 recipe.units,
                 **arguments,
-                normalization="frame",
+                normalization=normalization,
+                normalize_recurrent=normalize_recurrent,
+                gamma_initializer=keras.initializers.Constant(gamma),
                 momentum=momentum,
                 synchronized=synchronized,
             )
@@ -146,7 +162,9 @@ def build_language_model(
     model = keras.Model(tokens, logits, name="language_model")
 
     model.compile(
-        optimizer=keras.optimizers.SGD(recipe.learning_rate, global_clipnorm=recipe.clip_norm),
+        optimizer=scaled(
+            keras.optimizers.SGD(recipe.learning_rate, global_clipnorm=recipe.clip_norm)
+        ),
         # The paper's loss is -sum(log p) over the steps of the window, averaged over the streams
         # alone. Keras's is the mean over streams and steps, so `timesteps` times Keras's is the
         # paper's: gradients have the paper's size when they meet the clipping bound and the

@@ -5,6 +5,7 @@ import keras
 import keras_bnrnn
 from keras_bnrnn.losses import FrameMeanCrossEntropy
 from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate
+from precision import scaled
 
 
 def build_speech_model(
@@ -61,7 +62,7 @@ def compile_speech_model(model, learning_rate, **options):
         **options: more arguments of `model.compile`.
     """
     model.compile(
-        keras.optimizers.Adam(learning_rate),
+        scaled(keras.optimizers.Adam(learning_rate)),
         FrameMeanCrossEntropy(from_logits=True),
         weighted_metrics=[FrameCrossEntropy(from_logits=True), FrameErrorRate()],
         **options,

@@ -32,11 +32,11 @@ from command_line import CommandError
 from distribution import (
     make_strategy,
     rejoined_after_losing_a_worker,
-    set_up_tensorflow,
     worker_of,
 )
 from fitting import Splits, evaluate, prepare, train, watchers
 from keras_bnrnn.data.text import SPLITS, load_text, token_windows
+from precision import set_up_tensorflow
 from run_folder import LANGUAGE_COLUMNS, VOCABULARY_FILE, RunFolder
 
 FLAGS = flags.FlagValues()
@@ -71,6 +71,28 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+flags.DEFINE_enum(
+    "normalization",
+    "frame",
+    ["frame", "sequence"],
+    "Of batch_norm. frame: each time step over the streams; sequence: the whole window at once, "
+    "whose later words then enter the prediction of earlier ones: no language model in training.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "normalize_recurrent",
+    False,
+    "Of batch_norm: normalise the recurrent term too.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_float("gamma", 1.0, "Of batch_norm: initial value of every gamma.", flag_values=FLAGS)
+for name, define, help_text in (
+    ("dropout", flags.DEFINE_float, "Dropout rate on the non-recurrent connections"),
+    ("learning_rate", flags.DEFINE_float, "Learning rate of the first epochs"),
+    ("constant_epochs", flags.DEFINE_integer, "Epochs before the learning rate falls"),
+    ("decay", flags.DEFINE_float, "What the learning rate is then divided by before each epoch"),
+):
+    define(name, None, f"{help_text}; not given: the recipe's.", lower_bound=0, flag_values=FLAGS)
 
 
 def main(argv):
@@ -80,7 +102,7 @@ def main(argv):
     set_up_tensorflow(FLAGS, strategy)
     worker = worker_of(strategy)
     output_dir = command_line.require_flag(FLAGS, "output_dir")
-    recipe = language_model.RECIPES[FLAGS.size]
+    recipe = read_recipe()
     epochs = FLAGS.epochs or recipe.epochs
     replicas = check_replicas(strategy.num_replicas_in_sync, recipe.batch_size)
     corpus = read_corpus(FLAGS.data_dir)
@@ -98,6 +120,9 @@ def main(argv):
                 recipe,
                 len(corpus.vocabulary),
                 normalized=FLAGS.model == "batch_norm",
+                normalization=FLAGS.normalization,
+                normalize_recurrent=FLAGS.normalize_recurrent,
+                gamma=FLAGS.gamma,
                 momentum=FLAGS.momentum,
                 synchronized=FLAGS.synchronized and replicas > 1,
                 replicas=replicas,
@@ -136,6 +161,17 @@ def main(argv):
         scores = evaluate(best_model, strategy, mine["test"], splits.rows, [reset])
         run.finish(model, test_perplexity=scores["perplexity"])
     print_results(run, scores["perplexity"])
+
+
+def read_recipe():
+    """The size's recipe, with what the flags change in it."""
+    names = ("dropout", "learning_rate", "constant_epochs", "decay")
+    given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    if given.get("dropout", 0.0) >= 1.0:
+        raise CommandError(f"--dropout={FLAGS.dropout} must be below 1")
+    if given.get("decay", 1.0) < 1.0:
+        raise CommandError(f"--decay={FLAGS.decay} must be at least 1: the rate is divided by it")
+    return dataclasses.replace(language_model.RECIPES[FLAGS.size], **given)
 
 
 def check_replicas(replicas, streams):
@@ -207,6 +243,9 @@ def describe_run(corpus, recipe):
         "size": FLAGS.size,
         "recipe": dataclasses.asdict(recipe),
         "steps_per_epoch": FLAGS.steps_per_epoch,
+        "normalization": FLAGS.normalization,
+        "normalize_recurrent": FLAGS.normalize_recurrent,
+        "gamma": FLAGS.gamma,
         "momentum": FLAGS.momentum,
         "mixed_precision": FLAGS.mixed_precision,
         "synchronized": FLAGS.synchronized,
@@ -234,6 +273,11 @@ def print_plan(corpus, recipe, model, train, replicas):
         f"{used:,} training tokens, the other {len(corpus.train) - used:,} are left out; "
         "validation and test use every token."
     )
+    if FLAGS.model == "batch_norm" and FLAGS.normalization == "sequence":
+        print(
+            "Warning: sequence-wise statistics see each window's later words, so `train` is no "
+            "language model's perplexity; `valid` and `test`, with population statistics, are."
+        )
     print(
         f"Model: {FLAGS.model}, {FLAGS.size}, {model.count_params():,} weights, "
         f"on {replicas} device{'s' if replicas > 1 else ''}.",

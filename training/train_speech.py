@@ -31,7 +31,6 @@ from distribution import (
     check_batch_size,
     make_strategy,
     rejoined_after_losing_a_worker,
-    set_up_tensorflow,
     worker_of,
 )
 from fitting import Splits, evaluate, train, watchers
@@ -40,6 +39,7 @@ from keras_bnrnn.data.corpus import load_corpus
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech import MAX_FRAMES, alignments, speech_dataset
 from phone_model import phone_counts
+from precision import set_up_tensorflow
 from run_folder import PHONE_COUNTS_FILE, SPEECH_COLUMNS, RunFolder
 from speech_model import build_speech_model, compile_speech_model
 

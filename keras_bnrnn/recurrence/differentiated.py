@@ -201,7 +201,15 @@ def infer(make_equations, project, x, arrays, parameters, states, mask=None, *, 
 
 
 def _select(live, new, old):
-    return [tf.where(live, n, o) for n, o in zip(new, old, strict=True)]
+    """`new` where a row is live and `old` elsewhere, of the static shape of `old`.
+
+    A batch of one row, known before, and one of unknown rows would give unknown rows.
+    """
+    if live is not None:
+        new = [tf.where(live, n, o) for n, o in zip(new, old, strict=True)]
+    for n, o in zip(new, old, strict=True):
+        n.set_shape(o.shape)
+    return list(new)
 
 
 def _repeat(step, variables, steps_left):
@@ -230,9 +238,7 @@ def _run(equations, project, x, arrays, states, live, all_outputs):
             z = project(tf.slice(x, [time, 0, 0], [count, *row_shape]), time, *arrays)
             for z_t in tf.unstack(z, count):
                 new, _ = equations.forward(z_t, states)
-                if live is not None:
-                    new = _select(tf.gather(live, time), new, states)
-                states = list(new)
+                states = _select(None if live is None else tf.gather(live, time), new, states)
                 if all_outputs:
                     outputs = outputs.write(time, states[0])
                 time += 1
@@ -260,12 +266,11 @@ def _run_and_save(equations, z, states, live):
 
     def step(time, states, histories, saved):
         new, values = equations.forward(tf.gather(z, time), states)
-        if live is not None:
-            new = _select(tf.gather(live, time), new, states)
+        new = _select(None if live is None else tf.gather(live, time), new, states)
         saved = [array.write(time, v) for array, v in zip(saved, values, strict=True)]
         time += 1
         histories = [array.write(time, v) for array, v in zip(histories, new, strict=True)]
-        return time, list(new), histories, saved
+        return time, new, histories, saved
 
     _, states, histories, saved = _repeat(
         step, (0, list(states), histories, saved), lambda time, *_: timesteps - time
@@ -287,12 +292,12 @@ def _run_back(equations, histories, saved, final, d_outputs, d_states, live):
         d_after = [d_h + tf.gather(d_outputs, time), *d_rest]
         values = [array.read(time) for array in saved]
         gradients, d_before = equations.backward(values, before, after, d_after)
+        live_t = None if live is None else tf.gather(live, time)
         if live is not None:
-            live_t = tf.gather(live, time)
             gradients = [tf.where(live_t, value, tf.zeros_like(value)) for value in gradients]
-            d_before = _select(live_t, d_before, d_after)
+        d_before = _select(live_t, d_before, d_after)
         arrays = [array.write(time, v) for array, v in zip(arrays, gradients, strict=True)]
-        return time - 1, before, list(d_before), arrays
+        return time - 1, before, d_before, arrays
 
     _, _, d_states, arrays = _repeat(
         step,

@@ -64,6 +64,9 @@ def scan(
             new_states = [
                 tf.where(live, new, old) for new, old in zip(new_states, states, strict=True)
             ]
+        # A batch of one row, known before, and one of unknown rows would give unknown rows.
+        for new, old in zip([output, *new_states], [previous_output, *states], strict=True):
+            new.set_shape(old.shape)
         return output, list(new_states), measured
 
     output = tf.zeros_like(states[0])

@@ -92,6 +92,25 @@ def test_a_run_writes_history_and_results(model, text_dir, tmp_path, tiny_recipe
     assert scores["perplexity"] == pytest.approx(best["test_perplexity"], rel=1e-5)
 
 
+def test_flags_change_the_recipe_and_the_layers(text_dir, tmp_path, tiny_recipe, capsys):
+    folder = tmp_path / "run"
+    flags = ["--dropout=0.5", "--learning_rate=0.5", "--constant_epochs=1", "--decay=4"]
+    flags += ["--normalization=sequence", "--normalize_recurrent", "--gamma=0.25", "--epochs=2"]
+    train(f"--data_dir={text_dir}", f"--output_dir={folder}", "--model=batch_norm", *flags)
+    assert "see each window's later words" in capsys.readouterr().out
+    assert [float(row["learning_rate"]) for row in history(folder)] == [0.5, 0.125]
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert config["recipe"]["dropout"] == 0.5
+    assert (config["normalization"], config["gamma"]) == ("sequence", 0.25)
+    saved = keras.models.load_model(folder / "best.keras")
+    assert [layer.rate for layer in saved.layers if hasattr(layer, "rate")] == [0.5] * 3
+    layer = saved.get_layer("lstm_1")
+    assert layer.normalization == "sequence" and layer.normalize_recurrent
+    names = [weight.name for weight in layer.weights]
+    assert "recurrent_gamma" in names
+    assert layer.get_config()["gamma_initializer"]["config"]["value"] == 0.25
+
+
 def test_an_interrupted_run_goes_on_as_if_undisturbed(text_dir, tmp_path, tiny_recipe, monkeypatch):
     flags = [f"--data_dir={text_dir}", "--model=batch_norm", "--seed=5", "--epochs=2"]
     train(*flags, f"--output_dir={tmp_path / 'whole'}")
@@ -166,6 +185,8 @@ def test_an_epoch_can_be_cut_short(text_dir, tiny_recipe):
         (["--size=huge"], "should be one of"),
         (["--epochs=0"], "--epochs=0"),
         (["--momentum=2"], "--momentum=2"),
+        (["--dropout=1"], "--dropout=1.0 must be below 1"),
+        (["--decay=0.5"], "--decay=0.5 must be at least 1"),
     ],
 )
 def test_errors_are_one_line_before_the_first_step(
