@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+DATA ?= data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: venv demo test test-tf216 lint bench
+.PHONY: venv demo test test-tf216 lint bench reproduce
 
 venv: .venv/installed
 
@@ -38,3 +39,7 @@ lint: venv
 
 bench: venv
 	.venv/bin/python benchmarks/layers.py
+
+# DATA holds ptb/ and spoken-digits/.
+reproduce: venv
+	.venv/bin/python training/reproduce.py --data_dir=$(DATA)

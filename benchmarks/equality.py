@@ -11,15 +11,15 @@ this machine. Weights and population statistics are compared afterwards, in floa
 """
 
 import argparse
-import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from workers import environments
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
 STEPS = 10
@@ -140,41 +140,18 @@ def run(kind, model, strategy, folder):
     import numpy as np
 
     path = Path(folder) / f"{kind}-{model}-{strategy}.npz"
-    environments = [os.environ.copy()]
-    if strategy == "multi_worker":
-        addresses = [f"localhost:{port}" for port in free_ports(2)]
-        environments = [
-            {
-                **os.environ,
-                "TF_CONFIG": json.dumps(
-                    {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-                ),
-            }
-            for index in range(2)
-        ]
     command = [sys.executable, __file__, "--train", kind, model, strategy, str(path)]
     processes = [
         subprocess.Popen(
             command, env=one, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        for one in environments
+        for one in environments(2 if strategy == "multi_worker" else 1)
     ]
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise RuntimeError("\n".join(outputs))
     with np.load(path) as arrays:
         return dict(arrays)
-
-
-def free_ports(count):
-    """Ports of this machine that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("localhost", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def deviations(kind, model, folder):

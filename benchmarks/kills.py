@@ -10,7 +10,6 @@ chosen by chance, is killed and started again; the other must come back by itsel
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from equality import free_ports
+from workers import environments
 
 TRAINING = Path(__file__).resolve().parent.parent / "training"
 SCRIPTS = ("train_speech", "train_ptb")
@@ -38,9 +37,10 @@ def make_corpus(folder):
     prepare_corpus(RandomSource(60), folder)
 
 
-def flags_of(script, folder):
-    """A few minutes' work in which a checkpoint is never far."""
-    shared = ["--deterministic", "--checkpoint_steps=4", "--epochs=5", "--seed=3"]
+def flags_of(script, folder, kills):
+    """A few minutes' work, long enough for so many kills, in which a checkpoint is never far."""
+    epochs = 4 + kills // 2
+    shared = ["--deterministic", "--checkpoint_steps=4", f"--epochs={epochs}", "--seed=3"]
     if script == "train_ptb":
         return [*shared, "--steps_per_epoch=24"]
     corpus = folder / "corpus"
@@ -61,19 +61,7 @@ class Job:
             *flags,
             f"--output_dir={output_dir}",
         ]
-        self.environments = [os.environ.copy()]
-        if workers > 1:
-            self.command.append("--strategy=multi_worker")
-            cluster = {"worker": [f"localhost:{port}" for port in free_ports(workers)]}
-            self.environments = [
-                {
-                    **os.environ,
-                    "TF_CONFIG": json.dumps(
-                        {"cluster": cluster, "task": {"type": "worker", "index": index}}
-                    ),
-                }
-                for index in range(workers)
-            ]
+        self.environments = environments(workers)
         self.log = open(f"{output_dir}.log", "ab")  # noqa: SIM115  its processes outlive this line
         self.processes = [self.start(index) for index in range(workers)]
 
@@ -146,7 +134,7 @@ def differences(one, other):
 
 def disturb(script, folder, kills, workers, rng):
     """Runs a script both ways; returns how many kills there were and what differs."""
-    flags = flags_of(script, folder)
+    flags = flags_of(script, folder, kills)
     runs = [folder / f"{script}-{name}" for name in ("undisturbed", "killed")]
     finish(Job(script, flags, runs[0], workers), 0, rng)
     done = finish(Job(script, flags, runs[1], workers), kills, rng)

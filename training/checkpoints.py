@@ -75,6 +75,10 @@ class Checkpoints:
             for old in sorted(self.folder.glob("epoch-*"), key=order)[:-KEPT]:
                 shutil.rmtree(old)
 
+    def newest_name(self):
+        """The folder's name of the newest checkpoint, whole or not; `""` without one."""
+        return max(self.folder.glob("epoch-*"), key=order, default=Path()).name
+
     def restore(self, model):
         """Puts the newest whole checkpoint into the model; reports damaged ones on stderr.
 

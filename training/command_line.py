@@ -126,6 +126,27 @@ def define_run_flags(flag_values):
     )
 
 
+def define_normalization_flags(flag_values):
+    """Defines how `--model=batch_norm` normalises, for scripts that leave the choice."""
+    flags.DEFINE_enum(
+        "normalization",
+        "frame",
+        ["frame", "sequence"],
+        "Of batch_norm. frame: each time step over the rows of the batch; sequence: all time steps "
+        "at once, so that later ones enter earlier ones (a language model must not train so).",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "normalize_recurrent",
+        False,
+        "Of batch_norm: normalise the recurrent term too.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "gamma", 1.0, "Of batch_norm: initial value of every gamma.", flag_values=flag_values
+    )
+
+
 def require_flag(flag_values, name):
     """Returns the flag's value, or raises a `CommandError` where it was not given."""
     value = flag_values[name].value

@@ -3,14 +3,17 @@
     python training/compare.py runs/plain runs/bn
     python training/compare.py --output_dir=comparison runs/*
 
-Works on folders of train_speech.py (fce and fer) and of train_ptb.py (perplexity). The picture has
+Works on folders of one training script: train_speech.py (fce and fer), train_ptb.py (perplexity) or
+train_pixels.py (loss and error). The picture has
 a panel per measure, dashed for training and solid for validation, as in the paper's figures. It is
 written to compare.png in --output_dir.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -57,7 +60,11 @@ LANGUAGE = (
         "Perplexity", "train_perplexity", "valid_perplexity", "test_perplexity", logarithmic=True
     ),
 )
-KINDS = (SPEECH, LANGUAGE)
+PIXELS = (
+    Measure("Cross-entropy (nats)", "train_loss", "valid_loss", "test_loss"),
+    Measure("Error rate", "train_error", "valid_error", "test_error", percent=True),
+)
+KINDS = (SPEECH, LANGUAGE, PIXELS)
 MODEL_COLORS = {"baseline": "tab:blue", "batch_norm": "tab:red"}
 MORE_COLORS = ("tab:green", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 
@@ -190,17 +197,36 @@ def verdict(normalised, baseline, measures):
 
 
 def draw(runs, measures, path):
-    """Writes the picture: a panel per measure, a colour per run, dashed training curves."""
-    colors = choose_colors(runs)
+    """Writes the picture of `main`."""
+    draw_curves(
+        [
+            Curve(run.label, color, [run.rows])
+            for run, color in zip(runs, choose_colors(runs), strict=True)
+        ],
+        measures,
+        path,
+    )
+
+
+class Curve(NamedTuple):
+    """What is drawn in one colour: the rows of history.csv of one run, or of several seeds."""
+
+    label: str
+    color: str
+    histories: list
+
+
+def draw_curves(curves, measures, path):
+    """Writes a picture: a panel per measure, a colour per curve, dashed training curves.
+
+    Of several histories the mean is drawn, in a band from the least to the greatest.
+    """
     figure = Figure(figsize=(5.2 * len(measures) + 0.6, 4.2), dpi=140, layout="tight")
     panels = figure.subplots(1, len(measures), squeeze=False)
     for panel, measure in zip(panels[0], measures, strict=True):
-        for run, color in zip(runs, colors, strict=True):
-            epochs = [row["epoch"] for row in run.rows]
-            marker = "o" if len(epochs) <= 25 else None
-            style = {"color": color, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
-            panel.plot(epochs, [row[measure.training] for row in run.rows], "--", **style)
-            panel.plot(epochs, [row[measure.validation] for row in run.rows], "-", **style)
+        for curve in curves:
+            draw_curve(panel, curve, measure.training, "--")
+            draw_curve(panel, curve, measure.validation, "-")
         panel.set_title(measure.title)
         panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -211,8 +237,7 @@ def draw(runs, measures, path):
         panel.grid(alpha=0.25, which="both")
         panel.spines[["top", "right"]].set_visible(False)
     handles = [
-        Line2D([], [], color=color, linewidth=2, label=run.label)
-        for run, color in zip(runs, colors, strict=True)
+        Line2D([], [], color=curve.color, linewidth=2, label=curve.label) for curve in curves
     ]
     handles += [
         Line2D([], [], color="0.3", linestyle="--", label="training"),
@@ -220,6 +245,18 @@ def draw(runs, measures, path):
     ]
     panels[0][-1].legend(handles=handles, frameon=False, fontsize=9)
     figure.savefig(path)
+
+
+def draw_curve(panel, curve, column, line):
+    length = min(len(rows) for rows in curve.histories)
+    values = np.array([[row[column] for row in rows[:length]] for rows in curve.histories])
+    epochs = np.arange(1, length + 1)
+    marker = "o" if length <= 25 else None
+    style = {"color": curve.color, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
+    panel.plot(epochs, values.mean(axis=0), line, **style)
+    if len(values) > 1:
+        low, high = values.min(axis=0), values.max(axis=0)
+        panel.fill_between(epochs, low, high, color=curve.color, alpha=0.15, linewidth=0)
 
 
 def set_logarithmic(panel):

@@ -19,6 +19,9 @@ from command_line import STRATEGIES, CommandError
 TF_CONFIG_EXAMPLE = (
     '{"cluster": {"worker": ["host0:9000", "host1:9000"]}, "task": {"type": "worker", "index": 0}}'
 )
+# The newest checkpoint, and how often the command has been started again with it.
+REJOINED = "KERAS_BNRNN_REJOINED"
+MOST_TIMES_REJOINED = 5
 
 
 class Worker(NamedTuple):
@@ -98,11 +101,16 @@ def worker_of(strategy):
 
 
 @contextlib.contextmanager
-def rejoined_after_losing_a_worker(strategy):
+def rejoined_after_losing_a_worker(strategy, run):
     """Starts this process's command again when another worker is gone.
 
     The collectives of the workers that are left have failed and cannot be mended. The command
-    connects anew, waits until the lost worker is back, and goes on from the newest checkpoint.
+    connects anew, waits until the lost worker is back, and goes on from the newest checkpoint. An
+    error that comes back before there is a newer one is raised in the end: no worker is to blame.
+
+    Args:
+        strategy: the script's.
+        run: its `RunFolder`.
     """
     lost = (
         tf.errors.UnavailableError,
@@ -117,18 +125,35 @@ def rejoined_after_losing_a_worker(strategy):
     except lost as error:
         if worker_of(strategy).count == 1:
             raise
-        reason = error.message.splitlines()[0]
+        newest = run.checkpoints.newest_name()
+        before, _, times = os.environ.get(REJOINED, "").rpartition(":")
+        times = int(times) + 1 if before == newest and times else 1
+        if times > MOST_TIMES_REJOINED:
+            raise
+        os.environ[REJOINED] = f"{newest}:{times}"
+        reason = type(error).__name__
         print(f"Another worker is gone ({reason}); waiting for it.", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
-def check_batch_size(batch_size, strategy):
-    """Raises a `CommandError` unless the global batch divides evenly over the replicas."""
+def check_batch_size(batch_size, examples, strategy):
+    """Raises a `CommandError` unless every replica has something to do in every full batch.
+
+    Args:
+        batch_size: of all replicas together.
+        examples: of the training split.
+        strategy: the script's.
+    """
     replicas = strategy.num_replicas_in_sync
     if batch_size % replicas:
         raise CommandError(
             f"--batch_size={batch_size} does not divide over {replicas} replicas; use a multiple "
             f"of {replicas}, or --strategy=none"
+        )
+    if examples < replicas:
+        raise CommandError(
+            f"the training split has {examples} examples, too few for {replicas} replicas; use "
+            "--strategy=none"
         )
 
 
@@ -178,8 +203,11 @@ def distribute(dataset, strategy, rows, skip=0):
 
 
 def gather(strategy, value):
-    """An integer of each worker, in a list that all of them get. Also waits for all of them."""
-    values = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant([value])
+    """An integer of each replica's worker, in a list that all get. Also waits for all of them."""
+    replicas = strategy.num_replicas_in_sync
+    # Not `strategy.gather`, which traces anew at each call and warns of it.
+    placed = strategy.experimental_distribute_values_from_function(
+        lambda context: value * tf.one_hot(context.replica_id_in_sync_group, replicas)
     )
-    return strategy.gather(values, axis=0).numpy().tolist()
+    total = strategy.reduce(tf.distribute.ReduceOp.SUM, placed, axis=None)
+    return [int(one) for one in total.numpy()]

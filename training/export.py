@@ -89,7 +89,8 @@ def main(argv):
     unknown = sorted(set(FLAGS.formats) - set(FORMATS))
     if unknown:
         raise CommandError(f"--formats={','.join(unknown)} is not of {', '.join(FORMATS)}")
-    model = fold_batch_norm(keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False))
+    model = keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False)
+    model = in_float32(fold_batch_norm(model))
     signatures = exporters[kind](model, run_dir, results, output_dir)
     best, criterion = results["best"], results["criterion"]
     print(
@@ -99,6 +100,26 @@ def main(argv):
     )
     if "serve_waveform" in signatures:
         print(f"Next: python training/transcribe.py --model={output_dir} AUDIO")
+
+
+def in_float32(model):
+    """The model with all its computation in float32, whatever precision it was trained in.
+
+    Half precision pays on the devices that training ran on, not on those that serve.
+    """
+
+    def replaced(config):
+        if isinstance(config, dict):
+            if config.get("class_name") == "DTypePolicy":
+                return {**config, "config": {"name": "float32"}}
+            return {key: replaced(value) for key, value in config.items()}
+        if isinstance(config, (list, tuple)):
+            return type(config)(replaced(value) for value in config)
+        return config
+
+    copy = type(model).from_config(replaced(model.get_config()))
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def export_speech(model, run_dir, results, output_dir):

@@ -158,10 +158,6 @@ class RunFolder:
         self.checkpoints.save(model, self.completed_epochs, 0, self._progress(0.0))
         self._write_tables()
 
-    def callback(self):
-        """A Keras callback that ends each epoch of `model.fit` here."""
-        return _EpochRecorder(self)
-
     def finish(self, model, **best):
         """Writes `final.keras` and the complete `results.json`.
 
@@ -295,19 +291,6 @@ class RunFolder:
         if parameters is not None:
             results["parameters"] = parameters
         self.keep_file("results.json", _json(results))
-
-
-class _EpochRecorder(keras.callbacks.Callback):
-    def __init__(self, run):
-        super().__init__()
-        self._run = run
-        self._began = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.monotonic()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._run.end_epoch(self.model, epoch, logs or {}, time.monotonic() - self._began)
 
 
 def read_results(path):

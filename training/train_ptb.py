@@ -41,6 +41,7 @@ from run_folder import LANGUAGE_COLUMNS, VOCABULARY_FILE, RunFolder
 
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)
+command_line.define_normalization_flags(FLAGS)
 flags.DEFINE_string(
     "data_dir",
     None,
@@ -71,21 +72,6 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-flags.DEFINE_enum(
-    "normalization",
-    "frame",
-    ["frame", "sequence"],
-    "Of batch_norm. frame: each time step over the streams; sequence: the whole window at once, "
-    "whose later words then enter the prediction of earlier ones: no language model in training.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_bool(
-    "normalize_recurrent",
-    False,
-    "Of batch_norm: normalise the recurrent term too.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_float("gamma", 1.0, "Of batch_norm: initial value of every gamma.", flag_values=FLAGS)
 for name, define, help_text in (
     ("dropout", flags.DEFINE_float, "Dropout rate on the non-recurrent connections"),
     ("learning_rate", flags.DEFINE_float, "Learning rate of the first epochs"),
@@ -143,7 +129,7 @@ def main(argv):
         keras.callbacks.LearningRateScheduler(recipe.learning_rate_of),
         *watchers(FLAGS.tensorboard, run, splits),
     ]
-    with rejoined_after_losing_a_worker(strategy):
+    with rejoined_after_losing_a_worker(strategy, run):
         train(
             model,
             strategy,

@@ -97,7 +97,7 @@ def main(argv):
     worker = worker_of(strategy)
     corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
     output_dir = command_line.require_flag(FLAGS, "output_dir")
-    check_batch_size(FLAGS.batch_size, strategy)
+    check_batch_size(FLAGS.batch_size, corpus.split("train")["utterances"], strategy)
     # Before the run's folder is made: says what is wrong with the shards.
     splits = Splits(
         train=lambda epoch: batches(corpus, "train", worker, first_epoch=epoch),
@@ -131,7 +131,7 @@ def main(argv):
             steps_per_execution=FLAGS.steps_per_execution,
         )
     print_plan(corpus, model, strategy.num_replicas_in_sync)
-    with rejoined_after_losing_a_worker(strategy), damage_explained(corpus):
+    with rejoined_after_losing_a_worker(strategy, run), damage_explained(corpus):
         train(
             model,
             strategy,

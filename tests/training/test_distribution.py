@@ -1,9 +1,9 @@
 """Devices and workers: who reads what, the same answer as one device, and what Keras lacks."""
 
-import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -13,6 +13,8 @@ import tensorflow as tf
 import distribution
 import equality
 import keras_overrides
+import workers
+from checkpoints import Checkpoints
 from command_line import CommandError
 from distribution import Worker, distribute, make_strategy, worker_of
 from fitting import prepare
@@ -185,6 +187,7 @@ WORKER = """
 import sys
 import numpy as np, tensorflow as tf, keras
 import keras_overrides
+import workers
 from distribution import distribute, make_strategy
 from fitting import prepare
 
@@ -208,24 +211,17 @@ model.fit(data, steps_per_epoch=steps, verbose=0)
 
 def fit_on_two_workers(without):
     """The exit codes and output of two processes that train a Dense model together."""
-    addresses = [f"localhost:{port}" for port in equality.free_ports(2)]
-    processes = []
-    for index in range(2):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        environment = {
-            **os.environ,
-            "TF_CONFIG": json.dumps(task),
-            "PYTHONPATH": os.pathsep.join([os.path.dirname(distribution.__file__), *sys.path]),
-        }
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", WORKER, without],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    path = os.pathsep.join([os.path.dirname(distribution.__file__), *sys.path])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, without],
+            env={**environment, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
+        for environment in workers.environments(2)
+    ]
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     return [process.returncode for process in processes], outputs
 
@@ -243,6 +239,14 @@ def test_keras_alone_fails_on_two_workers(override):
     codes, outputs = fit_on_two_workers(override)
     assert 0 not in codes, outputs
     assert "Traceback" in outputs[0]
+
+
+def test_too_few_examples_for_the_replicas(mirrored):
+    distribution.check_batch_size(4, 2, mirrored)
+    with pytest.raises(CommandError, match="does not divide over 2 replicas"):
+        distribution.check_batch_size(3, 9, mirrored)
+    with pytest.raises(CommandError, match="1 examples, too few for 2 replicas"):
+        distribution.check_batch_size(4, 1, mirrored)
 
 
 @pytest.mark.parametrize(
@@ -272,3 +276,29 @@ def test_a_wrong_tf_config_is_said(monkeypatch, config, message):
 def test_one_process_is_the_only_worker(mirrored):
     assert worker_of(tf.distribute.get_strategy()) == worker_of(mirrored) == Worker(0, 1)
     assert Worker().is_chief and not Worker(1, 2).is_chief
+
+
+def test_an_error_that_comes_back_is_raised_in_the_end(monkeypatch, tmp_path, capsys):
+    """The command is started again a few times per checkpoint, not for ever."""
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
+    monkeypatch.setattr(distribution, "worker_of", lambda strategy: Worker(0, 2))
+    monkeypatch.setenv(distribution.REJOINED, "")
+    run = SimpleNamespace(checkpoints=Checkpoints(tmp_path, Worker(0, 2)))
+
+    def lose():
+        with distribution.rejoined_after_losing_a_worker(None, run):
+            raise tf.errors.UnavailableError(None, None, "gone")
+
+    for checkpoint in ("epoch-0001", "epoch-0001-step-000010"):
+        (tmp_path / checkpoint).mkdir()
+        started.clear()
+        for _ in range(distribution.MOST_TIMES_REJOINED):
+            lose()
+        with pytest.raises(tf.errors.UnavailableError):
+            lose()
+        assert len(started) == distribution.MOST_TIMES_REJOINED
+    assert "Another worker is gone (UnavailableError)" in capsys.readouterr().err
+    monkeypatch.setattr(distribution, "worker_of", lambda strategy: Worker())
+    with pytest.raises(tf.errors.UnavailableError):
+        lose()

@@ -1,5 +1,6 @@
 """export.py: the SavedModel's numbers, in a process without keras_bnrnn."""
 
+import importlib.util
 import json
 
 import keras
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import export
+import keras_bnrnn
 import train_speech
 from command_line import CommandError
 from keras_bnrnn.data.corpus import load_corpus
@@ -104,3 +106,36 @@ def test_export_refuses_what_is_there_already(call_script, exported):
 def test_export_of_a_folder_that_is_no_run(call_script, tmp_path):
     with pytest.raises(CommandError, match=r"no results\.json"):
         call_script(export, f"--run_dir={tmp_path}", f"--output_dir={tmp_path}/exported")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_run_of_half_precision_is_served_in_float32(
+    precision, tiny_corpus, tmp_path, call_script, monkeypatch
+):
+    run = tmp_path / "run"
+    flags = ["--layers=1", "--units=5", "--epochs=1", "--batch_size=4", "--model=batch_norm"]
+    call_script(
+        train_speech,
+        *flags,
+        f"--mixed_precision={precision}",
+        f"--data_dir={tiny_corpus}",
+        f"--output_dir={run}",
+    )
+    keras.mixed_precision.set_dtype_policy("float32")
+    trained = keras.saving.load_model(run / "best.keras", compile=False)
+    assert trained.get_layer("bidirectional_1").compute_dtype == precision
+    formats = ["--formats=onnx"] if importlib.util.find_spec("tf2onnx") else []
+    call_script(export, f"--run_dir={run}", f"--output_dir={tmp_path}/exported", *formats)
+    features = np.random.default_rng(0).normal(size=(2, 7, 123)).astype("float32")
+    served = tf.saved_model.load(tmp_path / "exported").signatures["serve"]
+    lengths = tf.constant([7, 7])
+    scores = served(features=tf.constant(features), lengths=lengths)["log_posteriors"]
+    # The reference is computed in float32 too, so nothing of half precision may be left.
+    exact = export.in_float32(keras_bnrnn.fold_batch_norm(trained))
+    expected = tf.nn.log_softmax(exact(features))
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_allclose(scores, tf.nn.log_softmax(trained(features)), atol=0.1)
+    half = tf.as_dtype(precision)
+    functions = served.graph.as_graph_def().library.function
+    nodes = [node for function in functions for node in function.node_def]
+    assert not any(node.attr["T"].type == half.as_datatype_enum for node in nodes)

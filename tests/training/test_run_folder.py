@@ -22,6 +22,17 @@ def new_run(path, **changes):
     return RunFolder(path, {**CONFIG, **changes}, SPEECH_COLUMNS, "dev_fce")
 
 
+class EndEpoch(keras.callbacks.Callback):
+    """Ends each epoch in a run's folder."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.run.end_epoch(self.model, epoch, logs, 1.0)
+
+
 def train(path, epochs=EPOCHS, callbacks=()):
     """Trains a model with every kind of state: dropout in and between layers, Adam's moments."""
     keras.utils.set_random_seed(3)
@@ -50,7 +61,7 @@ def train(path, epochs=EPOCHS, callbacks=()):
         validation_data=(x, y),
         epochs=epochs,
         initial_epoch=run.completed_epochs,
-        callbacks=[*callbacks, run.callback()],
+        callbacks=[*callbacks, EndEpoch(run)],
         verbose=0,
     )
     run.finish(model)

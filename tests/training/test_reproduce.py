@@ -1,0 +1,200 @@
+"""reproduce.py and report.py: what is run, what is skipped, and what the report says."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn", reason="the `experiments` extra is not installed")
+
+import compare
+import report
+import reproduce
+from command_line import EXIT_STOPPED, CommandError
+from experiments import EXPERIMENTS, Configuration
+from run_folder import read_results
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = REPOSITORY / "results"
+SCRIPT = REPOSITORY / "training" / "reproduce.py"
+
+
+def write_run(folder, losses, errors, **results):
+    """A finished run of the pixel experiments."""
+    folder.mkdir(parents=True)
+    names = [name for one in compare.PIXELS for name in (one.training, one.validation)]
+    rows = [
+        dict(zip(["epoch", *names], [epoch, loss, loss + 0.1, error, error + 0.01], strict=True))
+        for epoch, (loss, error) in enumerate(zip(losses, errors, strict=True), 1)
+    ]
+    lines = [",".join(rows[0])] + [",".join(map(str, row.values())) for row in rows]
+    (folder / "history.csv").write_text("\n".join(lines) + "\n")
+    best = min(rows, key=lambda row: row["valid_loss"])
+    document = {
+        "best": {**best, "test_loss": best["valid_loss"], "test_error": 0.5},
+        "seconds_per_epoch": [9.0, *[2.0] * (len(rows) - 1)],
+        "hardware": "an abacus",
+        "evaluation": {"moving_averages": {"loss": 1.0, "error": 0.5}},
+        **results,
+    }
+    (folder / "results.json").write_text(json.dumps(document))
+
+
+@pytest.fixture
+def small_experiments(monkeypatch):
+    """The pixel experiment with two seeds of three configurations, and no other."""
+    configurations = {
+        "baseline": Configuration("LSTM", ("--model=baseline",), 2),
+        "frame_rate_1": Configuration("frame-wise", ("--learning_rate=1",), 2),
+        "frame_rate_2": Configuration("frame-wise", ("--learning_rate=2",), 2),
+    }
+    pixels = EXPERIMENTS["pixel-digits"]._replace(configurations=configurations)
+    for name in EXPERIMENTS:
+        empty = EXPERIMENTS[name]._replace(configurations=pixels.configurations)
+        monkeypatch.setitem(EXPERIMENTS, name, empty)
+    monkeypatch.setitem(EXPERIMENTS, "pixel-digits", pixels)
+
+
+def test_the_report_is_computed_from_the_runs(small_experiments, tmp_path):
+    folder = tmp_path / "pixel-digits"
+    for seed in range(2):
+        write_run(folder / f"baseline-{seed}", [2.0, 1.0 + seed / 10], [0.9, 0.5])
+        write_run(folder / f"frame_rate_1-{seed}", [1.5, 1.4], [0.9, 0.8])
+        if seed == 0:
+            write_run(
+                folder / f"frame_rate_2-{seed}",
+                [1.0, 0.5],
+                [0.4, 0.2],
+                evaluation={
+                    name: {"loss": value, "error": value}
+                    for name, value in zip(report.STATISTICS, (0.1, 0.2, 0.3), strict=True)
+                },
+            )
+    report.write(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    lines = text.splitlines()
+    assert (
+        "| LSTM | 2 | 1.050 (1.000 to 1.100) | - | 1.150 (1.100 to 1.200) | 2, 2 | "
+        "51.0% (51.0% to 51.0%) | 1.150 (1.100 to 1.200) | 50.0% (50.0% to 50.0%) | 2 (2 to 2) |"
+    ) in lines
+    assert "| frame-wise | 1 | 0.500 | 1 | 0.600 | 2 | 21.0% | 0.600 | 50.0% | 2 |" in lines
+    assert (
+        "- Learning rate of frame-wise, by valid_loss: 1: 1.500 (1.500 to 1.500), 2: 0.600."
+        in lines
+    )
+    assert "| frame-wise, valid_error | 10.0% | 20.0% | 30.0% |" in lines
+    assert "Not run yet: 1 of 6 runs." in lines
+    assert "an abacus" in text and text.count("**not decided**") == 3
+    assert (tmp_path / "pixel-digits.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ({"recurrent_shared": 0.5, "recurrent_gamma_0.1": 0.2}, "**holds**"),
+        ({"recurrent_shared": 0.1, "recurrent_gamma_0.1": 0.2}, "**holds in part**"),
+        ({"recurrent_shared": 0.1, "recurrent_gamma_0.1": 0.5}, "**does not hold**"),
+        ({"recurrent_shared": 0.5}, "**not decided**"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_claims_follow_the_numbers(tmp_path, errors, expected):
+    for name in ("pixel-digits", "pixel-digits-permuted"):
+        for key, error in {"baseline": 0.4, "frame": 0.3, **errors}.items():
+            for seed in range(5):
+                write_run(tmp_path / name / f"{key}-{seed}", [1.0], [error + seed / 1000])
+    found = {name: report.Results(name, tmp_path) for name in EXPERIMENTS}
+    *_, third = report.claims(found)
+    assert expected in third
+
+
+def test_committed_tables_are_those_of_the_committed_runs(tmp_path):
+    """The text; pixels of figures differ between machines, but all are there."""
+    if not (RESULTS / report.REPORT_FILE).is_file():
+        pytest.skip("no results are in this checkout")
+    found = {name: report.Results(name, RESULTS) for name in EXPERIMENTS}
+    assert report.text(found) == (RESULTS / report.REPORT_FILE).read_text()
+    figures = re.findall(r"\]\((\S+\.png)\)", report.text(found))
+    assert figures and all((RESULTS / figure).is_file() for figure in figures)
+
+
+def flags(tmp_path, *more):
+    return ["--quick", "--only=pixel-digits", f"--work_dir={tmp_path}", *more]
+
+
+@pytest.mark.slow
+def test_killed_and_started_again(tmp_path):
+    command = [sys.executable, str(SCRIPT), *flags(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    results = tmp_path / "quick" / "results" / "pixel-digits"
+    deadline = time.monotonic() + 300
+    while not list(results.glob("*/results.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_STOPPED, errors
+    [first, *_] = results.glob("*/results.json")
+    written = first.stat().st_mtime_ns
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert first.stat().st_mtime_ns == written
+    keys = EXPERIMENTS["pixel-digits"].configurations
+    assert sorted(path.name for path in results.iterdir()) == sorted(f"{key}-0" for key in keys)
+    assert "run(s) left, about" in finished.stdout
+    text = (results.parent / "README.md").read_text()
+    assert "| recurrent, per step, gamma 0.1 | 1 |" in text
+    one = read_results(results / "frame-0")
+    assert {"moving_averages", "recalibrated", "batch_statistics"} == set(one["evaluation"])
+    assert one["finished"] and "cores" in one["hardware"]
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(
+    small_experiments, tmp_path, call_script, monkeypatch
+):
+    def commands(run):
+        failing = "frame_rate_1" in run.name
+        write = f"import sys; sys.exit({int(failing)})"
+        return run.__class__(
+            run.name, 2, run.work_dir, run.results_dir, ((sys.executable, "-c", write),)
+        )
+
+    make, kept = reproduce.make, []
+    monkeypatch.setattr(reproduce, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(reproduce, "keep", lambda run: kept.append(run.name))
+    monkeypatch.setattr(
+        reproduce, "make", lambda runs, total: make([commands(run) for run in runs], total)
+    )
+    with pytest.raises(CommandError, match=r"1 run\(s\) failed: pixel-digits/frame_rate_1-0"):
+        call_script(reproduce, *flags(tmp_path))
+    assert sorted(kept) == ["pixel-digits/baseline-0", "pixel-digits/frame_rate_2-0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only=ptb-small"], "--data_dir is missing"),
+        (["--only=ptb-small", "--data_dir=/nowhere"], "/nowhere has no folder ptb"),
+        (["stray"], "unexpected argument"),
+    ],
+)
+def test_what_is_refused(call_script, tmp_path, arguments, message):
+    with pytest.raises(CommandError, match=message):
+        call_script(reproduce, *arguments, f"--work_dir={tmp_path}")
+
+
+def test_every_configuration_is_one_that_its_script_takes(call_script):
+    """Each line of the table parses, names are folders', and seeds are counted."""
+    for experiment in EXPERIMENTS.values():
+        script = __import__(Path(experiment.script).stem)
+        for key, configuration in experiment.configurations.items():
+            assert re.fullmatch(r"[\w.]+", key)
+            arguments = [*experiment.arguments, *configuration.arguments]
+            for name in script.FLAGS:
+                script.FLAGS[name].unparse()
+            script.FLAGS([experiment.script, *arguments])
+            assert configuration.seeds >= 1

@@ -1,0 +1,90 @@
+"""train_pixels.py: its images, a run, and what it refuses."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn", reason="the `experiments` extra is not installed")
+
+import train_pixels
+from command_line import CommandError
+from run_folder import read_history
+
+FLAGS = ("--units=6", "--epochs=2", "--batch_size=100")
+
+
+def test_splits_are_disjoint_and_the_permutation_is_one():
+    images, permuted = train_pixels.read_images(False), train_pixels.read_images(True)
+    assert {name: len(part[1]) for name, part in images.items()} == {
+        "train": 1197,
+        "valid": 300,
+        "test": 300,
+    }
+    seen = np.concatenate([pixels[:, :, 0] for pixels, _ in images.values()])
+    assert seen.shape[1:] == (64,) and seen.min() == 0.0 and seen.max() == 1.0
+    assert len(np.unique(seen, axis=0)) == len(seen)
+    for name, (pixels, classes) in images.items():
+        other, same = permuted[name]
+        np.testing.assert_array_equal(classes, same)
+        np.testing.assert_array_equal(np.sort(pixels, axis=1), np.sort(other, axis=1))
+        assert (pixels != other).any()
+    order = np.lexsort(images["train"][0][:, :, 0].T[::-1])
+    assert len(order) == 1197
+
+
+def test_batches_are_shuffled_by_seed_and_epoch_and_shared_out():
+    images = (np.arange(10, dtype="float32").reshape(10, 1, 1), np.arange(10))
+
+    def order(**arguments):
+        dataset = train_pixels.batches(images, 4, **arguments)
+        return [int(y) for _, labels, _ in dataset for y in labels]
+
+    assert order() == list(range(10))
+    first, again, second = (order(shuffle=pair) for pair in ((3, 0), (3, 0), (3, 1)))
+    assert first == again != second and sorted(first) == sorted(second) == list(range(10))
+    parts = [order(shuffle=(3, 0), worker=train_pixels.Worker(index, 2)) for index in range(2)]
+    assert sorted(parts[0] + parts[1]) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model=baseline"],
+        ["--normalize_recurrent", "--per_step", "--gamma=0.1", "--permuted"],
+    ],
+    ids=["baseline", "recurrent"],
+)
+def test_a_run(call_script, tmp_path, flags):
+    call_script(train_pixels, *FLAGS, *flags, f"--output_dir={tmp_path}")
+    rows = read_history(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["train_loss"] < rows[0]["train_loss"] < 3.0
+    best = json.loads((tmp_path / "results.json").read_text())["best"]
+    assert 0.0 < best["test_error"] < 1.0
+    model = keras.models.load_model(tmp_path / "best.keras")
+    pixels, classes = train_pixels.read_images("--permuted" in flags)["test"]
+    answers = model.predict(pixels, batch_size=100, verbose=0).argmax(axis=-1)
+    assert np.mean(answers != classes) == pytest.approx(best["test_error"])
+    layer = model.get_layer("lstm")
+    if "--per_step" in flags:
+        assert layer.max_timesteps == 64 and layer.normalize_recurrent
+        gammas = [weight for weight in layer.weights if weight.name.endswith("gamma")]
+        assert len(gammas) == 2 and all(np.abs(np.asarray(one) - 0.1).max() < 0.4 for one in gammas)
+    else:
+        assert type(layer) is keras.layers.LSTM
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--per_step", "--normalization=sequence"], "--per_step needs"),
+        (["--batch_size=3", "--strategy=mirrored"], "does not divide"),
+        (["stray"], "unexpected argument"),
+    ],
+)
+def test_what_is_refused(call_script, tmp_path, flags, message):
+    with pytest.raises(CommandError, match=message):
+        call_script(train_pixels, *flags, f"--output_dir={tmp_path}/run")
+    assert not (tmp_path / "run").exists()

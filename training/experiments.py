@@ -1,0 +1,124 @@
+"""The experiments of results/README.md, as a table for `reproduce.py` and `report.py`."""
+
+from typing import NamedTuple
+
+PLAIN = ("--model=baseline",)
+NORMALIZED = ("--model=batch_norm",)
+RECURRENT = (*NORMALIZED, "--normalize_recurrent")
+
+
+class Configuration(NamedTuple):
+    """A line of flags.
+
+    Attributes:
+        label: what figures and tables call it. Of configurations with the same label the report
+            chooses the best by its validation criterion, and shows what there was to choose from.
+        arguments: of the training script.
+        seeds: how many runs, with the seeds from 0.
+    """
+
+    label: str
+    arguments: tuple
+    seeds: int
+
+
+class Experiment(NamedTuple):
+    """Configurations that are compared with each other; the first label is the baseline.
+
+    Attributes:
+        title: of its section.
+        script: the training script of its runs.
+        data: the folder of `--data_dir` that it needs, or `None`.
+        epochs: of each run.
+        arguments: of all runs.
+        quick: more arguments under `--quick`.
+        configurations: `{folder's name: Configuration}`.
+    """
+
+    title: str
+    script: str
+    data: str | None
+    epochs: int
+    arguments: tuple
+    quick: tuple
+    configurations: dict
+
+
+def at_rates(rates, seeds):
+    """A plain and a normalised model, each at every learning rate of the same grid."""
+    return {
+        f"{name}_rate_{rate}": Configuration(label, (*model, f"--learning_rate={rate}"), seeds)
+        for name, label, model in (
+            ("baseline", "LSTM", PLAIN),
+            ("sequence", "sequence-wise", NORMALIZED),
+        )
+        for rate in rates
+    }
+
+
+PIXEL_CONFIGURATIONS = {
+    "baseline": Configuration("LSTM", PLAIN, 5),
+    "frame": Configuration("frame-wise", NORMALIZED, 5),
+    "recurrent_shared": Configuration("recurrent, shared statistics", RECURRENT, 5),
+    "recurrent_gamma_0.1": Configuration(
+        "recurrent, per step, gamma 0.1", (*RECURRENT, "--per_step", "--gamma=0.1"), 5
+    ),
+    "recurrent_gamma_1.0": Configuration(
+        "recurrent, per step, gamma 1.0", (*RECURRENT, "--per_step", "--gamma=1.0"), 5
+    ),
+}
+
+EXPERIMENTS = {
+    "pixel-digits": Experiment(
+        title="Images read pixel by pixel, in rows",
+        script="train_pixels.py",
+        data=None,
+        epochs=40,
+        arguments=(),
+        quick=("--units=8",),
+        configurations=PIXEL_CONFIGURATIONS,
+    ),
+    "pixel-digits-permuted": Experiment(
+        title="Images read pixel by pixel, in a fixed random order",
+        script="train_pixels.py",
+        data=None,
+        epochs=40,
+        arguments=("--permuted",),
+        quick=("--units=8",),
+        configurations=PIXEL_CONFIGURATIONS,
+    ),
+    "digits-speech": Experiment(
+        title="Spoken digits, 2 × 128 units, bidirectional",
+        script="train_speech.py",
+        data="spoken-digits",
+        epochs=10,
+        arguments=("--layers=2", "--units=128"),
+        quick=("--layers=1", "--units=8"),
+        configurations=at_rates(("0.001", "0.002", "0.004"), seeds=3),
+    ),
+    "ptb-small": Experiment(
+        title="Penn Treebank, 2 × 200 units, the recipe of Zaremba et al. 2014",
+        script="train_ptb.py",
+        data="ptb",
+        epochs=13,
+        arguments=("--size=small",),
+        quick=("--steps_per_epoch=20",),
+        configurations={
+            "baseline": Configuration("LSTM", PLAIN, 3),
+            "frame": Configuration("frame-wise", NORMALIZED, 3),
+            "sequence": Configuration(
+                "sequence-wise (sees the future)", (*NORMALIZED, "--normalization=sequence"), 1
+            ),
+            "recurrent": Configuration("frame-wise and recurrent", RECURRENT, 1),
+        },
+    ),
+    "digits-speech-large": Experiment(
+        title="Spoken digits, the paper's 5 × 250 units, bidirectional",
+        script="train_speech.py",
+        data="spoken-digits",
+        epochs=10,
+        arguments=(),
+        quick=("--layers=1", "--units=8"),
+        configurations=at_rates(("0.001", "0.002"), seeds=1),
+    ),
+}

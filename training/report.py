@@ -1,0 +1,401 @@
+"""Writes results/README.md and its figures from the runs that `reproduce.py` has finished.
+
+    python training/report.py --results_dir=results
+
+Every figure in the text is computed from the history.csv and results.json of the runs' folders.
+"""
+
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+
+import command_line
+import compare
+from checkpoints import write_aside
+from command_line import CommandError
+from experiments import EXPERIMENTS
+from run_folder import read_history, read_results
+
+REPORT_FILE = "README.md"
+COLORS = ("tab:blue", "tab:red", *compare.MORE_COLORS)
+LEARNING_RATE_FLAG = "--learning_rate="
+STATISTICS = ("moving_averages", "recalibrated", "batch_statistics")
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "results_dir",
+    str(Path(__file__).resolve().parent.parent / "results"),
+    "Folder of the finished runs.",
+    flag_values=FLAGS,
+)
+
+INTRODUCTION = """# The paper's claims, measured again
+
+Laurent et al., [Batch normalized recurrent neural networks](https://arxiv.org/abs/1510.01378)
+(2016), on data that is small enough to try: `make reproduce DATA=DIR` runs everything again
+(`python training/reproduce.py --help` says more). This page and its figures are computed from the
+`history.csv` and `results.json` in the folders beside it, by `training/report.py`; the runs are
+listed in `training/experiments.py`.
+
+In the figures training is dashed and validation solid; a line is the mean over seeds, its band goes
+from the least to the greatest. In the tables it is the mean, and least and greatest in brackets.
+"""
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    write(Path(FLAGS.results_dir))
+    print(f"Written: {FLAGS.results_dir}/{REPORT_FILE}")
+
+
+def write(folder):
+    """Writes the report and its figures.
+
+    Args:
+        folder: holds `EXPERIMENT/CONFIGURATION-SEED/` with history.csv and results.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {name: Results(name, folder) for name in EXPERIMENTS}
+    for name, results in found.items():
+        if results.models:
+            curves = [
+                compare.Curve(model.label, color, [run.rows for run in model.runs])
+                for model, color in zip(results.models, COLORS, strict=False)
+            ]
+            compare.draw_curves(curves, results.measures, folder / f"{name}.png")
+    write_aside(folder / REPORT_FILE, text(found).encode())
+
+
+class FinishedRun(NamedTuple):
+    """What a run's folder says."""
+
+    rows: list
+    results: dict
+
+
+class Model:
+    """A configuration's finished runs, one per seed."""
+
+    def __init__(self, label, arguments, runs, measures):
+        self.label, self.arguments, self.runs, self.measures = label, arguments, runs, measures
+
+    def best(self, column):
+        """A column in the epoch of the best validation criterion, for each seed."""
+        return [run.results["best"][column] for run in self.runs if column in run.results["best"]]
+
+    @property
+    def validation(self):
+        """The best validation criterion of each seed."""
+        return self.best(self.measures[0].validation)
+
+    @property
+    def training(self):
+        """The lowest training criterion of each seed."""
+        column = self.measures[0].training
+        return [min(row[column] for row in run.rows) for run in self.runs]
+
+    def passed(self, limit):
+        """The epoch in which each seed's training criterion falls below a limit; `None`: never."""
+        column = self.measures[0].training
+        return [
+            next((row["epoch"] for row in run.rows if row[column] < limit), None)
+            for run in self.runs
+        ]
+
+    @property
+    def seconds(self):
+        """An epoch's time for each seed. The first also traces the graph."""
+        times = [run.results["seconds_per_epoch"] for run in self.runs]
+        return [statistics.median(one[1:] or one) for one in times]
+
+    def evaluations(self, *keys):
+        """What evaluate.py found under these keys, for each seed that has it."""
+        found = []
+        for run in self.runs:
+            value = run.results["evaluation"]
+            for key in keys:
+                value = value.get(key, {}) if isinstance(value, dict) else {}
+            if value != {}:
+                found.append(value)
+        return found
+
+
+class Results:
+    """The finished runs of an experiment.
+
+    Attributes:
+        models: a `Model` per label, of what was chosen on validation.
+        candidates: `{label: [Model]}` of all that could be chosen.
+        missing: names of runs that are not there.
+    """
+
+    def __init__(self, name, folder):
+        self.experiment = EXPERIMENTS[name]
+        self.missing, self.candidates = [], {}
+        self.hardware = set()
+        self.measures = None
+        for key, configuration in self.experiment.configurations.items():
+            runs = []
+            for seed in range(configuration.seeds):
+                path = folder / name / f"{key}-{seed}"
+                if not (path / "results.json").is_file():
+                    self.missing.append(path.name)
+                    continue
+                runs.append(FinishedRun(read_history(path), read_results(path)))
+                self.hardware.add(runs[-1].results["hardware"])
+            if runs:
+                self.measures = measures_of(runs[0].rows)
+                model = Model(configuration.label, configuration.arguments, runs, self.measures)
+                self.candidates.setdefault(configuration.label, []).append(model)
+        # Only when all rates have been tried is there anything to choose.
+        self.models = [
+            min(candidates, key=lambda model: statistics.mean(model.validation))
+            for candidates in self.candidates.values()
+        ]
+
+    def model(self, label):
+        """The `Model` of a label once all its runs and the baseline's are there, else `None`."""
+        labels = {
+            key: configuration.label
+            for key, configuration in self.experiment.configurations.items()
+        }
+        unfinished = {labels[name.rpartition("-")[0]] for name in self.missing}
+        found = [model for model in self.models if model.label == label]
+        return found[0] if found and label not in unfinished else None
+
+    @property
+    def baseline(self):
+        return self.model(next(iter(self.experiment.configurations.values())).label)
+
+
+def measures_of(rows):
+    """The measures that a history has; the first is the criterion."""
+    return next(kind for kind in compare.KINDS if kind[0].training in rows[0])
+
+
+def text(found):
+    """The whole report."""
+    hardware = sorted(set().union(*(results.hardware for results in found.values())))
+    parts = [INTRODUCTION]
+    if hardware:
+        parts.append(f"Times are of {'; '.join(hardware)}. There was no GPU.\n")
+    parts.append("## The claims\n")
+    parts += [f"{number}. {sentence}" for number, sentence in enumerate(claims(found), 1)]
+    for name, results in found.items():
+        parts.append(f"\n## {results.experiment.title}\n")
+        parts += section(name, results)
+    return "\n".join(parts) + "\n"
+
+
+def section(name, results):
+    """The lines of an experiment."""
+    lines = []
+    if results.models:
+        lines += [f"![Training and validation curves, by epoch]({name}.png)\n", *table(results), ""]
+        lines += [*choices(results), *populations(results)]
+    if results.missing:
+        runs = sum(one.seeds for one in results.experiment.configurations.values())
+        lines.append(f"Not run yet: {len(results.missing)} of {runs} runs.")
+    return lines
+
+
+def table(results):
+    """A row per model."""
+    measures, criterion = results.measures, results.measures[0]
+    baseline = results.baseline
+    limit = statistics.mean(baseline.training) if baseline else None
+    tests = [one for one in measures if any(model.best(one.test) for model in results.models)]
+    speakers = any(model.evaluations("speakers") for model in results.models)
+    header = ["model", "seeds", f"lowest {criterion.training}", "below the baseline's at epoch"]
+    header += [f"best {criterion.validation}", "at epoch"]
+    header += [one.validation for one in measures[1:]]
+    header += ["seen speakers", "unseen speakers"] if speakers else []
+    header += [one.test for one in tests]
+    header += ["s/epoch"]
+    lines = [row(header), row(["---"] * len(header))]
+    for model in results.models:
+        cells = [model.label, str(len(model.runs)), spread(model.training, criterion.text)]
+        is_baseline = baseline is not None and model.label == baseline.label
+        cells.append("-" if limit is None or is_baseline else epochs(model.passed(limit)))
+        cells += [spread(model.validation, criterion.text), epochs(model.best("epoch"))]
+        cells += [spread(model.best(one.validation), one.text) for one in measures[1:]]
+        if speakers:
+            cells += [
+                spread(model.evaluations("speakers", group), measures[1].text)
+                for group in ("seen", "unseen")
+            ]
+        cells += [spread(model.best(one.test), one.text) for one in tests]
+        cells.append(spread(model.seconds, "{:.0f}".format))
+        lines.append(row(cells))
+    return lines
+
+
+def choices(results):
+    """What the learning rates gave, where there was a choice."""
+    lines = []
+    for label, candidates in results.candidates.items():
+        if len(candidates) > 1:
+            rates = ", ".join(
+                f"{learning_rate(model)}: {spread(model.validation, model.measures[0].text)}"
+                for model in candidates
+            )
+            lines.append(
+                f"- Learning rate of {label}, by {results.measures[0].validation}: {rates}."
+            )
+    return [*lines, ""] if lines else []
+
+
+def learning_rate(model):
+    return next(
+        argument.removeprefix(LEARNING_RATE_FLAG)
+        for argument in model.arguments
+        if argument.startswith(LEARNING_RATE_FLAG)
+    )
+
+
+def populations(results):
+    """Validation by kind of statistics."""
+    normalised = [model for model in results.models if model.evaluations("batch_statistics")]
+    if not normalised:
+        return []
+    header = ["validation with", *(name.replace("_", " ") for name in STATISTICS)]
+    lines = [row(header), row(["---"] * len(header))]
+    for model in normalised:
+        for measure in model.measures:
+            key = measure.validation.split("_", 1)[1]
+            cells = [spread(model.evaluations(kind, key), measure.text) for kind in STATISTICS]
+            lines.append(row([f"{model.label}, {measure.validation}", *cells]))
+    return [*lines, ""]
+
+
+def claims(found):
+    """One sentence for each claim of the paper."""
+    speech, language = found["digits-speech"], found["ptb-small"]
+    pairs = [(speech, "sequence-wise", "speech"), (language, "frame-wise", "language")]
+    yield (
+        "*Normalising the input path makes the training criterion fall faster*: "
+        + verdict(*(faster(*pair) for pair in pairs))
+    )
+    yield (
+        "*It does not improve generalisation on its own*: "
+        + verdict(*(not_better(*pair) for pair in pairs))
+    )
+    yield (
+        "*Normalising the recurrent path does not help; with statistics of each step and gamma 0.1 "
+        "it does, on long sequences*: "
+        + verdict(
+            *(
+                part(found[name], name)
+                for name in ("pixel-digits", "pixel-digits-permuted")
+                for part in (shared_does_not_help, per_step_helps)
+            )
+        )
+    )
+
+
+def verdict(*parts):
+    """Joins `(holds, words)` of the parts of a claim; `None` for what has not been run."""
+    outcomes = [holds for holds, _ in parts]
+    words = "; ".join(words for _, words in parts)
+    if None in outcomes:
+        summary = "not decided"
+    elif all(outcomes):
+        summary = "holds"
+    elif any(outcomes):
+        summary = "holds in part"
+    else:
+        summary = "does not hold"
+    return f"**{summary}**. {words[0].upper()}{words[1:]}."
+
+
+def both(results, label, other=None):
+    """Two complete models of an experiment, or `None`; `other` is the baseline's label."""
+    first = results.model(other) if other else results.baseline
+    second = results.model(label)
+    return (first, second) if first and second else None
+
+
+def faster(results, label, where):
+    """Whether every seed passes the baseline's best training criterion before it is reached."""
+    models = both(results, label)
+    if models is None:
+        return None, f"in {where} it has not been run"
+    baseline, model = models
+    measure = model.measures[0]
+    limit = statistics.mean(baseline.training)
+    passed = model.passed(limit)
+    length = len(baseline.runs[0].rows)
+    return all(epoch is not None and epoch < length for epoch in passed), (
+        f"in {where} the {label} model passes the lowest {measure.training} that the LSTM reaches "
+        f"in {length} epochs ({measure.text(limit)}) at epoch {epochs(passed)}"
+    )
+
+
+def not_better(results, label, where):
+    """Whether the best validation criterion is no lower than the baseline's."""
+    models = both(results, label)
+    if models is None:
+        return None, f"in {where} it has not been run"
+    baseline, model = models
+    measure = model.measures[0]
+    # No better by more than the seeds differ.
+    holds = not max(model.validation) < min(baseline.validation)
+    return holds, (
+        f"in {where} the best {measure.validation} is {spread(model.validation, measure.text)}, "
+        f"the LSTM's {spread(baseline.validation, measure.text)}"
+    )
+
+
+def shared_does_not_help(results, where):
+    """Whether recurrent normalisation with shared statistics is no better than without."""
+    models = both(results, "recurrent, shared statistics", "frame-wise")
+    if models is None:
+        return None, f"in {where} it has not been run"
+    without, model = models
+    error = model.measures[1]
+    holds = not max(model.best(error.validation)) < min(without.best(error.validation))
+    return holds, (
+        f"in {where} {error.validation} is {spread(model.best(error.validation), error.text)} with "
+        f"recurrent normalisation, {spread(without.best(error.validation), error.text)} without"
+    )
+
+
+def per_step_helps(results, where):
+    """Whether statistics of each step and gamma 0.1 beat the plain LSTM for every seed."""
+    models = both(results, "recurrent, per step, gamma 0.1")
+    if models is None:
+        return None, f"in {where} it has not been run"
+    baseline, model = models
+    error = model.measures[1]
+    holds = max(model.best(error.validation)) < min(baseline.best(error.validation))
+    return holds, (
+        f"with statistics of each step and gamma 0.1 it is "
+        f"{spread(model.best(error.validation), error.text)}, the LSTM's "
+        f"{spread(baseline.best(error.validation), error.text)}"
+    )
+
+
+def spread(values, show):
+    """`mean (least to greatest)`."""
+    if not values:
+        return "-"
+    mean = show(statistics.mean(values))
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({show(min(values))} to {show(max(values))})"
+
+
+def epochs(values):
+    """Epochs in which something happened, one per seed."""
+    return ", ".join("never" if value is None else str(value) for value in values)
+
+
+def row(cells):
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__)

@@ -1,0 +1,279 @@
+"""Runs the experiments of results/README.md, and writes that report.
+
+    python training/reproduce.py --data_dir=DIR
+    python training/reproduce.py --only=pixel-digits
+    python training/reproduce.py --quick --only=pixel-digits
+
+DIR holds ptb/ (Mikolov's ptb.train.txt, ptb.valid.txt and ptb.test.txt) and spoken-digits/ (audio
+with transcripts in LibriSpeech's layout). Every run is a training script in a process of its own,
+then evaluate.py; a finished run is copied to results/ and never made again. Killed, the same
+command goes on from the runs' checkpoints, which are in --work_dir.
+"""
+
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+from tqdm import tqdm
+
+import command_line
+import report
+from checkpoints import write_aside
+from command_line import CommandError, Stopped
+from evaluate import EVALUATION_FILE
+from experiments import EXPERIMENTS
+from run_folder import read_history, read_results
+
+SCRIPTS = Path(__file__).resolve().parent
+REPOSITORY = SCRIPTS.parent
+POLL_SECONDS = 2.0
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "data_dir", None, "Folder with ptb/ and spoken-digits/; pixels need none.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "work_dir",
+    str(REPOSITORY / "runs" / "reproduce"),
+    "Folder of the runs in progress: checkpoints, models, logs.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "results_dir", str(REPOSITORY / "results"), "Folder of the finished ones.", flag_values=FLAGS
+)
+flags.DEFINE_multi_enum(
+    "only", None, list(EXPERIMENTS), "Make these experiments alone.", flag_values=FLAGS
+)
+flags.DEFINE_integer("jobs", 2, "Runs side by side.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool(
+    "quick",
+    False,
+    "Small models, one seed and two epochs, to see that all of it runs; the figures mean nothing "
+    "and go to WORK_DIR/quick.",
+    flag_values=FLAGS,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: where it works, where its results go, and the commands that make it."""
+
+    name: str
+    epochs: int
+    work_dir: Path
+    results_dir: Path
+    commands: tuple
+
+    @property
+    def done(self):
+        return (self.results_dir / "results.json").is_file()
+
+    @property
+    def finished_epochs(self):
+        history = self.work_dir / "history.csv"
+        return len(read_history(self.work_dir)) if history.is_file() else 0
+
+    @property
+    def seconds_per_epoch(self):
+        """Of a run that has ended an epoch, else `None`."""
+        for folder in (self.results_dir, self.work_dir):
+            if (folder / "results.json").is_file():
+                return statistics.median(read_results(folder)["seconds_per_epoch"])
+        return None
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    work_dir, results_dir = Path(FLAGS.work_dir), Path(FLAGS.results_dir)
+    if FLAGS.quick:
+        work_dir = work_dir / "quick"
+        results_dir = work_dir / "results"
+    names = FLAGS.only or list(EXPERIMENTS)
+    data = {name: data_of(EXPERIMENTS[name].data) for name in names}
+    runs = []
+    for name in names:
+        if data[name] and EXPERIMENTS[name].data == "spoken-digits":
+            data[name] = prepare_digits(data[name], work_dir)
+        runs += runs_of(name, data[name], work_dir, results_dir)
+    failed = make([run for run in runs if not run.done], len(runs))
+    report.write(results_dir)
+    print(f"Written: {results_dir}/README.md, its figures, and a folder for each run.")
+    if failed:
+        raise CommandError(
+            f"{len(failed)} run(s) failed: {', '.join(failed)}; their logs are in {work_dir}. "
+            "The same command tries them again"
+        )
+
+
+def data_of(name):
+    """The folder of a corpus, `None` for an experiment that needs none."""
+    if name is None:
+        return None
+    folder = Path(command_line.require_flag(FLAGS, "data_dir")) / name
+    if not folder.is_dir():
+        raise CommandError(f"--data_dir={FLAGS.data_dir} has no folder {name}")
+    return folder
+
+
+def prepare_digits(audio, work_dir):
+    """The prepared corpus; made at the first time."""
+    corpus = work_dir / "digits-corpus"
+    command = [
+        *(sys.executable, str(SCRIPTS / "prepare_speech.py"), "--source=librispeech"),
+        *(f"--input_dir={audio}", f"--output_dir={corpus}", f"--workers={FLAGS.jobs}"),
+    ]
+    if subprocess.run(command, check=False).returncode:
+        raise CommandError(f"{audio} could not be prepared; the reason is above")
+    return corpus
+
+
+def runs_of(name, data, work_dir, results_dir):
+    """The `Run`s of an experiment."""
+    experiment = EXPERIMENTS[name]
+    runs = []
+    for key, configuration in experiment.configurations.items():
+        for seed in range(1 if FLAGS.quick else configuration.seeds):
+            epochs = 2 if FLAGS.quick else experiment.epochs
+            folder = Path(name) / f"{key}-{seed}"
+            train = [
+                *experiment.arguments,
+                *configuration.arguments,
+                *(experiment.quick if FLAGS.quick else ()),
+                f"--seed={seed}",
+                f"--epochs={epochs}",
+                f"--output_dir={work_dir / folder}",
+            ]
+            evaluate = [f"--run_dir={work_dir / folder}"]
+            if data is not None:
+                train.append(f"--data_dir={data}")
+                evaluate.append(f"--data_dir={data}")
+            commands = (
+                (sys.executable, str(SCRIPTS / experiment.script), *train),
+                (sys.executable, str(SCRIPTS / "evaluate.py"), *evaluate),
+            )
+            runs.append(Run(str(folder), epochs, work_dir / folder, results_dir / folder, commands))
+    return runs
+
+
+class Process:
+    """A run's commands, one after the other, in the background."""
+
+    def __init__(self, run):
+        self.run = run
+        self.commands = list(run.commands)
+        run.work_dir.parent.mkdir(parents=True, exist_ok=True)
+        self.log = open(f"{run.work_dir}.log", "ab")  # noqa: SIM115  outlives this line
+        self.start()
+
+    def start(self):
+        # Two runs side by side are faster than one after the other only with a thread each.
+        threads = str(max(os.cpu_count() // FLAGS.jobs, 1))
+        environment = {
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "TF_NUM_INTRAOP_THREADS": threads,
+            "OMP_NUM_THREADS": threads,
+            **os.environ,
+        }
+        self.process = subprocess.Popen(
+            self.commands.pop(0), stdout=self.log, stderr=self.log, env=environment
+        )
+
+    def poll(self):
+        """`None` while it runs, then whether it came to its end."""
+        code = self.process.poll()
+        if code == 0 and self.commands:
+            self.start()
+            return None
+        return None if code is None else code == 0
+
+
+def make(runs, total):
+    """Makes the runs that are not done; returns the names of those that failed."""
+    waiting, active, failed = list(runs), [], []
+    before = signal.signal(signal.SIGTERM, stop)
+    bar = tqdm(total=total, initial=total - len(runs), unit="run", disable=not sys.stderr.isatty())
+    try:
+        while waiting or active:
+            while waiting and len(active) < FLAGS.jobs:
+                active.append(Process(waiting.pop(0)))
+            for process in list(active):
+                succeeded = process.poll()
+                if succeeded is None:
+                    continue
+                active.remove(process)
+                if succeeded:
+                    keep(process.run)
+                else:
+                    failed.append(process.run.name)
+                bar.update()
+                if bar.disable:
+                    state = "done" if succeeded else "FAILED"
+                    left = left_over([*waiting, *(one.run for one in active)], runs)
+                    print(f"{process.run.name} {state}; {left}", flush=True)
+            bar.set_postfix_str(left_over([*waiting, *(one.run for one in active)], runs))
+            time.sleep(POLL_SECONDS)
+    finally:
+        for process in active:
+            process.process.terminate()  # Training scripts save and exit.
+        for process in active:
+            process.process.wait()
+        signal.signal(signal.SIGTERM, before)
+        bar.close()
+    return failed
+
+
+def stop(number, frame):
+    raise Stopped("SIGTERM; the same command goes on")
+
+
+def keep(run):
+    """Copies what a finished run has found to its results; results.json last, and whole."""
+    results = read_results(run.work_dir)
+    results["evaluation"] = json.loads((run.work_dir / EVALUATION_FILE).read_text())
+    results["hardware"] = f"{processor()}, {os.cpu_count()} cores, {FLAGS.jobs} runs side by side"
+    run.results_dir.mkdir(parents=True, exist_ok=True)
+    write_aside(run.results_dir / "history.csv", (run.work_dir / "history.csv").read_bytes())
+    text = json.dumps(results, indent=2, sort_keys=True) + "\n"
+    write_aside(run.results_dir / "results.json", text.encode())
+
+
+def left_over(left, runs):
+    """How many runs are left, and for how long, as far as an epoch has been timed."""
+    paces = {}
+    for run in runs:
+        if run.seconds_per_epoch is not None:
+            configuration = run.name.rpartition("-")[0]
+            paces.setdefault(configuration, []).append(run.seconds_per_epoch)
+            paces.setdefault(run.name.partition("/")[0], []).append(run.seconds_per_epoch)
+    seconds, unknown = 0.0, 0
+    for run in left:
+        pace = paces.get(run.name.rpartition("-")[0]) or paces.get(run.name.partition("/")[0])
+        if pace is None:
+            unknown += 1
+        else:
+            seconds += statistics.mean(pace) * (run.epochs - run.finished_epochs)
+    minutes = round(seconds / FLAGS.jobs / 60)
+    text = f"{len(left)} run(s) left, about {minutes // 60} h {minutes % 60:02d} min"
+    return text + (f" and {unknown} run(s) not timed yet" if unknown else "")
+
+
+def processor():
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__)
