@@ -76,7 +76,8 @@ def _command_line_tool(strings):
     if not strings:
         return [
             "`saved_model_cli show --dir THIS_FOLDER --all` lists them too, and `saved_model_cli "
-            "run` calls them with arrays from files."
+            "run` calls them with arrays from files (bytes of WAV files as an array with "
+            "`dtype=object`: NumPy's own type for bytes drops zeros at the end)."
         ]
     return [
         "`saved_model_cli` (`show --dir THIS_FOLDER --all`, `run …`) needs the tokenizer's "

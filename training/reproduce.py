@@ -67,6 +67,7 @@ class Run:
     """One training: where it works, where its results go, and the commands that make it."""
 
     name: str
+    arguments: tuple
     epochs: int
     work_dir: Path
     results_dir: Path
@@ -74,7 +75,10 @@ class Run:
 
     @property
     def done(self):
-        return (self.results_dir / "results.json").is_file()
+        """Whether these very arguments have been run."""
+        if not (self.results_dir / "results.json").is_file():
+            return False
+        return read_results(self.results_dir).get("arguments") == list(self.arguments)
 
     @property
     def finished_epochs(self):
@@ -144,14 +148,14 @@ def runs_of(name, data, work_dir, results_dir):
         for seed in range(1 if FLAGS.quick else configuration.seeds):
             epochs = 2 if FLAGS.quick else experiment.epochs
             folder = Path(name) / f"{key}-{seed}"
-            train = [
+            arguments = (
                 *experiment.arguments,
                 *configuration.arguments,
                 *(experiment.quick if FLAGS.quick else ()),
                 f"--seed={seed}",
                 f"--epochs={epochs}",
-                f"--output_dir={work_dir / folder}",
-            ]
+            )
+            train = [*arguments, f"--output_dir={work_dir / folder}"]
             evaluate = [f"--run_dir={work_dir / folder}"]
             if data is not None:
                 train.append(f"--data_dir={data}")
@@ -160,7 +164,8 @@ def runs_of(name, data, work_dir, results_dir):
                 (sys.executable, str(SCRIPTS / experiment.script), *train),
                 (sys.executable, str(SCRIPTS / "evaluate.py"), *evaluate),
             )
-            runs.append(Run(str(folder), epochs, work_dir / folder, results_dir / folder, commands))
+            places = work_dir / folder, results_dir / folder
+            runs.append(Run(str(folder), arguments, epochs, *places, commands))
     return runs
 
 
@@ -238,6 +243,7 @@ def stop(number, frame):
 def keep(run):
     """Copies what a finished run has found to its results; results.json last, and whole."""
     results = read_results(run.work_dir)
+    results["arguments"] = list(run.arguments)
     results["evaluation"] = json.loads((run.work_dir / EVALUATION_FILE).read_text())
     results["hardware"] = f"{processor()}, {os.cpu_count()} cores, {FLAGS.jobs} runs side by side"
     run.results_dir.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """reproduce.py and report.py: what is run, what is skipped, and what the report says."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -159,9 +160,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     def commands(run):
         failing = "frame_rate_1" in run.name
         write = f"import sys; sys.exit({int(failing)})"
-        return run.__class__(
-            run.name, 2, run.work_dir, run.results_dir, ((sys.executable, "-c", write),)
-        )
+        return dataclasses.replace(run, commands=((sys.executable, "-c", write),))
 
     make, kept = reproduce.make, []
     monkeypatch.setattr(reproduce, "POLL_SECONDS", 0.01)
@@ -172,6 +171,16 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     with pytest.raises(CommandError, match=r"1 run\(s\) failed: pixel-digits/frame_rate_1-0"):
         call_script(reproduce, *flags(tmp_path))
     assert sorted(kept) == ["pixel-digits/baseline-0", "pixel-digits/frame_rate_2-0"]
+
+
+def test_only_the_same_arguments_are_done(small_experiments, tmp_path):
+    reproduce.FLAGS.unparse_flags()
+    reproduce.FLAGS(["reproduce.py"])
+    first, *_ = reproduce.runs_of("pixel-digits", None, tmp_path / "work", tmp_path)
+    assert not first.done
+    write_run(first.results_dir, [1.0], [0.5], arguments=list(first.arguments))
+    assert first.done
+    assert not dataclasses.replace(first, arguments=("--units=9", *first.arguments)).done
 
 
 @pytest.mark.parametrize(
