@@ -58,7 +58,8 @@ def train(model, strategy, run, splits, epochs, *, callbacks=(), checkpoint_step
     valid, valid_steps = prepare(model, strategy, splits.valid, splits.rows)
     first = run.restore(model)
     if first >= epochs:
-        print(f"{first} epoch(s) are done already; --epochs={epochs} asks for no more.")
+        done = "1 epoch is" if first == 1 else f"{first} epochs are"
+        print(f"{done} done already; --epochs={epochs} asks for no more.")
     recorder = Recorder(run, splits.describe, checkpoint_steps)
     with stopped_by_sigterm(recorder):
         for epoch in range(first, epochs):
