@@ -345,10 +345,9 @@ class BatchNormCell:
 
     def recur_projected(self, z, states, mask, training=False):
         """Runs the equations over projected inputs; see `recurrence.differentiated.recur`."""
-        make, parameters = self.equations()
         masks = self.get_recurrent_dropout_mask(states[0]) if training else None
-        parameters = [as_tensor(parameter) for parameter in parameters]
-        return recur(lambda tensors: make(tensors, masks), z, parameters, states, mask)
+        make, parameters = self._equations_for(states, masks)
+        return recur(make, z, parameters, states, mask)
 
     def recur(self, x, states, mask, training, all_outputs):
         """Projects the inputs and runs the equations; see `recurrence.differentiated`."""
@@ -356,12 +355,20 @@ class BatchNormCell:
         if training or (normalizer is not None and normalizer.normalizes_by_batch(training)):
             z = self.project_inputs(x, mask, training)
             return self.recur_projected(z, states, mask, training)
-        make, parameters = self.equations()
-        parameters = [as_tensor(parameter) for parameter in parameters]
+        make, parameters = self._equations_for(states)
         projection = plain_projection if normalizer is None else normalizer.population_projection
         project_frames, arrays = projection(as_tensor(self.kernel), self.input_bias)
         return infer(
             make, project_frames, x, arrays, parameters, states, mask, all_outputs=all_outputs
+        )
+
+    def _equations_for(self, states, masks=None):
+        """What the loops take: a function of the parameters' tensors, and these."""
+        equations, parameters = self.equations()
+        rows = states[0].shape[0]
+        return (
+            lambda tensors: equations(tensors, masks, rows),
+            [as_tensor(parameter) for parameter in parameters],
         )
 
     def step(self, z, states, frame):

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_bnrnn import BatchNormGRU, BatchNormLSTM, BatchNormSimpleRNN
 from keras_bnrnn.recurrence import differentiated
 
-UNITS = 5  # odd, so that halves of a kernel differ in size
+UNITS = 5  # so that pieces of a kernel differ in size
 LAYERS = {
     "lstm": (BatchNormLSTM, {}),
     "gru": (BatchNormGRU, {}),
@@ -19,11 +19,12 @@ LAYERS = {
 @pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_kernel_in_halves_equals_whole_kernel(monkeypatch, name, training, compiled):
+def test_kernel_in_pieces_equals_whole_kernel(monkeypatch, name, training, compiled):
     layer_class, arguments = LAYERS[name]
     random = np.random.default_rng(0)
-    x = tf.constant(random.normal(size=(3, 9, 4)))
-    mask = tf.constant(random.random((3, 9)) > 0.3)
+    # More frames than a turn of any loop takes, and not a multiple.
+    x = tf.constant(random.normal(size=(4, 11, 4)))
+    mask = tf.constant(random.random((4, 11)) > 0.3)
     layer = layer_class(UNITS, return_sequences=True, dtype="float64", **arguments)
     layer.build(x.shape)
 
@@ -39,17 +40,24 @@ def test_kernel_in_halves_equals_whole_kernel(monkeypatch, name, training, compi
 
         return run()
 
-    halved = []
+    pieces = []
     monkeypatch.setattr(
         differentiated,
-        "_halves",
-        lambda *a, f=differentiated._halves, **k: halved.append(f(*a, **k)) or halved[-1],
+        "_pieces",
+        lambda *a, f=differentiated._pieces: pieces.append(f(*a)) or pieces[-1],
     )
-    monkeypatch.setattr(differentiated, "HALVED_SIZES", ())
+    monkeypatch.setattr(differentiated, "DIVIDED_SIZES", ())
     whole = observe()
-    assert halved and all(len(parts) == 1 for parts in halved)
-    halved.clear()
-    monkeypatch.setattr(differentiated, "HALVED_SIZES", range(1, 2**19))
+    assert not pieces
+    monkeypatch.setattr(differentiated, "DIVIDED_SIZES", range(1, 2**19))
+    monkeypatch.setattr(differentiated, "PIECE", 2 * UNITS)
     for seen, expected in zip(observe(), whole, strict=True):
         np.testing.assert_allclose(seen, expected, rtol=1e-11, atol=1e-12)
-    assert halved and all(len(parts) == 2 for parts in halved)
+    assert pieces and all(len(parts) > 1 for parts in pieces)
+
+
+def test_few_rows_meet_the_whole_kernel():
+    kernel = tf.zeros([256, 1024])
+    assert not differentiated.divides(kernel, rows=1)
+    assert differentiated.divides(kernel, rows=24)
+    assert differentiated.divides(kernel, rows=None)

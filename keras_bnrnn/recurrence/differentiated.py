@@ -17,11 +17,18 @@ import tensorflow as tf
 # much as several elementwise operations of a step, and there is less to gain beyond four.
 FRAMES_PER_TURN = 4
 
-# Recurrent kernels of this many elements are multiplied in two halves, side by side, on a CPU. A
-# smaller product TensorFlow gives to a single thread anyway; above, the threads that share one
-# product wait for each other as long as it takes: 24 x 250 by 250 x 1000 took 80 µs whole and 33 µs
-# in halves. With larger kernels there is nothing to gain.
-HALVED_SIZES = range(2**16, 2**19)
+# The same at inference, where a turn also projects its frames, with one product.
+FRAMES_PER_PROJECTION = 8
+
+# A CPU's product of few rows runs best as pieces of at most this many elements of the kernel: one
+# thread takes each, and they run side by side. Threads that share a product wait for each other
+# longer than they work: 24 x 250 by 250 x 1000 took 108 µs whole, 181 µs in halves and 95 µs in
+# quarters where a thread does 70 GFLOP/s, and with faster threads the more.
+PIECE = 2**16
+
+# Outside these sizes of the kernel, and with fewer rows, there is nothing to gain.
+DIVIDED_SIZES = range(2**15, 2**19)
+FEWEST_ROWS = 4
 
 
 class RecurrentProduct:
@@ -29,11 +36,12 @@ class RecurrentProduct:
 
     Args:
         kernel: U, `[units, gates * units]`.
-        masks: `None`, `[batch, units]`, or a list of such.
-        sizes: Widths of the parts that `forward_parts` gives; `None` where it is not called.
+        sizes: Widths of the parts in which the product is wanted.
+        masks: `None`, `[batch, units]`, or a list of such, one for each equal part of the columns.
+        rows: The batch size, if it is known.
     """
 
-    def __init__(self, kernel, masks=None, sizes=None):
+    def __init__(self, kernel, sizes, masks=None, rows=None):
         self.masks = masks
         self.sizes = sizes
         # A product with a transposed operand takes up to twice the time, and this one is taken at
@@ -41,25 +49,24 @@ class RecurrentProduct:
         if isinstance(masks, list):
             self.kernels = tf.split(kernel, len(masks), axis=1)
             self.transposed = [tf.transpose(part) for part in self.kernels]
-        else:
-            # Parts that are wanted one by one need not be put together first.
-            self.kernels = tf.split(kernel, sizes, axis=1) if sizes else _halves(kernel, axis=1)
-            self.transposed = [tf.transpose(part) for part in _halves(kernel, axis=0)]
+            return
+        divided = divides(kernel, rows)
+        parts = tf.split(kernel, sizes, axis=1) if divided else [kernel]
+        self.kernels = [_pieces(part, 1) if divided else [part] for part in parts]
+        transposed = tf.transpose(kernel)
+        self.transposed = _pieces(transposed, 2) if divided else [transposed]
 
     def forward(self, h):
-        """`[batch, units]` to `[batch, gates * units]`."""
-        if not isinstance(self.masks, list):
-            return _side_by_side(self._masked(h), self.kernels)
-        return tf.concat(
-            [(h * mask) @ kernel for mask, kernel in zip(self.masks, self.kernels, strict=True)], -1
-        )
-
-    def forward_parts(self, h):
-        """The same as a list of arrays of the widths `sizes`."""
+        """`[batch, units]` to a list of arrays of the widths `sizes`."""
         if isinstance(self.masks, list):
-            return tf.split(self.forward(h), self.sizes, axis=-1)
+            u = tf.concat(
+                [(h * mask) @ part for mask, part in zip(self.masks, self.kernels, strict=True)],
+                -1,
+            )
+            return _split(u, self.sizes)
         h = self._masked(h)
-        return [h @ kernel for kernel in self.kernels]
+        parts = [_side_by_side(h, pieces) for pieces in self.kernels]
+        return parts if len(parts) == len(self.sizes) else _split(parts[0], self.sizes)
 
     def backward(self, d):
         """The gradient for h of one step, from that for `h U`."""
@@ -86,12 +93,23 @@ class RecurrentProduct:
         return h if self.masks is None else h * self.masks
 
 
-def _halves(kernel, axis):
-    """A list of the kernel's two halves along the axis, or of the whole where that is faster."""
-    if kernel.shape.num_elements() not in HALVED_SIZES or tf.config.list_logical_devices("GPU"):
-        return [kernel]
-    size = kernel.shape[axis]
-    return tf.split(kernel, [size // 2, size - size // 2], axis=axis)
+def divides(kernel, rows):
+    """Whether products of so many rows with the kernel are taken in pieces."""
+    if rows is not None and rows < FEWEST_ROWS:
+        return False
+    on_cpu = not tf.config.list_logical_devices("GPU")
+    return on_cpu and kernel.shape.num_elements() in DIVIDED_SIZES
+
+
+def _pieces(kernel, least):
+    """The kernel's columns in pieces of nearly equal width."""
+    count = max(least, -(-kernel.shape.num_elements() // PIECE))
+    width = kernel.shape[1]
+    return _split(kernel, [width * (k + 1) // count - width * k // count for k in range(count)])
+
+
+def _split(x, sizes):
+    return [x] if len(sizes) == 1 else tf.split(x, sizes, axis=-1)
 
 
 def _side_by_side(x, kernels):
@@ -247,7 +265,7 @@ def _run(equations, project, x, arrays, states, live, all_outputs):
         return turn
 
     variables = (0, list(states), outputs)
-    for count in (FRAMES_PER_TURN, 1):
+    for count in (FRAMES_PER_PROJECTION, 1):
         variables = tf.while_loop(
             lambda time, *_, count=count: time + count <= timesteps, frames(count), variables
         )

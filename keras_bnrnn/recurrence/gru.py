@@ -24,21 +24,21 @@ class ResetAfterGRUEquations:
 
     Args:
         parameters: `[U]` or `[U, b]`, of shapes `[units, 3 * units]` and `[3 * units]`.
-        masks: Of the recurrent dropout, as `RecurrentProduct` takes them.
+        masks, rows: As `RecurrentProduct` takes them.
     """
 
-    def __init__(self, parameters, masks=None):
+    def __init__(self, parameters, masks=None, rows=None):
         U, *bias = parameters
         units = U.shape[0]
         self.sizes = [2 * units, units]
-        self.recurrent = RecurrentProduct(U, masks, self.sizes)
+        self.recurrent = RecurrentProduct(U, self.sizes, masks, rows)
         self.biases = tf.split(bias[0], self.sizes) if bias else None
         self.saved_channels = [2 * units, units, units]
         self.gradient_channels = [3 * units, 3 * units]
 
     def forward(self, z, states):
         (h,) = states
-        u_zr, u_n = self.recurrent.forward_parts(h)
+        u_zr, u_n = self.recurrent.forward(h)
         if self.biases is not None:
             u_zr, u_n = map(tf.nn.bias_add, (u_zr, u_n), self.biases)
         z_zr, z_n = tf.split(z, self.sizes, axis=-1)
@@ -77,14 +77,16 @@ class ResetBeforeGRUEquations:
     Args:
         parameters: `[U]`, of shape `[units, 3 * units]`.
         masks: Of the recurrent dropout: `None` or a list of three, for z, r and n.
+        rows: As `RecurrentProduct` takes it.
     """
 
-    def __init__(self, parameters, masks=None):
+    def __init__(self, parameters, masks=None, rows=None):
         (U,) = parameters
         units = U.shape[0]
         U_zr, U_n = tf.split(U, [2 * units, units], axis=1)
-        self.recurrent = RecurrentProduct(U_zr, None if masks is None else masks[:2])
-        self.candidate = RecurrentProduct(U_n, None if masks is None else masks[2])
+        masks_zr, mask_n = (None, None) if masks is None else (masks[:2], masks[2])
+        self.recurrent = RecurrentProduct(U_zr, [2 * units], masks_zr, rows)
+        self.candidate = RecurrentProduct(U_n, [units], mask_n, rows)
         self.sizes = [2 * units, units]
         self.saved_channels = [2 * units, units]
         self.gradient_channels = [3 * units, units]
@@ -92,9 +94,11 @@ class ResetBeforeGRUEquations:
     def forward(self, z, states):
         (h,) = states
         z_zr, z_n = tf.split(z, self.sizes, axis=-1)
-        zr = tf.sigmoid(z_zr + self.recurrent.forward(h))
+        (u_zr,) = self.recurrent.forward(h)
+        zr = tf.sigmoid(z_zr + u_zr)
         z, r = tf.split(zr, 2, axis=-1)
-        n = tf.tanh(z_n + self.candidate.forward(r * h))
+        (u_n,) = self.candidate.forward(r * h)
+        n = tf.tanh(z_n + u_n)
         return [n + z * (h - n)], [zr, n]
 
     def backward(self, saved, before, after, d_after):

@@ -16,30 +16,31 @@ class LSTMEquations:
         c' = sigmoid(a_f) c + sigmoid(a_i) tanh(a_g)
         h' = sigmoid(a_o) tanh(c')
 
-    Saves the pre-activations, `[batch, 4 * units]`: computing the gates again costs less than
-    keeping each of them.
+    Saves the four gates, `[batch, units]` each.
 
     Args:
         parameters: `[U]`, of shape `[units, 4 * units]`.
-        masks: Of the recurrent dropout, as `RecurrentProduct` takes them.
+        masks, rows: As `RecurrentProduct` takes them.
     """
 
-    def __init__(self, parameters, masks=None):
+    def __init__(self, parameters, masks=None, rows=None):
         (U,) = parameters
-        self.recurrent = RecurrentProduct(U, masks)
-        self.saved_channels = [U.shape[1]]
-        self.gradient_channels = [U.shape[1]]
+        units = U.shape[0]
+        self.recurrent = RecurrentProduct(U, [units] * 4, masks, rows)
+        self.saved_channels = [units] * 4
+        self.gradient_channels = [4 * units]
 
     def forward(self, z, states):
         h, c = states
-        a = z + self.recurrent.forward(h)
-        i, f, g, o = self._gates(a)
+        parts = zip(tf.split(z, 4, axis=-1), self.recurrent.forward(h), strict=True)
+        a_i, a_f, a_g, a_o = (z_k + u_k for z_k, u_k in parts)
+        i, f, g, o = tf.sigmoid(a_i), tf.sigmoid(a_f), tf.tanh(a_g), tf.sigmoid(a_o)
         c = f * c + i * g
-        return [o * tf.tanh(c), c], [a]
+        return [o * tf.tanh(c), c], [i, f, g, o]
 
     def backward(self, saved, before, after, d_after):
         dh, dc = d_after
-        i, f, g, o = self._gates(*saved)
+        i, f, g, o = saved
         tanh_c = tf.tanh(after[1])
         dc += tanh_gradient(tanh_c, dh * o)
         da = tf.concat(
@@ -55,8 +56,3 @@ class LSTMEquations:
 
     def parameter_gradients(self, h_before, dz, further):
         return [self.recurrent.kernel_gradient(h_before, dz)]
-
-    @staticmethod
-    def _gates(a):
-        i, f, g, o = tf.split(a, 4, axis=-1)
-        return tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)

@@ -10,18 +10,19 @@ class SimpleRNNEquations:
 
     Args:
         parameters: `[U]`, of shape `[units, units]`.
-        masks: Of the recurrent dropout, as `RecurrentProduct` takes them.
+        masks, rows: As `RecurrentProduct` takes them.
     """
 
-    def __init__(self, parameters, masks=None):
+    def __init__(self, parameters, masks=None, rows=None):
         (U,) = parameters
-        self.recurrent = RecurrentProduct(U, masks)
+        self.recurrent = RecurrentProduct(U, [U.shape[1]], masks, rows)
         self.saved_channels = []
         self.gradient_channels = [U.shape[1]]
 
     def forward(self, z, states):
         (h,) = states
-        return [tf.tanh(z + self.recurrent.forward(h))], []
+        (u,) = self.recurrent.forward(h)
+        return [tf.tanh(z + u)], []
 
     def backward(self, saved, before, after, d_after):
         da = tanh_gradient(after[0], d_after[0])
