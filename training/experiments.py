@@ -56,6 +56,14 @@ def at_rates(rates, seeds):
     }
 
 
+def searched(name, label, model, variations):
+    """Configurations of one label, a seed each, among which validation chooses."""
+    return {
+        f"{name}_{key}": Configuration(label, (*model, *arguments), 1)
+        for key, arguments in variations.items()
+    }
+
+
 PIXEL_CONFIGURATIONS = {
     "baseline": Configuration("LSTM", PLAIN, 5),
     "frame": Configuration("frame-wise", NORMALIZED, 5),
@@ -110,6 +118,54 @@ EXPERIMENTS = {
                 "sequence-wise (sees the future)", (*NORMALIZED, "--normalization=sequence"), 1
             ),
             "recurrent": Configuration("frame-wise and recurrent", RECURRENT, 1),
+        },
+    ),
+    # As many trials for the one model as for the other: where one has more rates of dropout and of
+    # learning to choose from, the other has kinds of statistics.
+    "ptb-small-regularised": Experiment(
+        title="Penn Treebank, 2 × 200 units, with dropout, the best of a search on validation",
+        script="train_ptb.py",
+        data="ptb",
+        epochs=13,
+        arguments=("--size=small", "--constant_epochs=6"),
+        quick=("--steps_per_epoch=20",),
+        configurations={
+            **searched(
+                "baseline",
+                "LSTM",
+                PLAIN,
+                {
+                    "dropout_0.25": ("--dropout=0.25", "--decay=1.667"),
+                    "dropout_0.15": ("--dropout=0.15", "--decay=1.667"),
+                    "dropout_0.35": ("--dropout=0.35", "--decay=1.667"),
+                    "dropout_0.25_slow": ("--dropout=0.25", "--decay=1.3"),
+                    "dropout_0.35_slow": ("--dropout=0.35", "--decay=1.3"),
+                },
+            ),
+            **searched(
+                "normalised",
+                "normalised",
+                NORMALIZED,
+                {
+                    "frame": ("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
+                    "sequence": (
+                        *("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
+                        "--normalization=sequence",
+                    ),
+                    "sequence_0.35": (
+                        *("--dropout=0.35", "--decay=1.667", "--gamma=0.3"),
+                        "--normalization=sequence",
+                    ),
+                    "sequence_slow": (
+                        *("--dropout=0.25", "--decay=1.3", "--gamma=0.3"),
+                        "--normalization=sequence",
+                    ),
+                    "sequence_momentum": (
+                        *("--dropout=0.25", "--decay=1.667", "--gamma=0.3", "--momentum=0.99"),
+                        "--normalization=sequence",
+                    ),
+                },
+            ),
         },
     ),
     "digits-speech-large": Experiment(

@@ -144,8 +144,12 @@ def runs_of(name, data, work_dir, results_dir):
     """The `Run`s of an experiment."""
     experiment = EXPERIMENTS[name]
     runs = []
-    for key, configuration in experiment.configurations.items():
-        for seed in range(1 if FLAGS.quick else configuration.seeds):
+    most_seeds = max(one.seeds for one in experiment.configurations.values())
+    # All models with one seed before any with the next, so that there is soon something to compare.
+    for seed in range(1 if FLAGS.quick else most_seeds):
+        for key, configuration in experiment.configurations.items():
+            if seed >= configuration.seeds:
+                continue
             epochs = 2 if FLAGS.quick else experiment.epochs
             folder = Path(name) / f"{key}-{seed}"
             arguments = (
