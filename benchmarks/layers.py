@@ -20,6 +20,8 @@ SHAPES = "20x20x200x200,20x35x650x650,24x500x123x250,24x500x500x250"
 SECONDS_OF_A_TURN = 0.05
 GATES = {"SimpleRNN": 1, "GRU": 3, "LSTM": 4}
 VARIANTS = ("keras", "none", "sequence", "frame", "naive", "torch")
+BOTH = "-both"
+DIRECTIONS = ("keras" + BOTH, "sequence" + BOTH)
 EXPLANATION = {
     "keras": "keras.layers, no normalisation",
     "none": "this package, normalization=None",
@@ -27,6 +29,8 @@ EXPLANATION = {
     "frame": 'this package, normalization="frame"',
     "naive": "keras.layers.BatchNormalization in a cell in keras.layers.RNN (LSTM only)",
     "torch": "torch.nn, no normalisation",
+    "keras-both": "keras in keras.layers.Bidirectional",
+    "sequence-both": "sequence in this package's Bidirectional",
 }
 
 
@@ -55,6 +59,7 @@ def keras_functions(variant, layer_name, shape, jit_compile):
             return h, [h, c]
 
     batch, timesteps, features, units = shape
+    both, variant = variant.endswith(BOTH), variant.removesuffix(BOTH)
     if variant == "keras":
         layer = getattr(keras.layers, layer_name)(units, return_sequences=True)
     elif variant == "naive":
@@ -63,9 +68,12 @@ def keras_functions(variant, layer_name, shape, jit_compile):
         layer = getattr(keras_bnrnn, "BatchNorm" + layer_name)(
             units, normalization=None if variant == "none" else variant, return_sequences=True
         )
+    if both:
+        package = keras.layers if variant == "keras" else keras_bnrnn
+        layer = package.Bidirectional(layer)
     random = np.random.default_rng(0)
     x = tf.constant(random.normal(size=(batch, timesteps, features)), tf.float32)
-    d = tf.constant(random.normal(size=(batch, timesteps, units)), tf.float32)
+    d = tf.constant(random.normal(size=(batch, timesteps, (1 + both) * units)), tf.float32)
     layer.build(x.shape)
     inputs = tf.Variable(x)  # Its gradient is taken too, as in a stack of layers.
 
@@ -232,7 +240,7 @@ def main():
             shape = tuple(int(size) for size in text.split("x"))
             variants = [
                 name
-                for name in VARIANTS
+                for name in (*VARIANTS, *DIRECTIONS)
                 if name in ("keras", *arguments.variants.split(","))
                 and (name != "naive" or layer_name == "LSTM")
                 and (name != "torch" or importlib.util.find_spec("torch"))

@@ -23,8 +23,8 @@ def test_kernel_in_pieces_equals_whole_kernel(monkeypatch, name, training, compi
     layer_class, arguments = LAYERS[name]
     random = np.random.default_rng(0)
     # More frames than a turn of any loop takes, and not a multiple.
-    x = tf.constant(random.normal(size=(4, 11, 4)))
-    mask = tf.constant(random.random((4, 11)) > 0.3)
+    x = tf.constant(random.normal(size=(4, 21, 4)))
+    mask = tf.constant(random.random((4, 21)) > 0.3)
     layer = layer_class(UNITS, return_sequences=True, dtype="float64", **arguments)
     layer.build(x.shape)
 

@@ -17,8 +17,9 @@ import tensorflow as tf
 # much as several elementwise operations of a step, and there is less to gain beyond four.
 FRAMES_PER_TURN = 4
 
-# The same at inference, where a turn also projects its frames, with one product.
-FRAMES_PER_PROJECTION = 8
+# The same at inference, where a turn also projects its frames, with one product. The first loop
+# takes sixteen at a time, the second four of what is left, the third the rest.
+FRAMES_PER_PROJECTION = (16, 4, 1)
 
 # A CPU's product of few rows runs best as pieces of at most this many elements of the kernel: one
 # thread takes each, and they run side by side. Threads that share a product wait for each other
@@ -58,15 +59,23 @@ class RecurrentProduct:
 
     def forward(self, h):
         """`[batch, units]` to a list of arrays of the widths `sizes`."""
-        if isinstance(self.masks, list):
-            u = tf.concat(
-                [(h * mask) @ part for mask, part in zip(self.masks, self.kernels, strict=True)],
-                -1,
-            )
-            return _split(u, self.sizes)
-        h = self._masked(h)
-        parts = [_side_by_side(h, pieces) for pieces in self.kernels]
+        parts = self._products(h)
         return parts if len(parts) == len(self.sizes) else _split(parts[0], self.sizes)
+
+    def forward_onto(self, z, h):
+        """`z + h U` in the same form."""
+        parts = self._products(h)
+        if len(parts) == 1:
+            return _split(z + parts[0], self.sizes)
+        return [z_k + u_k for z_k, u_k in zip(_split(z, self.sizes), parts, strict=True)]
+
+    def _products(self, h):
+        """`h U`, in the parts that are wanted or in one."""
+        if isinstance(self.masks, list):
+            products = zip(self.masks, self.kernels, strict=True)
+            return [tf.concat([(h * mask) @ kernel for mask, kernel in products], -1)]
+        h = self._masked(h)
+        return [_side_by_side(h, pieces) for pieces in self.kernels]
 
     def backward(self, d):
         """The gradient for h of one step, from that for `h U`."""
@@ -265,7 +274,7 @@ def _run(equations, project, x, arrays, states, live, all_outputs):
         return turn
 
     variables = (0, list(states), outputs)
-    for count in (FRAMES_PER_PROJECTION, 1):
+    for count in FRAMES_PER_PROJECTION:
         variables = tf.while_loop(
             lambda time, *_, count=count: time + count <= timesteps, frames(count), variables
         )

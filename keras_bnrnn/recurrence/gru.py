@@ -94,11 +94,11 @@ class ResetBeforeGRUEquations:
     def forward(self, z, states):
         (h,) = states
         z_zr, z_n = tf.split(z, self.sizes, axis=-1)
-        (u_zr,) = self.recurrent.forward(h)
-        zr = tf.sigmoid(z_zr + u_zr)
+        (a_zr,) = self.recurrent.forward_onto(z_zr, h)
+        zr = tf.sigmoid(a_zr)
         z, r = tf.split(zr, 2, axis=-1)
-        (u_n,) = self.candidate.forward(r * h)
-        n = tf.tanh(z_n + u_n)
+        (a_n,) = self.candidate.forward_onto(z_n, r * h)
+        n = tf.tanh(a_n)
         return [n + z * (h - n)], [zr, n]
 
     def backward(self, saved, before, after, d_after):

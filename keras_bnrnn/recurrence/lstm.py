@@ -32,8 +32,7 @@ class LSTMEquations:
 
     def forward(self, z, states):
         h, c = states
-        parts = zip(tf.split(z, 4, axis=-1), self.recurrent.forward(h), strict=True)
-        a_i, a_f, a_g, a_o = (z_k + u_k for z_k, u_k in parts)
+        a_i, a_f, a_g, a_o = self.recurrent.forward_onto(z, h)
         i, f, g, o = tf.sigmoid(a_i), tf.sigmoid(a_f), tf.tanh(a_g), tf.sigmoid(a_o)
         c = f * c + i * g
         return [o * tf.tanh(c), c], [i, f, g, o]

@@ -21,8 +21,8 @@ class SimpleRNNEquations:
 
     def forward(self, z, states):
         (h,) = states
-        (u,) = self.recurrent.forward(h)
-        return [tf.tanh(z + u)], []
+        (a,) = self.recurrent.forward_onto(z, h)
+        return [tf.tanh(a)], []
 
     def backward(self, saved, before, after, d_after):
         da = tanh_gradient(after[0], d_after[0])
