@@ -91,7 +91,9 @@ class LogMelFilterBank(keras.layers.Layer):
         self.frame_shift = int(sample_rate * 0.001 * SHIFT_MILLISECONDS)
         self._fft_length = 1 << (self.frame_length - 1).bit_length()
         self._window = povey_window(self.frame_length)
-        self._mel_matrix = mel_filter_bank(num_mel_bins, self._fft_length, sample_rate)
+        self._mel_bins, self._mel_weights = gathered(
+            mel_filter_bank(num_mel_bins, self._fft_length, sample_rate)
+        )
 
     @property
     def feature_dimension(self):
@@ -159,13 +161,15 @@ class LogMelFilterBank(keras.layers.Layer):
         # a reciprocal instead.
         total = tf.cast(tf.cumsum(frames, axis=0)[-1:], tf.float64)
         frames -= tf.cast(total / self.frame_length, tf.float32)
-        energy = tf.reduce_sum(tf.square(frames), axis=0)[:, tf.newaxis]
+        energy = tf.reduce_sum(tf.square(frames), axis=0, keepdims=True)
         previous = tf.concat([frames[:1], frames[:-1]], axis=0)
         frames = (frames - PREEMPHASIS * previous) * self._window[:, np.newaxis]
         frames = tf.pad(frames, [[0, self._fft_length - self.frame_length], [0, 0]])
-        mel = tf.matmul(power_spectrum(frames), self._mel_matrix, transpose_a=True)
-        static = tf.concat([energy, mel], axis=-1) if self.use_energy else mel
-        static = tf.math.log(tf.maximum(static, ENERGY_FLOOR))
+        # Not a matrix product, whose roundings depend on how many threads share it.
+        mel = tf.gather(power_spectrum(frames), self._mel_bins) * self._mel_weights
+        mel = tf.reduce_sum(mel, axis=1)
+        static = tf.concat([energy, mel], axis=0) if self.use_energy else mel
+        static = tf.transpose(tf.math.log(tf.maximum(static, ENERGY_FLOOR)))
         return tf.reshape(static, [shape[0], shape[1], static.shape[-1]])
 
     def _append_differences(self, static, num_frames):
@@ -210,6 +214,21 @@ def mel_filter_bank(num_mel_bins, fft_length, sample_rate):
     triangles = np.maximum(np.minimum(rising, falling), 0.0)
     triangles[-1] = 0.0
     return triangles.astype(np.float32)
+
+
+def gathered(matrix):
+    """A matrix with few entries, close together in each column, as what to gather and how to weigh.
+
+    Args:
+        matrix: `[rows, columns]`; the last row is 0.
+
+    Returns:
+        Rows `[columns, width]`, integers, and their weights `[columns, width, 1]`.
+    """
+    first = np.argmax(matrix > 0, axis=0)[:, np.newaxis]
+    rows = first + np.arange(np.count_nonzero(matrix, axis=0).max())
+    rows = np.minimum(rows, len(matrix) - 1)
+    return rows, np.take_along_axis(matrix.T, rows, axis=1)[..., np.newaxis]
 
 
 def difference_window(order):

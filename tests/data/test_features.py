@@ -101,6 +101,20 @@ def test_agrees_with_kaldi_on_a_few_frames(snip_edges):
         assert not together[row, len(expected) :].any()
 
 
+def in_one_thread(function, tensor):
+    options = tf.data.Options()
+    options.threading.max_intra_op_parallelism = 1
+    return next(iter(tf.data.Dataset.from_tensors(tensor).map(function).with_options(options)))
+
+
+def test_number_of_threads_changes_no_bit():
+    """As it would change a matrix product's, so that a corpus depended on the number of workers."""
+    layer = LogMelFilterBank(delta_order=0)
+    waveform = tf.constant(noise(25 * 16000)[np.newaxis])
+    together = tf.function(layer)(waveform)
+    np.testing.assert_array_equal(in_one_thread(layer, waveform), together)
+
+
 def test_silence_has_the_floor_and_no_infinities():
     features = LogMelFilterBank()(np.zeros((1, 4000), np.float32)).numpy()
     np.testing.assert_allclose(features[0, :, :41], np.log(np.finfo(np.float32).eps), rtol=1e-6)
