@@ -247,6 +247,9 @@ def match_lengths(features, labels, tolerance=FRAME_TOLERANCE):
 
 
 def _decode(decoder, pcm):
+    # Without it a pass begins in the state that the utterance before has left, and its alignment
+    # depends on which that was.
+    decoder.reinit_feat()
     decoder.start_utt()
     try:
         decoder.process_raw(pcm, full_utt=True)

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bnrnn.data.fourier import power_spectrum
+
 # Kaldi floors energies at float32's machine epsilon before it takes the logarithm.
 ENERGY_FLOOR = float(np.finfo(np.float32).eps)
 PREEMPHASIS = 0.97
@@ -40,7 +42,7 @@ class LogMelFilterBank(keras.layers.Layer):
         delta_order: 0, 1 or 2: how many differences to append.
         snip_edges: `True` takes whole frames only, as Kaldi does by default; `False` centres
             frame t on sample `(t + 0.5) * shift` and mirrors the waveform at its ends.
-        dtype: as for every layer. The arithmetic is float32 or wider under any policy.
+        dtype: as for every layer. The arithmetic is float32 under any policy.
 
     Call arguments:
         waveform: `[batch, samples]`, float in -1…1.
@@ -89,7 +91,9 @@ class LogMelFilterBank(keras.layers.Layer):
         self.frame_shift = int(sample_rate * 0.001 * SHIFT_MILLISECONDS)
         self._fft_length = 1 << (self.frame_length - 1).bit_length()
         self._window = povey_window(self.frame_length)
-        self._mel_matrix = mel_filter_bank(num_mel_bins, self._fft_length, sample_rate)
+        self._mel_bins, self._mel_weights = gathered(
+            mel_filter_bank(num_mel_bins, self._fft_length, sample_rate)
+        )
 
     @property
     def feature_dimension(self):
@@ -150,19 +154,23 @@ class LogMelFilterBank(keras.layers.Layer):
 
     def _static_features(self, frames):
         """Energy and filter bank `[batch, time, 1 + num_mel_bins]` of raw frames."""
-        frames = frames - tf.reduce_mean(frames, axis=-1, keepdims=True)
-        energy = tf.reduce_sum(tf.square(frames), axis=-1, keepdims=True)
-        previous = tf.concat([frames[..., :1], frames[..., :-1]], axis=-1)
-        frames = (frames - PREEMPHASIS * previous) * self._window
-        # Padded here because rfft's own padding refuses to work on no frames at all.
-        frames = tf.pad(frames, [[0, 0], [0, 0], [0, self._fft_length - self.frame_length]])
-        # In single precision the transform alone would move a band without speech, 90 dB below the
-        # others, by 1e-3 and more.
-        spectrum = tf.signal.rfft(tf.cast(frames, tf.float64))
-        power = tf.square(tf.math.real(spectrum)) + tf.square(tf.math.imag(spectrum))
-        mel = tf.matmul(tf.cast(power, tf.float32), self._mel_matrix)
-        parts = [energy, mel] if self.use_energy else [mel]
-        return tf.math.log(tf.maximum(tf.concat(parts, axis=-1), ENERGY_FLOOR))
+        shape = tf.shape(frames)
+        frames = tf.transpose(tf.reshape(frames, [-1, self.frame_length]))
+        # Added one sample after the other, as Kaldi does, because another mean would round every
+        # sample otherwise; divided in double precision, because TensorFlow's graphs multiply by
+        # a reciprocal instead.
+        total = tf.cast(tf.cumsum(frames, axis=0)[-1:], tf.float64)
+        frames -= tf.cast(total / self.frame_length, tf.float32)
+        energy = tf.reduce_sum(tf.square(frames), axis=0, keepdims=True)
+        previous = tf.concat([frames[:1], frames[:-1]], axis=0)
+        frames = (frames - PREEMPHASIS * previous) * self._window[:, np.newaxis]
+        frames = tf.pad(frames, [[0, self._fft_length - self.frame_length], [0, 0]])
+        # Not a matrix product, whose roundings depend on how many threads share it.
+        mel = tf.gather(power_spectrum(frames), self._mel_bins) * self._mel_weights
+        mel = tf.reduce_sum(mel, axis=1)
+        static = tf.concat([energy, mel], axis=0) if self.use_energy else mel
+        static = tf.transpose(tf.math.log(tf.maximum(static, ENERGY_FLOOR)))
+        return tf.reshape(static, [shape[0], shape[1], static.shape[-1]])
 
     def _append_differences(self, static, num_frames):
         """Appends differences; frames past the ends are the utterance's own first and last."""
@@ -206,6 +214,21 @@ def mel_filter_bank(num_mel_bins, fft_length, sample_rate):
     triangles = np.maximum(np.minimum(rising, falling), 0.0)
     triangles[-1] = 0.0
     return triangles.astype(np.float32)
+
+
+def gathered(matrix):
+    """A matrix with few entries, close together in each column, as what to gather and how to weigh.
+
+    Args:
+        matrix: `[rows, columns]`; the last row is 0.
+
+    Returns:
+        Rows `[columns, width]`, integers, and their weights `[columns, width, 1]`.
+    """
+    first = np.argmax(matrix > 0, axis=0)[:, np.newaxis]
+    rows = first + np.arange(np.count_nonzero(matrix, axis=0).max())
+    rows = np.minimum(rows, len(matrix) - 1)
+    return rows, np.take_along_axis(matrix.T, rows, axis=1)[..., np.newaxis]
 
 
 def difference_window(order):

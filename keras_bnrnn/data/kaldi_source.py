@@ -62,6 +62,9 @@ class KaldiEntry:
     pdf_ids: PdfIds
     num_pdfs: int
 
+    def __str__(self):
+        return self.features
+
 
 @dataclass(frozen=True)
 class KaldiSource(Source):
@@ -118,7 +121,8 @@ class KaldiSource(Source):
     def _list_folder(self, root, path, alignments, listed, failures):
         folder = path.parent
         speakers = read_table(folder / "utt2spk")
-        transcripts = read_table(folder / "text")
+        not_utf_8 = set()
+        transcripts = read_table(folder / "text", not_utf_8=not_utf_8)
         genders = read_table(folder / "spk2gender")
         for speaker, gender in genders.items():
             if gender not in GENDERS:
@@ -132,7 +136,10 @@ class KaldiSource(Source):
         split = split_of_folders(path.relative_to(root).parts[:-1]) or split_of_folders([root.name])
         for name, location in read_table(path, repeated=True):
             if name not in alignments.pdf_ids:
-                failures.append(Failure(name, alignments.why_missing()))
+                failures.append(Failure(name, alignments.why_missing(name)))
+                continue
+            if name in not_utf_8:
+                failures.append(Failure(name, f"{folder / 'text'}: transcript is not UTF-8"))
                 continue
             speaker = speakers.get(name, "")
             statistics = ""
@@ -170,6 +177,9 @@ class KaldiSource(Source):
         features, pdf_ids = match_lengths(np.asarray(features, np.float32), pdf_ids)
         return LabelledFrames(features, [State(int(pdf)) for pdf in pdf_ids])
 
+    def file(self, utterance):
+        return utterance.location.features
+
     def feature_settings(self):
         return {"kind": "kaldi", "cmvn": self.cmvn}
 
@@ -184,15 +194,19 @@ class Alignments:
         pdf_ids: `{utterance: PdfIds}`.
         num_pdfs: of the model, or one more than the largest id seen.
         damage: messages, one for each archive that could not be read to its end.
+        conflicts: `{utterance: message}` of those that were aligned twice, and differently.
     """
 
-    def __init__(self, pdf_ids, num_pdfs, damage):
+    def __init__(self, pdf_ids, num_pdfs, damage, conflicts):
         self.pdf_ids = pdf_ids
         self.num_pdfs = num_pdfs
         self.damage = damage
+        self.conflicts = conflicts
 
-    def why_missing(self):
+    def why_missing(self, name):
         """Why an utterance may have no alignment."""
+        if name in self.conflicts:
+            return self.conflicts[name]
         return "; ".join(["no alignment of this utterance", *self.damage])
 
 
@@ -222,7 +236,7 @@ def read_alignments(folder):
             "gmm-copy --binary=false final.mdl final.mdl.txt"
         )
     pdf_of, num_pdfs = (None, 0) if model is None else read_transition_model(model)
-    pdf_ids, damage = {}, []
+    pdf_ids, archive_of, conflicts, damage = {}, {}, {}, []
     # In a file, because the alignments of a thousand hours would take gigabytes of memory.
     with tempfile.NamedTemporaryFile(prefix="pdf-ids-", delete=False) as file:
         atexit.register(_remove, file.name)
@@ -235,13 +249,21 @@ def read_alignments(folder):
                         vector = _pdfs_of_transitions(vector, pdf_of)
                     contents = np.asarray(vector, np.int32).tobytes()
                     checksum = hashlib.sha256(contents).hexdigest()
+                    if name in pdf_ids and pdf_ids[name].sha256 != checksum:
+                        conflicts[name] = (
+                            f"the id occurs twice, aligned differently: in {archive_of[name]} and "
+                            f"in {path}"
+                        )
+                    archive_of[name] = path
                     pdf_ids[name] = PdfIds(file.name, file.tell(), len(vector), checksum)
                     file.write(contents)
             except (OSError, ValueError) as error:
                 damage.append(f"{path} cannot be read to its end ({error})")
     if not pdf_ids:
         raise CorpusError(f"alignment_dir={folder}: nothing could be read; {'; '.join(damage)}")
-    return Alignments(pdf_ids, num_pdfs, damage)
+    for name in conflicts:
+        del pdf_ids[name]
+    return Alignments(pdf_ids, num_pdfs, damage, conflicts)
 
 
 def _remove(path):
@@ -359,15 +381,30 @@ def _text_model(folder):
     return None, binary
 
 
-def read_table(path, repeated=False):
-    """A Kaldi table `key value…` as a dictionary; as pairs where keys may be repeated."""
-    if not path.is_file():
-        return [] if repeated else {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: not UTF-8 ({error})") from error
-    pairs = [tuple(part.strip() for part in line.partition(" ")[::2]) for line in lines if line]
+def read_table(path, repeated=False, not_utf_8=None):
+    """Reads a Kaldi table of lines `key value…`.
+
+    Args:
+        path: the file; one that is not there is an empty table.
+        repeated: keys may be repeated.
+        not_utf_8: a set, to which the keys of lines are added that cannot be decoded.
+
+    Returns:
+        A dictionary; a list of pairs where keys may be repeated.
+
+    Raises:
+        CorpusError: a line cannot be decoded, and `not_utf_8` is not given.
+    """
+    pairs = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        key, *value = line.split(maxsplit=1) or [b""]
+        try:
+            if key:
+                pairs.append((key.decode("utf-8"), b"".join(value).decode("utf-8").strip()))
+        except UnicodeDecodeError as error:
+            if not_utf_8 is None:
+                raise CorpusError(f"{path}: not UTF-8 ({error})") from error
+            not_utf_8.add(key.decode("utf-8", "replace"))
     return pairs if repeated else dict(pairs)
 
 

@@ -243,7 +243,8 @@ def _make_part(part, source):
             if not isinstance(frames, UtteranceError) and not np.isfinite(frames.features).all():
                 frames = UtteranceError("features that are not finite numbers")
             if isinstance(frames, UtteranceError):
-                failures.append([utterance.id, str(frames)])
+                file, reason = source.file(utterance), str(frames)
+                failures.append([utterance.id, reason if file in reason else f"{file}: {reason}"])
                 continue
             labels = [labels_of.setdefault(state, len(labels_of)) for state in frames.states]
             for label, count in zip(*np.unique(labels, return_counts=True), strict=True):

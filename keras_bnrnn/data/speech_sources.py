@@ -5,6 +5,7 @@ A source is small and picklable. `utterances()` runs once, in the main process, 
 on first use there.
 """
 
+import codecs
 import collections
 import functools
 import glob
@@ -80,6 +81,10 @@ class Source:
                 yield self.prepare(utterance)
             except UtteranceError as error:
                 yield error
+
+    def file(self, utterance):
+        """The file that an utterance is in; empty if there is none."""
+        return ""
 
 
 @functools.lru_cache(maxsize=2)
@@ -158,15 +163,14 @@ class AlignedSource(Source):
 class RecordedSource(AlignedSource):
     """Base of the sources whose audio is in files."""
 
-    def audio_path(self, utterance):
-        """The utterance's audio file."""
+    def file(self, utterance):
         return utterance.location
 
     def waveform(self, utterance):
-        return read_audio(self.audio_path(utterance), self.sample_rate)
+        return read_audio(self.file(utterance), self.sample_rate)
 
     def prepare_all(self, utterances):
-        paths = [self.audio_path(utterance) for utterance in utterances]
+        paths = [self.file(utterance) for utterance in utterances]
         waveforms = read_audio_files(paths, self.sample_rate)
         for utterance, samples in zip(utterances, waveforms, strict=True):
             try:
@@ -248,14 +252,17 @@ class LibriSpeechSource(RecordedSource):
                 audio[file.stem] = file
         split = split_of_folders(path.relative_to(root).parts[:-1])
         speaker = path.name.split("-")[0]
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        without_transcript = dict(audio)
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            utterance_id, _, rest = line.partition(b" ")
+            utterance_id, *rest = line.split(maxsplit=1)
             name = utterance_id.decode("utf-8", "replace")
-            location = audio.pop(name, None)
+            location = audio.get(name)
+            without_transcript.pop(name, None)
             try:
-                transcript = rest.decode("utf-8")
+                transcript = b"".join(rest).decode("utf-8")
             except UnicodeDecodeError:
                 failures.append(Failure(name, f"{path}, line {number}: transcript is not UTF-8"))
                 continue
@@ -263,7 +270,7 @@ class LibriSpeechSource(RecordedSource):
                 failures.append(Failure(name, f"{path.parent}: no audio file {name}.flac or .wav"))
                 continue
             listed.append(Utterance(name, speaker, split, transcript.strip(), str(location)))
-        for name, file in audio.items():
+        for name, file in without_transcript.items():
             failures.append(Failure(name, f"{file}: no transcript in {path.name}"))
 
 
@@ -525,7 +532,7 @@ class TextGridSource(RecordedSource):
         listed, duplicates = drop_duplicates(listed)
         return listed, failures + duplicates
 
-    def audio_path(self, utterance):
+    def file(self, utterance):
         return utterance.location[0]
 
     def frame_states(self, utterance, samples):

@@ -5,6 +5,7 @@ import pytest
 
 from keras_bnrnn.data import audio
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
+from keras_bnrnn.data.speech_sources import ManifestSource, Utterance
 
 soundfile = pytest.importorskip("soundfile", reason="the extra 'speech' is not installed")
 
@@ -33,6 +34,16 @@ def test_sample_formats(tmp_path, subtype):
     path = tmp_path / "tone.wav"
     soundfile.write(path, tone(16000), 16000, subtype=subtype)
     np.testing.assert_allclose(audio.read_audio(path), tone(16000), atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "mp3", "aiff", "au"])
+def test_other_containers_in_stereo(tmp_path, suffix):
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, np.stack([tone(44100), tone(44100)], axis=1), 44100)
+    samples = audio.read_audio(path, 16000)
+    assert abs(len(samples) - 8000) < 1000  # an mp3 is made of whole blocks
+    spectrum = np.abs(np.fft.rfft(samples[1000:7400]))
+    assert np.argmax(spectrum) == 176 and 0.25 < samples.max() < 0.35  # 440 Hz at 2.5 Hz a bin
 
 
 def test_channels_are_averaged(tmp_path):
@@ -126,6 +137,23 @@ def test_the_dataset_gives_what_read_audio_gives(tmp_path):
     soundfile.write(tmp_path / "float.wav", tone(16000), 16000, subtype="FLOAT")
     with pytest.raises(UtteranceError, match="FLOAT is not among"):
         audio.audio_dataset([*paths, tmp_path / "float.wav"])
+
+
+@needs_tensorflow_io
+def test_preparation_decodes_in_the_graph(tmp_path, monkeypatch):
+    paths = [tmp_path / "a.wav", tmp_path / "b.ogg", tmp_path / "c.flac"]
+    for path in paths:
+        soundfile.write(path, tone(16000), 16000)
+    decoded, dataset = [], audio.audio_dataset
+    monkeypatch.setattr(
+        audio, "audio_dataset", lambda paths, rate: decoded.extend(paths) or dataset(paths, rate)
+    )
+    source = ManifestSource(manifest="unused")
+    monkeypatch.setattr(ManifestSource, "label", lambda self, utterance, samples: samples)
+    utterances = [Utterance(path.stem, "", "train", "", str(path)) for path in paths]
+    for path, samples in zip(paths, source.prepare_all(utterances), strict=True):
+        np.testing.assert_array_equal(samples, audio.read_audio(path, decoder="soundfile"))
+    assert decoded == [str(paths[0]), str(paths[2])]
 
 
 def test_reading_many_files_loses_no_good_one(tmp_path):

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from keras_bnrnn.data import kaldi_source
+from keras_bnrnn.data import kaldi_source, preparation
 from keras_bnrnn.data.corpus import corpus_states, read_utterances
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.features import append_differences
@@ -126,10 +126,14 @@ def test_compressed_features_of_41_dimensions_get_differences(tmp_path):
 
 
 def test_workers_change_no_byte(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "PART_UTTERANCES", 2)
     tree.write_alignments()
-    first = prepare_corpus(tree.source(splits="train=0.6,dev=0.4"), tmp_path / "one")
-    second = prepare_corpus(tree.source(splits="train=0.6,dev=0.4"), tmp_path / "two")
-    assert first.document == second.document
+    folders = tmp_path / "one", tmp_path / "two"
+    for workers, folder in enumerate(folders, start=1):
+        source = tree.source(splits="train=0.6,dev=0.4")
+        first = prepare_corpus(source, folder, workers=workers)
+    one, two = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders)
+    assert one == two and len(one) == 5
     speakers = [{u["speaker"] for u in read_utterances(first, s)} for s in ("train", "dev")]
     assert not speakers[0] & speakers[1]
 
@@ -145,7 +149,8 @@ def test_transition_ids_through_the_model(tree, tmp_path):
     assert corpus.num_states == 5
     utterance = next(read_utterances(corpus, "dev"))
     np.testing.assert_array_equal(utterance["labels"], pdf_of[ids[utterance["id"]]])
-    assert "a-0\tlabels -1 to 4 are out of range" in failures_of(tmp_path / "corpus")
+    failures = failures_of(tmp_path / "corpus")
+    assert f"a-0\t{tree.data / 'train' / 'feats.ark'}:4: labels -1 to 4 are out of" in failures
 
 
 def test_self_loops_with_pdfs_of_their_own(tmp_path):
@@ -224,24 +229,39 @@ def test_bad_utterances_are_listed_and_the_others_kept(tree, tmp_path):
     tree.pdf_ids["a-1"] = tree.pdf_ids["a-1"][:-2]
     del tree.pdf_ids["a-2"]
     tree.write_alignments()
+    again = " ".join(["0"] * len(tree.pdf_ids["c-0"]))
+    (tree.ali / "ali.2.txt").write_text(f"c-0 {again}\n")
+    same = " ".join(map(str, tree.pdf_ids["c-1"]))
+    (tree.ali / "ali.3.txt").write_text(f"c-1 {same}\n")
+    (tree.data / "dev" / "text").write_bytes(b"c-1 tr\xc3\xa8s bien\nc-2 tr\xe8s bien\n")
     scp = tree.data / "train" / "feats.scp"
     lines = dict(line.split(" ", 1) for line in scp.read_text().splitlines())
+    with_nan = tree.features["b-2"].copy()
+    with_nan[3, 2] = np.nan
+    kaldiio.save_ark(str(tmp_path / "nan.ark"), {"b-2": with_nan})
+    lines["b-2"] = f"{tmp_path / 'nan.ark'}:4"
     lines["b-0"] = "/nowhere/feats.ark:12"
     lines["b-1"] = lines["b-1"].rpartition(":")[0] + ":999999"
-    text = "".join(f"{name} {location}\n" for name, location in lines.items())
+    text = "".join(f"{name}\t{location}\n" for name, location in lines.items())
     scp.write_text(text + f"a-1 {lines['a-1']}\n")
     corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
-    assert sorted(u["id"] for u in read_utterances(corpus, "train")) == ["a-1", "b-2"]
+    assert [u["id"] for u in read_utterances(corpus, "train")] == ["a-1"]
+    (kept,) = read_utterances(corpus, "dev")
+    assert (kept["id"], kept["transcript"]) == ("c-1", "très bien")
     failures = failures_of(tmp_path / "corpus")
-    for name, reason in {
-        "a-0": "frames of features but",
-        "a-1": "twice",
-        "a-2": "no alignment",
-        "b-0": "/nowhere/feats.ark:12: the archive is missing",
-        "b-1": "not readable as a Kaldi matrix",
+    for name, reasons in {
+        "a-0": ["feats.ark:4: ", "frames of features but"],
+        "a-1": ["twice", "feats.ark"],
+        "a-2": ["no alignment"],
+        "b-0": ["/nowhere/feats.ark:12: the archive is missing"],
+        "b-1": ["feats.ark:999999: not readable as a Kaldi matrix"],
+        "b-2": ["nan.ark:4: features that are not finite"],
+        "c-0": ["twice, aligned differently", "ali.1.gz", "ali.2.txt"],
+        "c-2": ["text: transcript is not UTF-8"],
     }.items():
         line = next(line for line in failures.splitlines() if line.startswith(f"{name}\t"))
-        assert reason in line
+        assert all(reason in line for reason in reasons)
+    assert len(failures.splitlines()) == 9
 
 
 @pytest.mark.parametrize("form", ["text.gz", "binary.gz", "binary"])

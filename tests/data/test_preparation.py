@@ -226,7 +226,8 @@ def test_bad_utterances_are_listed_and_the_others_kept(speech_tree, tmp_path):
     lines += b"7-1-0016\n"
     soundfile.write(chapter / "7-1-0017.flac", np.zeros(100), 16000)
     lines += b"7-1-0017 SHORT\n"
-    transcripts.write_bytes(lines)
+    lines += b"7-1-0002 ONCE MORE\n"
+    transcripts.write_bytes(b"\xef\xbb\xbf" + lines.replace(b" ", b"\t", 1))
     duplicate = speech_tree / "train-clean" / "7" / "2"
     duplicate.mkdir()
     shutil.copy(chapter / "7-1-0001.flac", duplicate)
@@ -235,17 +236,18 @@ def test_bad_utterances_are_listed_and_the_others_kept(speech_tree, tmp_path):
     corpus = prepare_corpus(LibriSpeechSource(input_dir=str(speech_tree)), tmp_path / "corpus")
     failures = failures_of(tmp_path / "corpus")
     assert corpus.splits["train"]["utterances"] == 3
-    assert corpus.document["failures"] == len(failures) == 9
+    assert corpus.document["failures"] == len(failures) == 10
     for name, reason in {
         "7-1-0001": "twice",
+        "7-1-0002": "twice",
         "7-1-0010": "empty",
         "7-1-0011": "no audio file",
-        "7-1-0012": "not in the dictionary: zyxgrub",
+        "7-1-0012": "7-1-0012.flac: not in the dictionary: zyxgrub",
         "7-1-0013": "not UTF-8",
         "7-1-0014": "7-1-0014.flac",
         "7-1-0015": "no transcript",
-        "7-1-0016": "transcript is empty",
-        "7-1-0017": "",
+        "7-1-0016": "7-1-0016.flac: the transcript is empty",
+        "7-1-0017": "7-1-0017.flac: audio and transcript do not align",
     }.items():
         assert reason in failures[name], name
 
