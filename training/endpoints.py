@@ -17,6 +17,7 @@ from keras_bnrnn.data.speech import VARIANCE_FLOOR
 from keras_bnrnn.data.text import EOS, UNKNOWN, tokenize
 
 FRAME_SECONDS = 0.01
+SMALLEST = 1e-30  # Not zero, and lost in any sum.
 
 
 class Endpoint(NamedTuple):
@@ -77,7 +78,8 @@ class CarriedStack:
 
     def meanings(self):
         return {
-            spec.name: "state [batch, units]: zeros to begin with, then what the last call returned"
+            spec.name: f"float32 [batch, {spec.shape[1]}], a state: zeros to begin with, then what "
+            "the last call returned"
             for spec in self.state_specs
         }
 
@@ -127,6 +129,9 @@ def speech_endpoints(model, corpus):
         time = tf.shape(features)[1]
         features = at_least_one_frame(features)
         live = tf.sequence_mask(lengths, tf.shape(features)[1])[:, :, tf.newaxis]
+        # The model takes frames of zeros for padding. A live one gets values that change nothing.
+        zeros = tf.reduce_all(features == 0.0, axis=-1, keepdims=True)
+        features = tf.where(zeros, SMALLEST, features)
         logits = model(tf.where(live, features, 0.0), training=False)
         return tf.nn.log_softmax(tf.cast(logits, tf.float32))[:, :time]
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -304,7 +307,6 @@ def test_saved_model_cli_runs_a_language_model(language, language_signatures, tm
     }
     inputs = language_signatures[name].structured_input_signature[1]
     before = "import tensorflow_text; "
-    assert before.strip("; ") in (language / "exported" / "MODEL_CARD.md").read_text()
     output = run_cli(
         language / "exported", name, {one: given[one] for one in inputs}, tmp_path, before
     )
@@ -315,6 +317,39 @@ def test_saved_model_cli_runs_a_language_model(language, language_signatures, tm
         assert output("words").shape == output("probabilities").shape == (1, 3)
     else:
         np.testing.assert_allclose(np.exp(output("log_probabilities")).sum(-1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["speech", "language"])
+def test_the_commands_of_the_model_card(request, kind, tmp_path):
+    """They run as they stand, and find `python` and `saved_model_cli` where these belong."""
+    folder = tmp_path / "copy"
+    shutil.copytree(request.getfixturevalue(kind) / "exported", folder)
+    (folder / "speech.wav").write_bytes(wav(noise(4000), tmp_path))
+    blocks = re.findall("```sh\n(.*?)```", (folder / "MODEL_CARD.md").read_text(), re.DOTALL)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", "\n".join(blocks)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = re.findall("Result for output key (.*):", done.stdout)
+    expected = {
+        "speech": ["log_posteriors", "frames", "log_posteriors", "times"],
+        "language": ["log_probability", "perplexity", "tokens", "probabilities", "words"],
+    }
+    assert outputs == expected[kind]
+
+
+def test_a_live_frame_of_zeros_is_no_padding(signatures):
+    features = np.random.default_rng(0).normal(size=(1, 9, 123)).astype(np.float32)
+    features[:, 4:6] = 0.0
+    given = {"features": tf.constant(features), "lengths": tf.constant([9])}
+    stepped = signatures["step"](**given, **zero_states(signatures["step"], 1))["log_posteriors"]
+    np.testing.assert_allclose(signatures["serve"](**given)["log_posteriors"], stepped, atol=1e-5)
 
 
 def test_ten_minutes_through_step(signatures):
