@@ -164,6 +164,59 @@ def test_nothing_silence_and_clipping(signatures):
     assert none["log_posteriors"].shape[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": [5]}, r"one number for each row.* \[2\] \[1\]"),
+        ({"lengths": [5, 6]}, r"between 0 and what each row holds.*5.*5 6"),
+        ({"lengths": [-1, 5]}, r"between 0 and what each row holds.*-1 5"),
+        ({"features": np.full((2, 5, 123), np.nan)}, "features holds values that are not finite"),
+    ],
+)
+@pytest.mark.parametrize("name", ["serve", "step"])
+def test_what_does_not_fit_is_said(signatures, name, changes, message):
+    states = zero_states(signatures["step"], 2) if name == "step" else {}
+    given = {"features": np.ones((2, 5, 123)), "lengths": [5, 3], **changes}
+    features, lengths = tf.constant(given["features"], tf.float32), tf.constant(given["lengths"])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        signatures[name](features=features, lengths=lengths, **states)
+
+
+def test_states_of_other_streams_are_refused(signatures, language_signatures):
+    for step, given in (
+        (signatures["step"], {"features": tf.ones([2, 5, 123]), "lengths": tf.constant([5, 5])}),
+        (language_signatures["step"], {"tokens": tf.ones([2, 5], tf.int32)}),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="another number of rows"):
+            step(**given, **zero_states(step, 1))
+
+
+def test_samples_that_are_none(signatures):
+    """What stands past the end may be anything; what counts may not."""
+    rows = np.stack([noise(4000), noise(4000)])
+    lengths = tf.constant([4000, 2500])
+    serve = signatures["serve_waveform"]
+    expected = serve(waveform=tf.constant(rows), lengths=lengths)["log_posteriors"]
+    rows[1, 2500:] = np.nan
+    found = serve(waveform=tf.constant(rows), lengths=lengths)["log_posteriors"]
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found[1, :30], expected[1, :30], atol=1e-5)
+    for wrong in (rows, rows[:1] * 32768.0):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="divide by 32768"):
+            serve(waveform=tf.constant(wrong), lengths=tf.fill([len(wrong)], 4000))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="lengths must lie between"):
+        serve(waveform=tf.constant(rows), lengths=tf.constant([4000, 4001]))
+
+
+def test_numbers_that_are_no_words(language_signatures):
+    step = language_signatures["step"]
+    for wrong in (-1, 10**6):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="tokens must lie between 0 and"):
+            step(tokens=tf.constant([[1, wrong]]), **zero_states(step, 1))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"k must be 1 or more"):
+        language_signatures["next_token"](prefix=tf.constant(["the"]), k=tf.constant(0))
+
+
 def test_language_model_scores_sentences(language, language_signatures):
     words = json.loads((language / "run" / "vocabulary.json").read_text())["words"]
     model = keras.saving.load_model(language / "run" / "best.keras", compile=False)
@@ -349,7 +402,12 @@ def test_a_live_frame_of_zeros_is_no_padding(signatures):
 
 
 def test_ten_minutes_through_step(signatures):
-    """In chunks, as somebody would who has no memory for the whole."""
+    """In chunks, as somebody would who has no memory for the whole; it does not grow."""
+
+    def memory():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
     step = signatures["step"]
     features = np.random.default_rng(0).normal(size=(1, 60_000, 123)).astype(np.float32)
     states, parts = zero_states(step, 1), []
@@ -358,6 +416,9 @@ def test_ten_minutes_through_step(signatures):
         outputs = dict(step(features=part, lengths=tf.constant([1000]), **states))
         parts.append(outputs.pop("log_posteriors"))
         states = outputs
+        if start == 5000:
+            before = memory()
+    assert memory() < before + 50
     whole = signatures["serve"](features=tf.constant(features), lengths=tf.constant([60_000]))
     np.testing.assert_allclose(tf.concat(parts, 1), whole["log_posteriors"], atol=1e-5)
 
