@@ -38,7 +38,7 @@ def serve(connection, variant, layers, units):
     import numpy as np
     import tensorflow as tf
 
-    from endpoints import CarriedStack, at_least_one_frame, plain_stack
+    from endpoints import CarriedStack, plain_stack, speech_step
     from keras_bnrnn import fold_batch_norm
     from speech_model import build_speech_model
 
@@ -58,12 +58,8 @@ def serve(connection, variant, layers, units):
     features = tf.TensorSpec([None, None, DIMENSION], tf.float32, "features")
     lengths = tf.TensorSpec([None], tf.int32, "lengths")
 
-    @tf.function(input_signature=[features, lengths, *stack.state_specs], autograph=False)
-    def step(features, lengths, *states):
-        features = at_least_one_frame(features)
-        mask = tf.sequence_mask(lengths, tf.shape(features)[1])
-        logits, states = stack(features, states, mask)
-        return {"log_posteriors": tf.nn.log_softmax(logits), **stack.named(states)}
+    inputs = [features, lengths, *stack.state_specs]
+    step = tf.function(speech_step(stack), input_signature=inputs, autograph=False)
 
     module = tf.Module()
     module.weights = [

@@ -7,6 +7,10 @@ With population statistics BN(x W) + bias is an affine function of x, so
 give a plain `keras.layers` layer the same outputs.
 """
 
+import contextlib
+import itertools
+import types
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -23,13 +27,15 @@ def fold_batch_norm(model, strict=True):
         model: A built `keras.Model` (Sequential, functional, nested, or subclassed with its layers
             as attributes) or a built layer.
         strict: Whether a layer that cannot be folded is an error; with `False` it is kept as it is.
-            Statistics for each time step and normalisation of the recurrent term or the cell state
-            cannot be folded.
+            Statistics for each time step, normalisation of the recurrent term or the cell state,
+            and a subclass with a `call` of its own cannot be folded.
 
     Returns:
         A new model of the same kind with weights of its own, in which every `BatchNormLSTM`,
         `BatchNormGRU` and `BatchNormSimpleRNN` is the `keras.layers` layer of that name (their
-        cells likewise), and layers that were shared are shared. It is not compiled. `model` is
+        cells and `Bidirectional` likewise), and layers and weights that were shared are shared.
+        It is not compiled. A subclassed model stays of its class, whose constructor is not run
+        again; `export` it, since Keras runs that constructor to load a `.keras` file. `model` is
         left as it is.
 
     Raises:
@@ -172,8 +178,14 @@ def _undo(normalizer, shiftable):
     return mean
 
 
-def _obstacle(cell):
-    """Why a cell cannot be folded, or `None`."""
+# What of a class of our own a user's subclass may define and still be folded: it changes how the
+# layer is made and not what it computes.
+_HARMLESS = {"__init__", "get_config", "from_config", "get_build_config", "build_from_config"}
+
+
+def _obstacle(layer):
+    """Why a layer or cell of ours cannot be folded, or `None`."""
+    cell = getattr(layer, "cell", layer)
     if cell.max_timesteps is not None:
         return f"it keeps statistics for each time step (max_timesteps={cell.max_timesteps})"
     names = []
@@ -183,170 +195,222 @@ def _obstacle(cell):
         names.append("normalize_cell_state=True")
     if names:
         return " and ".join(names) + " normalises inside the time loop"
+    for one in (layer, cell):
+        changed = _changed_by_subclass(type(one))
+        if changed:
+            return f"its class {type(one).__name__} has code of its own ({', '.join(changed)})"
     return None
 
 
-def _obstacles(model):
-    cells = {}
-    for layer in model._flatten_layers(include_self=True, recursive=True):
-        if isinstance(layer, BatchNormRNN):
-            cells[id(layer.cell)] = (layer.name, layer.cell)
-        elif isinstance(layer, BatchNormCell):
-            cells.setdefault(id(layer), (layer.name, layer))
-    reasons = {name: _obstacle(cell) for name, cell in cells.values()}
-    return {name: reason for name, reason in reasons.items() if reason}
-
-
-class _Folding:
-    """One folding of one model: each layer is converted once, so what is shared stays shared."""
-
-    def __init__(self):
-        self.converted = {}
-
-    def fold(self, layer):
-        if id(layer) not in self.converted:
-            self.converted[id(layer)] = self._convert(layer)
-        return self.converted[id(layer)]
-
-    def _convert(self, layer):
-        if not isinstance(layer, keras.layers.Layer):
-            return layer  # An operation of a functional model, which holds nothing.
-        if isinstance(layer, BatchNormRNN) and not _obstacle(layer.cell):
-            return self._plain_layer(layer)
-        if isinstance(layer, BatchNormCell) and not _obstacle(layer):
-            return self._plain_cell(layer)
-        if not _holds_normalized(layer):
-            return _copy(layer)
-        if isinstance(layer, keras.Sequential) or hasattr(layer, "operations"):
-            return keras.models.clone_model(layer, clone_function=self.fold)
-        if isinstance(layer, (keras.layers.RNN, keras.layers.StackedRNNCells)) and not isinstance(
-            layer, BatchNormRNN
-        ):
-            return self._rnn(layer)
-        if isinstance(layer, keras.layers.Bidirectional):
-            return self._bidirectional(layer)
-        if isinstance(layer, keras.layers.Wrapper):
-            config = {k: v for k, v in layer.get_config().items() if k != "layer"}
-            return _build_like(type(layer)(self.fold(layer.layer), **config), layer)
-        if isinstance(layer, (BatchNormRNN, BatchNormCell)):
-            return _copy(layer)
-        return self._subclassed(layer)
-
-    def _plain_layer(self, layer):
-        config = _plain_config(layer, layer.cell)
-        plain = layer.plain_class(**config)
-        batch = layer.states[0].shape[0] if layer.states is not None else None
-        plain.build((batch, None, layer.cell.kernel.shape[0]))
-        plain.set_weights(_folded_weights(layer.cell)[: len(plain.weights)])
-        _copy_states(layer, plain)
-        return plain
-
-    def _plain_cell(self, cell):
-        plain = cell.plain_class(**_plain_config(cell, cell))
-        plain.build((None, cell.kernel.shape[0]))
-        plain.set_weights(_folded_weights(cell)[: len(plain.weights)])
-        return plain
-
-    def _rnn(self, layer):
-        config = layer.get_config()
-        if isinstance(layer, keras.layers.StackedRNNCells):
-            config["cells"] = [self.fold(cell) for cell in layer.cells]
-        else:
-            config["cell"] = self.fold(layer.cell)
-        plain = _build_like(type(layer)(**config), layer)
-        if isinstance(layer, keras.layers.RNN):
-            _copy_states(layer, plain)
-        return plain
-
-    def _bidirectional(self, layer):
-        config = layer.get_config()
-        halves = self.fold(layer.forward_layer), self.fold(layer.backward_layer)
-        config["layer"], config["backward_layer"] = halves
-        # It makes its forward layer anew from the configuration.
-        plain = _build_like(keras.layers.Bidirectional(**config), layer)
-        for new, half in zip((plain.forward_layer, plain.backward_layer), halves, strict=True):
-            new.set_weights(half.get_weights())
-            _copy_states(half, new)
-        return plain
-
-    def _subclassed(self, layer):
-        """A copy whose attributes are the folded ones; its constructor is not run again.
-
-        What Keras itself keeps about a layer is made anew.
-        """
-        new = type(layer).__new__(type(layer))
-        if isinstance(layer, keras.Model):
-            kept_by_keras = keras.Model()
-            kept_by_keras.compile("sgd", "mse")
-            keras.Model.__init__(new, name=layer.name, dtype=layer.dtype_policy)
-        else:
-            kept_by_keras = keras.layers.Layer()
-            keras.layers.Layer.__init__(new, name=layer.name, dtype=layer.dtype_policy)
-        for name, value in vars(layer).items():
-            if name not in vars(kept_by_keras):
-                setattr(new, name, self._replace(value))
-        new.trainable = layer.trainable
-        new.built = layer.built
-        return new
-
-    def _replace(self, value):
-        if isinstance(value, keras.layers.Layer):
-            return self.fold(value)
-        if isinstance(value, keras.Variable):
-            return keras.Variable(
-                value.numpy(), dtype=value.dtype, trainable=value.trainable, name=value.name
-            )
-        if isinstance(value, (list, tuple)) and any(
-            isinstance(item, keras.layers.Layer) for item in keras.tree.flatten(value)
-        ):
-            return (
-                type(value)(self._replace(item) for item in value)
-                if type(value) in (list, tuple)
-                else [self._replace(item) for item in value]
-            )
-        if isinstance(value, dict) and any(
-            isinstance(item, keras.layers.Layer) for item in value.values()
-        ):
-            return {key: self._replace(item) for key, item in value.items()}
-        return value
-
-
-def _holds_normalized(layer):
-    return any(
-        isinstance(inner, BatchNormCell)
-        for inner in layer._flatten_layers(include_self=True, recursive=True)
+def _changed_by_subclass(cls):
+    """The methods of ours that a subclass from elsewhere replaces."""
+    bases = list(itertools.takewhile(lambda base: not _is_ours(base), cls.__mro__))
+    ours = cls.__mro__[len(bases)]
+    return sorted(
+        name
+        for name in {name for base in bases for name in vars(base)} - _HARMLESS
+        if callable(getattr(ours, name, None)) and getattr(cls, name) != getattr(ours, name)
     )
 
 
-def _plain_config(layer, cell):
+def _is_ours(cls):
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _obstacles(model):
+    found = {}
+    for layer in model._flatten_layers(include_self=True, recursive=True):
+        if isinstance(layer, BatchNormRNN):
+            found[id(layer.cell)] = layer
+        elif isinstance(layer, BatchNormCell):
+            found.setdefault(id(layer), layer)
+    reasons = {layer.name: _obstacle(layer) for layer in found.values()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+# What Keras keeps about a layer under these names belongs to the copy too; all else that a new
+# layer or model has by itself, its trackers, nodes and compiled state, is the copy's own.
+_CARRIED = {
+    "_allow_non_tensor_positional_args",
+    "_auto_config",
+    "_build_shapes_dict",
+    "_called",
+    "_convert_input_args",
+    "_input_spec",
+    "_parent_path",
+    "_path",
+    "_saved_model_arg_spec",
+    "_saved_model_inputs_spec",
+    "_supports_masking",
+    "activity_regularizer",
+    "autocast",
+    "supports_jit",
+}
+
+
+class _Folding:
+    """One folding of one model: each object is converted once, so what is shared stays shared."""
+
+    def __init__(self):
+        # By id; the originals are kept beside their copies, so that no id is used again.
+        self.converted = {}
+
+    def fold(self, value):
+        """The counterpart of a layer, or of anything that may hold layers or variables."""
+        if id(value) in self.converted:
+            return self.converted[id(value)][1]
+        if isinstance(value, keras.layers.Layer):
+            return self._layer(value)
+        if isinstance(value, keras.Variable):
+            return self._keep(value, _copy_variable(value))
+        if isinstance(value, keras.random.SeedGenerator):
+            new = self._keep(value, keras.random.SeedGenerator.from_config(value.get_config()))
+            new.state.assign(value.state)
+            return new
+        if isinstance(value, types.MethodType) and isinstance(value.__self__, keras.layers.Layer):
+            return types.MethodType(value.__func__, self.fold(value.__self__))
+        if isinstance(value, dict):
+            items = {key: self.fold(item) for key, item in value.items()}
+            return items if _differ(items.values(), value.values()) else value
+        if isinstance(value, (list, tuple, set)):
+            items = [self.fold(item) for item in value]
+            if not _differ(items, value):
+                return value
+            if hasattr(value, "_fields"):
+                return value._make(items)
+            kinds = (list, tuple, set)
+            return next(kind for kind in kinds if isinstance(value, kind))(items)
+        return value  # An operation of a functional model, a number, a table, …: holds nothing.
+
+    def _keep(self, value, new):
+        self.converted[id(value)] = value, new
+        return new
+
+    def _layer(self, layer):
+        if isinstance(layer, BatchNormRNN):
+            if not _obstacle(layer):
+                return self._plain_layer(layer)
+            self._copy(layer.cell)  # It stays as it is even where it could be folded by itself.
+        if isinstance(layer, BatchNormCell) and not _obstacle(layer):
+            return self._plain_cell(layer)
+        if isinstance(layer, keras.layers.InputLayer):
+            return self._keep(layer, type(layer).from_config(layer.get_config()))
+        if isinstance(layer, keras.Sequential):
+            layers = [
+                self.fold(one) for one in layer._flatten_layers(include_self=False, recursive=False)
+            ]
+            return self._model(layer, layers)
+        if isinstance(layer, keras.Model) and hasattr(layer, "operations"):
+            # Keras's clone would be compiled as `layer` is, with whatever objects that takes.
+            bare = keras.Model(layer.input, layer.output)
+            clone = keras.models.clone_model(bare, clone_function=self.fold)
+            return self._model(layer, clone.input, clone.output)
+        return self._copy(layer)
+
+    def _plain_layer(self, layer):
+        plain = layer.plain_class(**_plain_config(layer))
+        self._keep(layer, plain)
+        batch = layer.states[0].shape[0] if layer.states is not None else None
+        plain.build((batch, None, layer.cell.kernel.shape[0]))
+        self._fold_weights(layer.cell, plain.cell)
+        for new_state, state in zip(plain.states or (), layer.states or (), strict=True):
+            new_state.assign(state)
+        return plain
+
+    def _plain_cell(self, cell):
+        plain = self._keep(cell, cell.plain_class(**_plain_config(cell)))
+        plain.build((None, cell.kernel.shape[0]))
+        self._fold_weights(cell, plain)
+        return plain
+
+    def _fold_weights(self, cell, plain):
+        plain.set_weights(_folded_weights(cell)[: len(plain.weights)])
+        self._keep(cell.recurrent_kernel, plain.recurrent_kernel)
+
+    def _model(self, model, *arguments):
+        """A Sequential or functional model; of `model`'s own class if that calls it otherwise."""
+        own = type(model)
+        keras_class = next(one for one in own.__mro__ if _is_keras(one))
+        named = {"name": model.name, "trainable": model.trainable}
+        if own.call == keras_class.call:
+            return self._keep(model, keras_class(*arguments, **named))
+        new = self._keep(model, own.__new__(own))
+        keras_class.__init__(new, *arguments, **named)
+        self._copy_attributes(model, new, _kept_by_keras(new))
+        return new
+
+    def _copy(self, layer):
+        """A copy with folded attributes; its constructor is not run again."""
+        cls = type(layer)
+        if _is_ours(cls) and issubclass(cls, keras.layers.Bidirectional):
+            cls = keras.layers.Bidirectional
+        new = self._keep(layer, cls.__new__(cls))
+        base = keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer
+        arguments = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
+        base.__init__(new, name=layer.name, **arguments)
+        self._copy_attributes(layer, new, _kept_by_keras(new) - _CARRIED)
+        new.built = layer.built
+        return new
+
+    def _copy_attributes(self, layer, new, kept_by_keras):
+        tracked = [*layer.variables, *layer._flatten_layers(include_self=False, recursive=False)]
+        tracked = {id(one) for one in tracked}
+        for name, value in vars(layer).items():
+            if name in kept_by_keras or isinstance(value, keras.callbacks.Callback):
+                continue
+            if any(
+                id(one) not in tracked
+                for one in keras.tree.flatten(value)
+                if isinstance(one, (keras.layers.Layer, keras.Variable))
+            ):
+                # Such as the states of a stateful layer, which are none of its weights.
+                vars(new)[name] = self.fold(value)
+            else:
+                setattr(new, name, self.fold(value))
+
+
+def _kept_by_keras(new):
+    """The names of the attributes that Keras gives a layer, or a model and its compilation."""
+    names = set(vars(new))
+    if isinstance(new, keras.Model):
+        compiled = keras.Model(name="compiled")
+        compiled.compile("sgd", "mse")
+        names |= set(vars(compiled))
+    return names
+
+
+def _is_keras(cls):
+    return cls.__module__.partition(".")[0] == "keras"
+
+
+def _differ(new, old):
+    return any(one is not other for one, other in zip(new, old, strict=True))
+
+
+def _copy_variable(variable):
+    with contextlib.ExitStack() as scopes:
+        for scope in variable.path.split("/")[:-1]:
+            scopes.enter_context(keras.name_scope(scope))
+        new = keras.Variable(
+            variable.numpy(),
+            dtype=variable.dtype,
+            trainable=variable.trainable,
+            autocast=variable._autocast,
+            aggregation=variable.aggregation,
+            synchronization=variable.synchronization,
+            name=variable.name,
+        )
+    new.regularizer, new.constraint = variable.regularizer, variable.constraint
+    return new
+
+
+def _plain_config(layer):
     """The configuration of the namesake: our own less what is about normalisation."""
-    config = layer.get_config()
+    cell = getattr(layer, "cell", layer)
+    # A subclass from elsewhere may have a configuration of its own.
+    config = next(base for base in type(layer).__mro__ if _is_ours(base)).get_config(layer)
     for name in cell.normalization_parameters():
         del config[name]
     if cell.normalizer is not None:
         config["use_bias"] = True
     return config
-
-
-def _copy(layer):
-    if isinstance(layer, keras.layers.Lambda):
-        return layer  # It has no weights, and Keras does not take its function from a config.
-    new = _build_like(type(layer).from_config(layer.get_config()), layer)
-    if layer.weights:
-        new.set_weights(layer.get_weights())
-    if isinstance(layer, keras.layers.RNN):
-        _copy_states(layer, new)
-    return new
-
-
-def _build_like(new, layer):
-    if layer.built and not new.built:
-        new.build_from_config(layer.get_build_config())
-    return new
-
-
-def _copy_states(layer, new):
-    for old_state, new_state in zip(
-        keras.tree.flatten(layer.states or ()), keras.tree.flatten(new.states or ()), strict=True
-    ):
-        new_state.assign(old_state)

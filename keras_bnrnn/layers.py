@@ -34,8 +34,10 @@ class BatchNormRNN(keras.layers.RNN):
     cell_class = None
     cell_name = None
 
-    def __init_subclass__(cls, namesake, **kwargs):
+    def __init_subclass__(cls, namesake=None, **kwargs):
         super().__init_subclass__(**kwargs)
+        if namesake is None:
+            return  # A user's subclass, which inherits the rest.
         cls.plain_class = namesake
         own = cls.cell_class.normalization_parameters()
         own["normalization"] = own["normalization"].replace(default="sequence")

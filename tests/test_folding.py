@@ -1,13 +1,19 @@
 """`fold_batch_norm`: the same function with plain `keras.layers` only."""
 
+import collections
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import conformance
 import keras_bnrnn
 import reference
 from conformance import BATCH, CASES, CONTAINERS, FEATURES, MAIN_CASES, TIME, UNITS
+from keras_bnrnn.losses import FrameMeanCrossEntropy
 
 FOLDABLE = [case for case in CASES if case.foldable]
 UNFOLDABLE = [case for case in MAIN_CASES if not case.foldable]
@@ -25,7 +31,6 @@ def _holds_ours(model):
         layer.name
         for layer in model._flatten_layers()
         if type(layer).__module__.startswith("keras_bnrnn")
-        and not isinstance(layer, keras_bnrnn.Bidirectional)
     ]
 
 
@@ -130,14 +135,220 @@ def test_a_plain_model_folds_to_an_equal_one():
         np.testing.assert_array_equal(left, right)
 
 
+LOAD = """
+import sys
+sys.modules["keras_bnrnn"] = None
+import keras, numpy
+model = keras.models.load_model(sys.argv[1])
+numpy.save(sys.argv[2], model(numpy.load(sys.argv[2])))
+"""
+
+
 def test_a_folded_model_is_saved_without_this_package(tmp_path):
-    model = conformance.model_of("sequential", conformance.find("lstm-sequence"))
+    """Whatever it was compiled with, and where only `Bidirectional` was this package's."""
+    model = keras.Sequential(
+        [
+            keras.Input((None, FEATURES)),
+            keras.layers.Masking(0.0),
+            keras_bnrnn.Bidirectional(keras.layers.LSTM(UNITS, return_sequences=True)),
+            keras_bnrnn.Bidirectional(keras_bnrnn.BatchNormGRU(UNITS, return_sequences=True)),
+        ]
+    )
+    model.compile("adam", FrameMeanCrossEntropy(from_logits=True))
+    model.fit(_inputs(), np.zeros((BATCH, TIME)), verbose=0)
     folded = keras_bnrnn.fold_batch_norm(model)
+    assert not _holds_ours(folded) and not folded.compiled
     folded.save(tmp_path / "folded.keras")
-    with keras.saving.CustomObjectScope({}):
-        loaded = keras.models.load_model(tmp_path / "folded.keras")
-    assert "keras_bnrnn" not in str(loaded.get_config())
-    np.testing.assert_array_equal(loaded(_inputs()), folded(_inputs()))
+    np.save(tmp_path / "values.npy", _inputs())
+    command = [sys.executable, "-c", LOAD, tmp_path / "folded.keras", tmp_path / "values.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "values.npy"), model(_inputs()), atol=1e-5)
+
+
+class Block(keras.layers.Layer):
+    """A user's layer: passes masks on, has weights of its own, and no configuration to speak of."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.function = function
+        self.inner = keras_bnrnn.BatchNormLSTM(UNITS, return_sequences=True)
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(UNITS,), initializer="ones")
+        self.inner.build(shape)
+
+    def call(self, x, mask=None):
+        return self.function(self.inner(x, mask=mask) * self.scale)
+
+
+class Residual(keras.layers.Layer):
+    """A user's cell around another cell."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+        self.state_size, self.output_size = cell.state_size, cell.units
+
+    def build(self, shape):
+        self.cell.build(shape)
+
+    def call(self, x, states):
+        outputs, states = self.cell(x, states)
+        return x + outputs, states
+
+
+Pair = collections.namedtuple("Pair", "layer number")
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.masking = keras.layers.Masking()
+        self.stacks = {"first": [keras_bnrnn.BatchNormGRU(UNITS, return_sequences=True)]}
+        self.pair = Pair(keras_bnrnn.BatchNormSimpleRNN(UNITS, return_sequences=True), 2.0)
+        self.block = Block(tf.nn.relu)
+        cells = [
+            keras_bnrnn.BatchNormLSTMCell(UNITS),
+            Residual(keras_bnrnn.BatchNormGRUCell(UNITS)),
+        ]
+        self.cells = keras.layers.RNN(cells, return_sequences=True, stateful=True)
+        self.frozen = keras.layers.Dense(FEATURES, trainable=False)
+        self.first = self.stacks["first"][0]
+        self.embedding = keras.layers.Embedding(7, UNITS)
+        self.embedding.build((None,))
+        self.tied = self.embedding.embeddings
+        self.run = self.through
+
+    def through(self, x):
+        for layer in self.stacks["first"]:
+            x = layer(x)
+        return self.cells(self.block(self.pair.layer(x)))
+
+    def call(self, x):
+        x = self.frozen(self.run(self.masking(x))) * self.pair.number
+        return keras.ops.matmul(self.first(x), keras.ops.transpose(self.tied))
+
+
+def test_whatever_a_subclassed_model_holds():
+    """Attributes in containers, user's layers and cells, shared weights, compiled and trained."""
+    model = Subclassed()
+    x, y = _inputs(), np.zeros((BATCH, TIME, 7))
+    model.compile("adam", "mse", metrics=["mae"], run_eagerly=True)
+    model.fit(x, y, batch_size=BATCH, verbose=0)
+    states = [state.numpy() for state in keras.tree.flatten(model.cells.states)]
+    assert any(state.any() for state in states)
+    before = model.get_weights()
+    folded = keras_bnrnn.fold_batch_norm(model)
+    assert type(folded) is Subclassed and not folded.compiled and not _holds_ours(folded)
+    assert folded.first is folded.stacks["first"][0]
+    assert folded.tied is folded.embedding.embeddings and folded.run.__self__ is folded
+    assert folded.trainable and not folded.frozen.trainable
+    of_model, of_folded = (
+        {id(w) for w in [*one.variables, *keras.tree.flatten(one.cells.states)]}
+        for one in (model, folded)
+    )
+    assert not of_model & of_folded
+    for left, right in zip(states, keras.tree.flatten(folded.cells.states), strict=True):
+        np.testing.assert_array_equal(left, right)
+    for _ in range(2):  # And they are carried on.
+        np.testing.assert_allclose(folded(x), model(x), rtol=1e-5, atol=1e-5)
+    for left, right in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(left, right)
+    folded.set_weights([w + 1.0 for w in folded.get_weights()])
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
+def test_weights_shared_between_places_stay_shared():
+    cell, inputs = keras_bnrnn.BatchNormLSTMCell(UNITS), keras.Input((None, FEATURES))
+    dense = keras.layers.Dense(FEATURES)
+    plain_part = keras.Sequential([keras.Input((None, FEATURES)), dense])
+    both = keras_bnrnn.Bidirectional(keras_bnrnn.BatchNormGRU(UNITS))
+    x = keras.layers.Masking()(inputs)
+    block = Block(tf.nn.relu)(x)  # Its mask reaches the next layer.
+    outputs = [
+        keras.layers.RNN(cell)(dense(x)),
+        keras.layers.RNN(cell, go_backwards=True)(plain_part(x)),
+        both(x),
+        both.forward_layer(x),
+        keras_bnrnn.BatchNormGRU(UNITS)(block),
+    ]
+    model = keras.Model(inputs, outputs)
+    rng = np.random.default_rng(1)
+    model.set_weights([w + rng.uniform(0.1, 0.4, w.shape) for w in model.get_weights()])
+    folded = keras_bnrnn.fold_batch_norm(model)
+    # Cell, dense, two directions, the block and what follows.
+    assert len(folded.weights) == 3 + 2 + 6 + 4 + 3
+    for actual, expected in zip(folded(_inputs()), model(_inputs()), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_that_learnt_something_beside_weights():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(3.0 * _inputs() + 1.0)
+    model = keras.Sequential(
+        [keras.Input((None, FEATURES)), normalization, keras_bnrnn.BatchNormLSTM(UNITS)]
+    )
+    folded = keras_bnrnn.fold_batch_norm(model)
+    np.testing.assert_allclose(folded(_inputs()), model(_inputs()), rtol=1e-5, atol=1e-5)
+    words = keras.layers.TextVectorization(output_sequence_length=4)
+    words.adapt(["a b c", "d a"])
+    text = keras.Sequential(
+        [
+            keras.Input((), dtype="string"),
+            words,
+            keras.layers.Embedding(9, FEATURES, mask_zero=True),
+            keras_bnrnn.BatchNormLSTM(UNITS),
+        ]
+    )
+    sentences = tf.constant(["b b q", "d"])
+    folded = keras_bnrnn.fold_batch_norm(text)
+    np.testing.assert_allclose(folded(sentences), text(sentences), rtol=1e-5, atol=1e-5)
+
+
+def test_subclasses_of_the_layers():
+    """One that only has other defaults is folded; one that computes something else is refused."""
+
+    class Returning(keras_bnrnn.BatchNormLSTM):
+        def __init__(self, size):
+            super().__init__(size, return_sequences=True)
+
+        def get_config(self):
+            return {"size": self.units}
+
+    class Doubled(keras_bnrnn.BatchNormGRU):
+        def call(self, sequences, initial_state=None, mask=None, training=False):
+            return 2.0 * super().call(sequences, initial_state, mask, training)
+
+    layers = [keras.Input((None, FEATURES)), keras.layers.Masking(), Returning(UNITS)]
+    model = keras.Sequential(layers)
+    folded = keras_bnrnn.fold_batch_norm(model)
+    assert type(folded.layers[-1]) is keras.layers.LSTM
+    np.testing.assert_allclose(folded(_inputs()), model(_inputs()), rtol=1e-5, atol=1e-5)
+    model = keras.Sequential([*layers, Doubled(UNITS, name="other")])
+    with pytest.raises(ValueError, match=r"other: its class Doubled has code of its own \(call\)"):
+        keras_bnrnn.fold_batch_norm(model)
+    kept = keras_bnrnn.fold_batch_norm(model, strict=False)
+    assert [type(layer) for layer in kept.layers[-2:]] == [keras.layers.LSTM, Doubled]
+    np.testing.assert_allclose(kept(_inputs()), model(_inputs()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_functional_model_with_a_call_of_its_own():
+    class Doubling(keras.Model):
+        def __init__(self):
+            inputs = keras.Input((None, FEATURES))
+            layer = keras_bnrnn.BatchNormLSTM(UNITS)
+            super().__init__(inputs, layer(inputs))
+            self.layer, self.factor = layer, 2.0
+
+        def call(self, inputs, training=None, mask=None):
+            return self.factor * super().call(inputs) + self.layer(inputs)
+
+    model = Doubling()
+    folded = keras_bnrnn.fold_batch_norm(model)
+    assert type(folded.layer) is keras.layers.LSTM and len(folded.weights) == 3
+    np.testing.assert_allclose(folded(_inputs()), model(_inputs()), rtol=1e-5, atol=1e-5)
 
 
 def test_an_unbuilt_model_is_refused():

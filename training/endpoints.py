@@ -17,6 +17,8 @@ from keras_bnrnn.data.speech import VARIANCE_FLOOR
 from keras_bnrnn.data.text import EOS, UNKNOWN, tokenize
 
 FRAME_SECONDS = 0.01
+SMALLEST = 1e-30  # Not zero, and lost in any sum.
+LOUDEST = 100.0  # Well beyond samples in -1…1, however hot, and well below 16-bit numbers.
 
 
 class Endpoint(NamedTuple):
@@ -77,7 +79,8 @@ class CarriedStack:
 
     def meanings(self):
         return {
-            spec.name: "state [batch, units]: zeros to begin with, then what the last call returned"
+            spec.name: f"float32 [batch, {spec.shape[1]}], a state: zeros to begin with, then what "
+            "the last call returned"
             for spec in self.state_specs
         }
 
@@ -94,6 +97,63 @@ def plain_stack(model):
         getattr(layer, "go_backwards", False) for layer in layers
     )
     return layers if forwards else None
+
+
+def checked(value, *demands):
+    """`value`, once all demands, `(condition, message, *what was received)`, are met."""
+    asserts = [tf.debugging.Assert(condition, list(data)) for condition, *data in demands]
+    with tf.control_dependencies(asserts):
+        return tf.identity(value)
+
+
+def checked_lengths(lengths, values):
+    """The lengths, if `values`, `[batch, time, …]`, can have them."""
+    batch, time = tf.shape(values)[0], tf.shape(values)[1]
+    return checked(
+        lengths,
+        (
+            tf.reduce_all(tf.shape(lengths) == [batch]),
+            "lengths needs one number for each row. Rows, and shape received:",
+            batch,
+            tf.shape(lengths),
+        ),
+        (
+            tf.reduce_all((lengths >= 0) & (lengths <= time)),
+            "lengths must lie between 0 and what each row holds. Held, and received:",
+            time,
+            lengths,
+        ),
+    )
+
+
+def checked_features(features, mask):
+    """The features `[batch, time, dimension]`, zeros where `mask` is not set."""
+    features = tf.where(mask[:, :, tf.newaxis], features, 0.0)
+    finite = tf.reduce_all(tf.math.is_finite(features))
+    return checked(features, (finite, "features holds values that are not finite"))
+
+
+def checked_states(states, batch):
+    sizes = tf.stack([tf.shape(state)[0] for state in states])
+    message = "the states are of another number of rows than the input. Rows, and received:"
+    demand = (tf.reduce_all(sizes == batch), message, batch, sizes)
+    return [checked(state, demand) for state in states]
+
+
+def speech_step(stack):
+    """The function of the endpoint `step` of an acoustic model, a `CarriedStack`."""
+
+    def step(features, lengths, *states):
+        lengths = checked_lengths(lengths, features)
+        states = checked_states(states, tf.shape(features)[0])
+        time = tf.shape(features)[1]
+        features = at_least_one_frame(features)
+        mask = tf.sequence_mask(lengths, tf.shape(features)[1])
+        logits, states = stack(checked_features(features, mask), states, mask)
+        scores = tf.nn.log_softmax(tf.cast(logits, tf.float32))[:, :time]
+        return {"log_posteriors": scores, **stack.named(states)}
+
+    return step
 
 
 def at_least_one_frame(values):
@@ -124,10 +184,15 @@ def speech_endpoints(model, corpus):
     }
 
     def log_posteriors(features, lengths):
+        lengths = checked_lengths(lengths, features)
         time = tf.shape(features)[1]
         features = at_least_one_frame(features)
-        live = tf.sequence_mask(lengths, tf.shape(features)[1])[:, :, tf.newaxis]
-        logits = model(tf.where(live, features, 0.0), training=False)
+        live = tf.sequence_mask(lengths, tf.shape(features)[1])
+        features = checked_features(features, live)
+        # The model takes frames of zeros for padding. A live one gets values that change nothing.
+        zeros = tf.reduce_all(features == 0.0, axis=-1, keepdims=True)
+        features = tf.where(zeros & live[:, :, tf.newaxis], SMALLEST, features)
+        logits = model(features, training=False)
         return tf.nn.log_softmax(tf.cast(logits, tf.float32))[:, :time]
 
     features_spec = tf.TensorSpec([None, None, corpus.dimension], tf.float32, "features")
@@ -148,18 +213,9 @@ def speech_endpoints(model, corpus):
     layers = plain_stack(model)
     if layers is not None:
         stack = CarriedStack(layers)
-
-        def step(features, lengths, *states):
-            time = tf.shape(features)[1]
-            features = at_least_one_frame(features)
-            mask = tf.sequence_mask(lengths, tf.shape(features)[1])
-            logits, states = stack(features, states, mask)
-            scores = tf.nn.log_softmax(tf.cast(logits, tf.float32))[:, :time]
-            return {"log_posteriors": scores, **stack.named(states)}
-
         tracked.extend(stack.layers)
         endpoints["step"] = Endpoint(
-            step,
+            speech_step(stack),
             [features_spec, lengths_spec, *stack.state_specs],
             "Scores the next frames of utterances that come in pieces of any size.",
             {**meanings, **stack.meanings()},
@@ -174,6 +230,11 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
     first = 0.5 * (front_end.frame_length if front_end.snip_edges else front_end.frame_shift) / rate
 
     def features(waveform, lengths):
+        lengths = checked_lengths(lengths, waveform)
+        live = tf.sequence_mask(lengths, tf.shape(waveform)[1])
+        level = tf.abs(tf.where(live, waveform, 0.0))
+        message = "waveform must hold finite samples in -1…1 (16-bit numbers: divide by 32768)"
+        waveform = checked(waveform, (tf.reduce_all(level <= LOUDEST), message))
         values = (front_end(waveform, lengths) - corpus.mean) / deviation
         shift = front_end.frame_shift / rate
         times = first + shift * tf.cast(tf.range(tf.shape(values)[1]), tf.float32)
@@ -264,6 +325,15 @@ def language_endpoints(model, vocabulary, tokenization):
 
     def log_probabilities(tokens, states):
         batch, time = tf.unstack(tf.shape(tokens))
+        states = checked_states(states, batch)
+        tokens = checked(
+            tokens,
+            (
+                tf.reduce_all((tokens >= 0) & (tokens < len(vocabulary))),
+                f"tokens must lie between 0 and {len(vocabulary) - 1}. Received:",
+                tokens,
+            ),
+        )
         tokens = at_least_one_frame(tokens)
         mask = tf.sequence_mask(tf.fill([batch], time), tf.shape(tokens)[1])
         logits, states = stack(tokens, states, mask)
@@ -294,7 +364,8 @@ def language_endpoints(model, vocabulary, tokenization):
         lengths = inputs.row_lengths()
         scores, _ = log_probabilities(inputs.to_tensor(end), zeros(batch))
         last = tf.gather(scores, lengths - 1, batch_dims=1)
-        best, chosen = tf.math.top_k(last, tf.clip_by_value(k, 1, len(vocabulary)))
+        k = checked(k, (k >= 1, "k must be 1 or more. Received:", k))
+        best, chosen = tf.math.top_k(last, tf.minimum(k, len(vocabulary)))
         return {"words": tf.gather(words, chosen), "probabilities": tf.exp(best)}
 
     def step(tokens, *states):
@@ -304,7 +375,7 @@ def language_endpoints(model, vocabulary, tokenization):
     meanings = {
         "sentences": "string [batch]; words that are not in the vocabulary count as <unk>",
         "prefix": "string [batch]: the beginnings of sentences; empty for the first word",
-        "k": "int32 []: how many words to return",
+        "k": "int32 []: how many words to return, 1 or more (at most all there are)",
         "tokens": "int32 [batch, time] numbers of words; of `score`, [batch]: how many tokens were "
         "scored, the end of the sentence included",
         "log_probability": "float32 [batch]: sum over the tokens, natural logarithm",

@@ -46,7 +46,7 @@ def model_card(title, results, data, endpoints, outputs, runtimes):
         f'outputs = model.signatures["{next(iter(endpoints))}"](…)  # tensors, by name',
         "```",
         "",
-        *_command_line_tool("score" in endpoints),
+        *_command_line_tool(endpoints),
     ]
     for name, endpoint in endpoints.items():
         lines += ["", f"### `{name}`", "", endpoint.purpose, "", "| | name | |", "|---|---|---|"]
@@ -72,21 +72,51 @@ def model_card(title, results, data, endpoints, outputs, runtimes):
     return "\n".join(lines)
 
 
-def _command_line_tool(strings):
-    if not strings:
+def _command_line_tool(endpoints):
+    """How to call a signature from a shell; the block runs as it stands in the model's folder."""
+    if "score" in endpoints:
         return [
-            "`saved_model_cli show --dir THIS_FOLDER --all` lists them too, and `saved_model_cli "
-            "run` calls them with arrays from files (bytes of WAV files as an array with "
-            "`dtype=object`: NumPy's own type for bytes drops zeros at the end)."
+            "From a shell; `saved_model_cli` needs the tokenizer's operations before it reads the "
+            "model:",
+            "",
+            "```sh",
+            'saved_model_cli() { python -c "import tensorflow_text; from '
+            'tensorflow.python.tools.saved_model_cli import main; main()" "$@"; }',
+            "saved_model_cli show --dir . --all",
+            *_runs("score", """--input_exprs 'sentences=["the first sentence", "another"]'"""),
+            *_runs("next_token", """--input_exprs 'prefix=["the first"];k=5'"""),
+            "```",
         ]
-    return [
-        "`saved_model_cli` (`show --dir THIS_FOLDER --all`, `run …`) needs the tokenizer's "
-        "operations before it reads the model:",
+    dimension = endpoints["serve"].inputs[0].shape[-1]
+    lines = [
+        "From a shell:",
         "",
         "```sh",
-        'python -c "import tensorflow_text; from tensorflow.python.tools.saved_model_cli import '
-        'main; main()" show --dir THIS_FOLDER --all',
+        "saved_model_cli show --dir . --all",
+        "python -c \"import numpy as np; np.save('features.npy', "
+        f"np.ones([1, 50, {dimension}], 'float32'))\"",
+        *_runs("serve", "--inputs features=features.npy --input_exprs 'lengths=[50]'"),
         "```",
+    ]
+    if "serve_audio" in endpoints:
+        lines += [
+            "",
+            "and with `speech.wav` in that folder (an array of objects, since NumPy's own type for "
+            "bytes drops zeros at the end):",
+            "",
+            "```sh",
+            'python -c "import numpy as np; '
+            "np.save('audio.npy', np.array([open('speech.wav', 'rb').read()], object))\"",
+            *_runs("serve_audio", "--inputs audio=audio.npy"),
+            "```",
+        ]
+    return lines
+
+
+def _runs(signature, inputs):
+    return [
+        f"saved_model_cli run --dir . --tag_set serve --signature_def {signature} \\",
+        f"    {inputs}",
     ]
 
 

@@ -21,7 +21,8 @@ MEANINGS = {
     "whole.tflite": "the same for one utterance of a fixed length",
     "step.onnx": "frames or tokens [batch, time] and states to log-probabilities and new states, "
     "in the order of the inputs",
-    "step.tflite": "the same for one frame or token of one stream",
+    "step.tflite": "the same for one frame or token of one stream; outputs are called output_0, "
+    "output_1, …, in that order, while the interpreter lists the inputs by the alphabet",
 }
 
 

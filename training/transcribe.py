@@ -112,6 +112,8 @@ def main(argv):
     ):
         features, scores, start = hear(signatures, waveform)
         segments = phone_model.decode(scores)
+        if not segments:
+            print(f"warning: {path} is too short for a single frame of 25 ms", file=sys.stderr)
         print(f"{path}: {' '.join(segment.phone for segment in segments)}")
         for segment in segments:
             print(
@@ -123,7 +125,7 @@ def main(argv):
             wrong, length = phone_errors(reference, spoken)
             print(f"  phone error rate {wrong / length:.1%} ({wrong} of {length})", flush=True)
             errors, expected = errors + wrong, expected + length
-        if picture:
+        if picture and segments:
             draw(picture, Path(path).name, waveform, description, features, scores, start, segments)
             print(f"  picture: {picture}")
     if len(paths) > 1 and expected:
@@ -238,8 +240,15 @@ def picture_paths(plot, paths):
         return [None] * len(paths)
     plot = Path(plot)
     if plot.suffix.lower() != ".png":
+        pictures = [plot / f"{Path(path).stem}.png" for path in paths]
+        for number, picture in enumerate(pictures):
+            if picture in pictures[:number]:
+                raise CommandError(
+                    f"--plot={plot}: {paths[pictures.index(picture)]} and {paths[number]} would "
+                    f"both be drawn into {picture}; call twice, with a folder for each"
+                )
         plot.mkdir(parents=True, exist_ok=True)
-        return [plot / f"{Path(path).stem}.png" for path in paths]
+        return pictures
     if len(paths) > 1:
         raise CommandError(f"--plot={plot} is one file for {len(paths)} pictures; name a folder")
     plot.parent.mkdir(parents=True, exist_ok=True)

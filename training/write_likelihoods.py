@@ -8,7 +8,8 @@ log-likelihood up to a constant of the frame. Column k is the corpus's state k: 
 was prepared from a Kaldi directory, pdf-id k. Priors are the states' shares of the training
 alignments; a state that they never have counts as seen in one frame.
 
-The output folder gets SPLIT.ark and SPLIT.scp for each split, the scp sorted by utterance. A split
+The output folder gets SPLIT.ark and SPLIT.scp for each split, the scp sorted by utterance and
+with absolute paths. A split
 that is written is not written again, so the same command continues after being killed.
 """
 
@@ -135,7 +136,8 @@ def make_scorer(serve, description):
 
 def write_split(corpus, split, score, output_dir):
     """Writes SPLIT.ark and then SPLIT.scp, each aside first and renamed when it is whole."""
-    archive, index = output_dir / f"{split}.ark", output_dir / f"{split}.scp"
+    # Absolute, so that the index can be read from any folder.
+    archive, index = (output_dir.resolve() / f"{split}.{kind}" for kind in ("ark", "scp"))
     partial_archive, partial_index = (
         path.with_name(path.name + PARTIAL) for path in (archive, index)
     )

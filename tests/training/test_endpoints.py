@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -161,6 +164,59 @@ def test_nothing_silence_and_clipping(signatures):
     assert none["log_posteriors"].shape[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": [5]}, r"one number for each row.* \[2\] \[1\]"),
+        ({"lengths": [5, 6]}, r"between 0 and what each row holds.*5.*5 6"),
+        ({"lengths": [-1, 5]}, r"between 0 and what each row holds.*-1 5"),
+        ({"features": np.full((2, 5, 123), np.nan)}, "features holds values that are not finite"),
+    ],
+)
+@pytest.mark.parametrize("name", ["serve", "step"])
+def test_what_does_not_fit_is_said(signatures, name, changes, message):
+    states = zero_states(signatures["step"], 2) if name == "step" else {}
+    given = {"features": np.ones((2, 5, 123)), "lengths": [5, 3], **changes}
+    features, lengths = tf.constant(given["features"], tf.float32), tf.constant(given["lengths"])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        signatures[name](features=features, lengths=lengths, **states)
+
+
+def test_states_of_other_streams_are_refused(signatures, language_signatures):
+    for step, given in (
+        (signatures["step"], {"features": tf.ones([2, 5, 123]), "lengths": tf.constant([5, 5])}),
+        (language_signatures["step"], {"tokens": tf.ones([2, 5], tf.int32)}),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="another number of rows"):
+            step(**given, **zero_states(step, 1))
+
+
+def test_samples_that_are_none(signatures):
+    """What stands past the end may be anything; what counts may not."""
+    rows = np.stack([noise(4000), noise(4000)])
+    lengths = tf.constant([4000, 2500])
+    serve = signatures["serve_waveform"]
+    expected = serve(waveform=tf.constant(rows), lengths=lengths)["log_posteriors"]
+    rows[1, 2500:] = np.nan
+    found = serve(waveform=tf.constant(rows), lengths=lengths)["log_posteriors"]
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found[1, :30], expected[1, :30], atol=1e-5)
+    for wrong in (rows, rows[:1] * 32768.0):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="divide by 32768"):
+            serve(waveform=tf.constant(wrong), lengths=tf.fill([len(wrong)], 4000))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="lengths must lie between"):
+        serve(waveform=tf.constant(rows), lengths=tf.constant([4000, 4001]))
+
+
+def test_numbers_that_are_no_words(language_signatures):
+    step = language_signatures["step"]
+    for wrong in (-1, 10**6):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="tokens must lie between 0 and"):
+            step(tokens=tf.constant([[1, wrong]]), **zero_states(step, 1))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"k must be 1 or more"):
+        language_signatures["next_token"](prefix=tf.constant(["the"]), k=tf.constant(0))
+
+
 def test_language_model_scores_sentences(language, language_signatures):
     words = json.loads((language / "run" / "vocabulary.json").read_text())["words"]
     model = keras.saving.load_model(language / "run" / "best.keras", compile=False)
@@ -273,13 +329,13 @@ def run_cli(folder, name, given, tmp_path, before=""):
     return lambda output: np.load(tmp_path / f"{output}.npy", allow_pickle=True)
 
 
-@pytest.mark.parametrize("name", ["serve", "features", "serve_waveform", "serve_audio", "step"])
+# The others are among the commands of the model card.
+@pytest.mark.parametrize("name", ["features", "serve_waveform", "step"])
 def test_saved_model_cli_runs_it(speech, signatures, tmp_path, name):
     given = {
         "features": np.ones((1, 5, 123), np.float32),
         "waveform": noise(4000)[np.newaxis],
         "lengths": np.array([4000 if name in ("features", "serve_waveform") else 5], np.int32),
-        "audio": np.array([wav(noise(4000), tmp_path)]),
         **{state: value.numpy() for state, value in zero_states(signatures["step"], 1).items()},
     }
     inputs = signatures[name].structured_input_signature[1]
@@ -290,12 +346,10 @@ def test_saved_model_cli_runs_it(speech, signatures, tmp_path, name):
         np.testing.assert_allclose(np.exp(output("log_posteriors")).sum(-1), 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["score", "next_token", "step"])
+@pytest.mark.parametrize("name", ["score", "step"])
 def test_saved_model_cli_runs_a_language_model(language, language_signatures, tmp_path, name):
     given = {
         "sentences": np.array(["the statement", "an error"]),
-        "prefix": np.array(["the"]),
-        "k": np.int32(3),
         "tokens": np.ones((1, 2), np.int32),
         **{
             state: value.numpy()
@@ -304,21 +358,56 @@ def test_saved_model_cli_runs_a_language_model(language, language_signatures, tm
     }
     inputs = language_signatures[name].structured_input_signature[1]
     before = "import tensorflow_text; "
-    assert before.strip("; ") in (language / "exported" / "MODEL_CARD.md").read_text()
     output = run_cli(
         language / "exported", name, {one: given[one] for one in inputs}, tmp_path, before
     )
     if name == "score":
         expected = np.exp(-output("log_probability") / output("tokens"))
         np.testing.assert_allclose(output("perplexity"), expected, rtol=1e-5)
-    elif name == "next_token":
-        assert output("words").shape == output("probabilities").shape == (1, 3)
     else:
         np.testing.assert_allclose(np.exp(output("log_probabilities")).sum(-1), 1.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["speech", "language"])
+def test_the_commands_of_the_model_card(request, kind, tmp_path):
+    """They run as they stand, and find `python` and `saved_model_cli` where these belong."""
+    folder = tmp_path / "copy"
+    shutil.copytree(request.getfixturevalue(kind) / "exported", folder)
+    (folder / "speech.wav").write_bytes(wav(noise(4000), tmp_path))
+    blocks = re.findall("```sh\n(.*?)```", (folder / "MODEL_CARD.md").read_text(), re.DOTALL)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", "\n".join(blocks)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = re.findall("Result for output key (.*):", done.stdout)
+    expected = {
+        "speech": ["log_posteriors", "frames", "log_posteriors", "times"],
+        "language": ["log_probability", "perplexity", "tokens", "probabilities", "words"],
+    }
+    assert outputs == expected[kind]
+
+
+def test_a_live_frame_of_zeros_is_no_padding(signatures):
+    features = np.random.default_rng(0).normal(size=(1, 9, 123)).astype(np.float32)
+    features[:, 4:6] = 0.0
+    given = {"features": tf.constant(features), "lengths": tf.constant([9])}
+    stepped = signatures["step"](**given, **zero_states(signatures["step"], 1))["log_posteriors"]
+    np.testing.assert_allclose(signatures["serve"](**given)["log_posteriors"], stepped, atol=1e-5)
+
+
 def test_ten_minutes_through_step(signatures):
-    """In chunks, as somebody would who has no memory for the whole."""
+    """In chunks, as somebody would who has no memory for the whole; it does not grow."""
+
+    def memory():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
     step = signatures["step"]
     features = np.random.default_rng(0).normal(size=(1, 60_000, 123)).astype(np.float32)
     states, parts = zero_states(step, 1), []
@@ -327,6 +416,9 @@ def test_ten_minutes_through_step(signatures):
         outputs = dict(step(features=part, lengths=tf.constant([1000]), **states))
         parts.append(outputs.pop("log_posteriors"))
         states = outputs
+        if start == 5000:
+            before = memory()
+    assert memory() < before + 50
     whole = signatures["serve"](features=tf.constant(features), lengths=tf.constant([60_000]))
     np.testing.assert_allclose(tf.concat(parts, 1), whole["log_posteriors"], atol=1e-5)
 

@@ -107,6 +107,17 @@ def test_plot_without_a_path(exported, audio, tmp_path, call_script, monkeypatch
     assert (tmp_path / "new" / "one.png").is_file()
     with pytest.raises(CommandError, match="one file for 2 pictures"):
         call_script(transcribe, f"--model={exported}", "--plot=x.png", audio, audio)
+    with pytest.raises(CommandError, match=r"would both be drawn into .*noise\.png"):
+        call_script(transcribe, f"--model={exported}", "--plot=both", audio, audio)
+
+
+def test_audio_shorter_than_a_frame(exported, tmp_path, call_script, capsys):
+    path = tmp_path / "click.wav"
+    soundfile.write(path, np.full(30, 0.1), 8000)
+    call_script(transcribe, f"--model={exported}", f"--plot={tmp_path}", path)
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}: \n"
+    assert f"{path} is too short for a single frame" in captured.err
 
 
 def test_silence_and_clipping_are_said(exported, tmp_path, call_script, capsys):

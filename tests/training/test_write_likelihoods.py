@@ -58,9 +58,13 @@ def test_archives_hold_posteriors_less_priors(trained, tiny_corpus, tmp_path, ca
         assert archive.keys() == expected.keys()
 
 
-def test_continues_where_it_was_killed(trained, tiny_corpus, tmp_path, call_script, capsys):
+def test_continues_where_it_was_killed(
+    trained, tiny_corpus, tmp_path, call_script, capsys, monkeypatch
+):
     scores = tmp_path / "scores"
-    call(call_script, trained, tiny_corpus, scores, "--splits=dev")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)
+        call(call_script, trained, tiny_corpus, "scores", "--splits=dev")
     assert not (scores / "train.scp").exists()
     written = (scores / "dev.ark").stat().st_mtime_ns
     # Killed while it wrote the other split.
@@ -69,6 +73,7 @@ def test_continues_where_it_was_killed(trained, tiny_corpus, tmp_path, call_scri
     assert (scores / "dev.ark").stat().st_mtime_ns == written
     assert "dev.scp is there already" in capsys.readouterr().out
     assert len(kaldiio.load_scp(str(scores / "train.scp"))) == 26
+    assert all(matrix.size for matrix in kaldiio.load_scp(str(scores / "dev.scp")).values())
     assert sorted(path.name for path in scores.iterdir()) == [
         "dev.ark",
         "dev.scp",
