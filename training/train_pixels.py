@@ -60,6 +60,7 @@ flags.DEFINE_float(
 )
 
 
+@rejoined_after_losing_a_worker(FLAGS)
 def main(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
@@ -84,22 +85,21 @@ def main(argv):
     keras.utils.set_random_seed(FLAGS.seed)
     with strategy.scope():
         model = build_model(strategy.num_replicas_in_sync)
-    with rejoined_after_losing_a_worker(strategy, run):
-        train(
-            model,
-            strategy,
-            run,
-            splits,
-            FLAGS.epochs,
-            callbacks=watchers(FLAGS.tensorboard, run, splits),
-            checkpoint_steps=FLAGS.checkpoint_steps,
-            verbose=command_line.fit_verbosity(),
-        )
-        final_weights = model.get_weights()
-        model.load_weights(run.best_model_path)
-        scores = evaluate(model, strategy, batches(images["test"], rows, worker), rows)
-        model.set_weights(final_weights)
-        run.finish(model, test_loss=scores["loss"], test_error=scores["error"])
+    train(
+        model,
+        strategy,
+        run,
+        splits,
+        FLAGS.epochs,
+        callbacks=watchers(FLAGS.tensorboard, run, splits),
+        checkpoint_steps=FLAGS.checkpoint_steps,
+        verbose=command_line.fit_verbosity(),
+    )
+    final_weights = model.get_weights()
+    model.load_weights(run.best_model_path)
+    scores = evaluate(model, strategy, batches(images["test"], rows, worker), rows)
+    model.set_weights(final_weights)
+    run.finish(model, test_loss=scores["loss"], test_error=scores["error"])
     best = run.best_row
     print(
         f"Best epoch {best['epoch']} of {run.completed_epochs}: train loss "
