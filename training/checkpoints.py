@@ -4,6 +4,7 @@
     checkpoints/epoch-0003-step-000120/ after 3 epochs and 120 steps of the next
         worker-0.npz                    weights, optimizer, and what worker 0's replicas differ in
         worker-1.npz                    what worker 1's replicas differ in
+    checkpoints/wanted-epoch-…          a worker that is told to stop wants this one
 
 Each worker writes its file aside and renames it, and a checkpoint is whole when all of them are
 there and can be read (an npz file has checksums). Replicas differ in the states that a stateful
