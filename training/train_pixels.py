@@ -186,8 +186,8 @@ class ImagesWithInk(keras.layers.Layer):
         self.supports_masking = True
 
     def compute_mask(self, pixels, mask=None):
-        ink = keras.ops.any(keras.ops.not_equal(pixels, 0.0), axis=(1, 2))
-        return keras.ops.broadcast_to(ink[:, None], keras.ops.shape(pixels)[:2])
+        ink = keras.ops.not_equal(pixels[:, :, 0], 0.0)
+        return keras.ops.logical_or(ink, keras.ops.any(ink, axis=1, keepdims=True))
 
     def call(self, pixels):
         return pixels
