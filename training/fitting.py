@@ -77,6 +77,10 @@ def train(model, strategy, run, splits, epochs, *, callbacks=(), checkpoint_step
                 steps=steps,
             )
             if not steps:
+                if strategy.num_replicas_in_sync == 1:  # Else `prepare` has built them.
+                    keras_overrides.build_metrics(
+                        model, strategy, splits.valid.element_spec, splits.rows
+                    )
                 end_epoch(model, everybody, epoch, valid, valid_steps)
                 continue
             model.fit(
