@@ -194,7 +194,7 @@ def test_without_synchronization_each_replica_has_its_own_moments(name, strategy
         np.testing.assert_allclose(value, mean, rtol=0, atol=1e-10, err_msg=statistic)
 
 
-@pytest.mark.parametrize("name", ["lstm-sequence", "gru-frame_steps"])
+@pytest.mark.parametrize("name", ["lstm-sequence", "gru-frame_steps", "simple_rnn-frame"])
 def test_fit_on_two_replicas_is_fit_on_one(name, strategy):
     case = conformance.find(name)
     rng = np.random.default_rng(4)

@@ -4,6 +4,7 @@
     checkpoints/epoch-0003-step-000120/ after 3 epochs and 120 steps of the next
         worker-0.npz                    weights, optimizer, and what worker 0's replicas differ in
         worker-1.npz                    what worker 1's replicas differ in
+    checkpoints/wanted-epoch-…          a worker that is told to stop wants this one
 
 Each worker writes its file aside and renames it, and a checkpoint is whole when all of them are
 there and can be read (an npz file has checksums). Replicas differ in the states that a stateful
@@ -26,21 +27,23 @@ from pathlib import Path
 import keras
 import numpy as np
 
+FOLDER = "checkpoints"
 KEPT = 2
 PARTIAL = ".partial"
 PROGRESS = "progress"
+WANTED = "wanted-"
 
 
 class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: where they are.
+        run_path: the run's folder, which has that of the checkpoints.
         worker: the `Worker` that this process is.
     """
 
-    def __init__(self, folder, worker):
-        self.folder = Path(folder)
+    def __init__(self, run_path, worker):
+        self.folder = Path(run_path) / FOLDER
         self.worker = worker
 
     def save(self, model, epochs, steps, progress):
@@ -51,8 +54,7 @@ class Checkpoints:
             epochs, steps: finished epochs, and steps of the one after them.
             progress: JSON values to be returned by `restore`.
         """
-        name = f"epoch-{epochs:04d}" + (f"-step-{steps:06d}" if steps else "")
-        checkpoint = self.folder / name
+        checkpoint = self.folder / name_of(epochs, steps)
         checkpoint.mkdir(parents=True, exist_ok=True)
         arrays = {}
         if self.worker.is_chief:
@@ -74,10 +76,18 @@ class Checkpoints:
         if self.worker.is_chief:
             for old in sorted(self.folder.glob("epoch-*"), key=order)[:-KEPT]:
                 shutil.rmtree(old)
+            for wanted in self.folder.glob(f"{WANTED}*"):
+                if order(Path(wanted.name.removeprefix(WANTED))) < (epochs, steps):
+                    wanted.unlink()
 
-    def newest_name(self):
-        """The folder's name of the newest checkpoint, whole or not; `""` without one."""
-        return max(self.folder.glob("epoch-*"), key=order, default=Path()).name
+    def want(self, epochs, steps):
+        """Asks all workers for a checkpoint."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / (WANTED + name_of(epochs, steps))).touch()
+
+    def is_wanted(self, epochs, steps):
+        """Whether a worker has asked for this checkpoint."""
+        return (self.folder / (WANTED + name_of(epochs, steps))).exists()
 
     def restore(self, model):
         """Puts the newest whole checkpoint into the model; reports damaged ones on stderr.
@@ -124,6 +134,11 @@ class Checkpoints:
             np.concatenate(values)
             for values in zip(*(of_kind("metric", part) for part in parts), strict=True)
         ]
+
+
+def newest_checkpoint(run_path):
+    """The name of a run's newest checkpoint, whole or not; `""` without one."""
+    return max((Path(run_path) / FOLDER).glob("epoch-*"), key=order, default=Path()).name
 
 
 def add_metrics(model, metrics, worker):
@@ -216,6 +231,11 @@ def read_part(path):
     """All arrays of a worker's file; reading them compares their checksums."""
     with np.load(path) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def name_of(epochs, steps):
+    """The name of a checkpoint's folder."""
+    return f"epoch-{epochs:04d}" + (f"-step-{steps:06d}" if steps else "")
 
 
 def order(checkpoint):

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 """
 
 import logging
+import signal
 import sys
 
 import absl.logging
@@ -98,7 +99,8 @@ def define_run_flags(flag_values):
     flags.DEFINE_integer(
         "checkpoint_steps",
         1000,
-        "Write a checkpoint after this many steps of an epoch, besides that at its end; 0: none.",
+        "Write a checkpoint after this many steps of an epoch and before its evaluation, besides "
+        "that at its end; 0: only that.",
         lower_bound=0,
         flag_values=flag_values,
     )
@@ -191,6 +193,7 @@ def run(main, flag_values, description="", expected_errors=()):
         # TensorFlow tells each asset it writes and each variable it reduces, by both loggers.
         absl.logging.set_verbosity(absl.logging.WARNING)
         logging.getLogger("tensorflow").setLevel(logging.WARNING)
+        signal.signal(signal.SIGTERM, stop)
         try:
             return main(argv)
         except (CommandError, OSError, ModuleNotFoundError, *expected_errors) as error:
@@ -204,6 +207,11 @@ def run(main, flag_values, description="", expected_errors=()):
             return 130
 
     app.run(guarded_main, flags_parser=parse_flags)
+
+
+def stop(number, frame):
+    """What SIGTERM does where there is nothing to save."""
+    raise Stopped("SIGTERM; the same command continues")
 
 
 def fit_verbosity():

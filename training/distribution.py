@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from checkpoints import newest_checkpoint
 from command_line import STRATEGIES, CommandError
 
 TF_CONFIG_EXAMPLE = (
@@ -54,7 +55,7 @@ def make_strategy(name):
     """
     if name not in STRATEGIES:
         raise CommandError(f"--strategy={name} is not one of {', '.join(STRATEGIES)}")
-    several = len(_workers_of_environment()) > 1
+    several = name in ("auto", "multi_worker") and len(_workers_of_environment()) > 1
     if name == "multi_worker" or (name == "auto" and several):
         if not several:
             raise CommandError(
@@ -76,17 +77,24 @@ def make_strategy(name):
 
 
 def _workers_of_environment():
-    """The addresses in `TF_CONFIG`, `[]` without one."""
+    """The addresses in `TF_CONFIG`, the chief's first where there is one; `[]` without any."""
     text = os.environ.get("TF_CONFIG")
     if not text:
         return []
     try:
         config = json.loads(text)
-        workers, index = config["cluster"]["worker"], config["task"]["index"]
-        if config["task"]["type"] != "worker" or not 0 <= index < len(workers):
-            raise ValueError(f"task {config['task']} is none of the workers {workers}")
+        cluster, task = config["cluster"], config["task"]
+        if not set(cluster) <= {"chief", "worker"}:
+            raise ValueError(f"the cluster has {sorted(cluster)}; a chief and workers can train")
+        if not all(isinstance(addresses, list) for addresses in cluster.values()):
+            raise ValueError("addresses must be in lists")
+        workers = [address for kind in sorted(cluster) for address in cluster[kind]]
+        if not 0 <= int(task["index"]) < len(cluster.get(task["type"], [])):
+            raise ValueError(f"task {task} is none of the workers {workers}")
+        if len(set(workers)) < len(workers):
+            raise ValueError(f"an address is twice among {workers}")
         return workers
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CommandError(
             f"TF_CONFIG={text} is not as in {TF_CONFIG_EXAMPLE}: {type(error).__name__} {error}"
         ) from None
@@ -97,20 +105,23 @@ def worker_of(strategy):
     resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
         return Worker()
-    return Worker(resolver.task_id, len(resolver.cluster_spec().as_dict()["worker"]))
+    cluster = resolver.cluster_spec().as_dict()
+    before = len(cluster.get("chief", [])) if resolver.task_type == "worker" else 0
+    return Worker(before + resolver.task_id, sum(map(len, cluster.values())))
 
 
 @contextlib.contextmanager
-def rejoined_after_losing_a_worker(strategy, run):
+def rejoined_after_losing_a_worker(flag_values):
     """Starts this process's command again when another worker is gone.
 
     The collectives of the workers that are left have failed and cannot be mended. The command
     connects anew, waits until the lost worker is back, and goes on from the newest checkpoint. An
     error that comes back before there is a newer one is raised in the end: no worker is to blame.
 
+    A worker can be lost at any moment, so all that a script does belongs into this context.
+
     Args:
-        strategy: the script's.
-        run: its `RunFolder`.
+        flag_values: the script's.
     """
     lost = (
         tf.errors.UnavailableError,
@@ -123,9 +134,9 @@ def rejoined_after_losing_a_worker(strategy, run):
     try:
         yield
     except lost as error:
-        if worker_of(strategy).count == 1:
+        if flag_values.strategy in ("none", "mirrored") or len(_workers_of_environment()) < 2:
             raise
-        newest = run.checkpoints.newest_name()
+        newest = newest_checkpoint(flag_values.output_dir)
         before, _, times = os.environ.get(REJOINED, "").rpartition(":")
         times = int(times) + 1 if before == newest and times else 1
         if times > MOST_TIMES_REJOINED:

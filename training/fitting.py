@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import keras_overrides
@@ -49,7 +50,7 @@ def train(model, strategy, run, splits, epochs, *, callbacks=(), checkpoint_step
         epochs: in all.
         callbacks: Keras callbacks, besides those of this module.
         checkpoint_steps: write a checkpoint after this many steps of an epoch; 0 for none.
-        verbose: Keras's.
+        verbose: 0, nothing; 1, Keras's progress bar; 2, one line per epoch.
 
     Raises:
         CommandError: a loss that is not finite.
@@ -60,7 +61,7 @@ def train(model, strategy, run, splits, epochs, *, callbacks=(), checkpoint_step
     if first >= epochs:
         done = "1 epoch is" if first == 1 else f"{first} epochs are"
         print(f"{done} done already; --epochs={epochs} asks for no more.")
-    recorder = Recorder(run, splits.describe, checkpoint_steps)
+    recorder = Recorder(run, splits.describe, checkpoint_steps, epochs if verbose == 2 else 0)
     with stopped_by_sigterm(recorder):
         for epoch in range(first, epochs):
             skipped = run.completed_steps
@@ -69,12 +70,19 @@ def train(model, strategy, run, splits, epochs, *, callbacks=(), checkpoint_step
             everybody = keras.callbacks.CallbackList(
                 [*callbacks, recorder],
                 add_history=True,
-                add_progbar=verbose != 0,
+                add_progbar=verbose == 1 and steps > 0,
                 model=model,
                 verbose=verbose,
                 epochs=epochs,
                 steps=steps,
             )
+            if not steps:
+                if strategy.num_replicas_in_sync == 1:  # Else `prepare` has built them.
+                    keras_overrides.build_metrics(
+                        model, strategy, splits.valid.element_spec, splits.rows
+                    )
+                end_epoch(model, everybody, epoch, valid, valid_steps)
+                continue
             model.fit(
                 batches,
                 validation_data=valid,
@@ -84,9 +92,21 @@ def train(model, strategy, run, splits, epochs, *, callbacks=(), checkpoint_step
                 epochs=epoch + 1,
                 callbacks=everybody,
                 shuffle=False,  # The datasets are shuffled already.
-                verbose=verbose,
+                verbose=verbose % 2,  # Keras's 2 prints two lines per epoch.
             )
     gather(strategy, 0)  # The first worker has written the best model when all go on.
+
+
+def end_epoch(model, callbacks, epoch, valid, valid_steps):
+    """What `fit` does after an epoch's last step, for a run that was stopped there."""
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(epoch)
+    logs = model.get_metrics_result()
+    scores = model.evaluate(
+        valid, steps=valid_steps, callbacks=callbacks, verbose=0, return_dict=True
+    )
+    logs |= {f"val_{name}": value for name, value in scores.items()}
+    callbacks.on_epoch_end(epoch, {name: float(value) for name, value in logs.items()})
 
 
 def prepare(model, strategy, batches, rows):
@@ -106,10 +126,11 @@ def evaluate(model, strategy, batches, rows, callbacks=()):
 
 
 def watchers(tensorboard, run, splits):
-    """The callbacks of `--tensorboard`; the first worker's alone."""
-    if not (tensorboard and run.worker.is_chief):
+    """The callbacks of `--tensorboard`."""
+    if not tensorboard:
         return []
-    return [TensorBoard(run.path / "tensorboard", lambda: splits.train(0))]
+    folder = run.path / "tensorboard"
+    return [TensorBoard(folder, lambda: splits.train(0), writes=run.worker.is_chief)]
 
 
 class Recorder(keras.callbacks.Callback):
@@ -118,12 +139,15 @@ class Recorder(keras.callbacks.Callback):
     Args:
         run: its `RunFolder`.
         describe: names what is in a batch, from epoch and step.
-        checkpoint_steps: write a checkpoint after this many steps of an epoch; 0 for none.
+        checkpoint_steps: write a checkpoint after this many steps of an epoch, and before its
+            evaluation; 0 for neither.
+        announced: print a line after each of so many epochs; 0 for none.
     """
 
-    def __init__(self, run, describe, checkpoint_steps):
+    def __init__(self, run, describe, checkpoint_steps, announced=0):
         super().__init__()
         self.run, self.describe, self.checkpoint_steps = run, describe, checkpoint_steps
+        self.announced = announced
         self.stop_requested = False
 
     def begin(self, skipped, steps):
@@ -135,29 +159,56 @@ class Recorder(keras.callbacks.Callback):
         if self.skipped:
             # After other callbacks have begun the epoch, which carries no states over.
             self.run.checkpoints.restore(self.model)
+        if self.skipped == self.last:
+            add_metrics(self.model, self.run.take_metrics(), self.run.worker)
 
     def on_train_batch_end(self, batch, logs=None):
         before = self.step
         self.step = min(self.skipped + batch + 1, self.last)
         if not math.isfinite(logs["loss"]):
-            self.stop_at(before)
+            self.stop_at(before, "the loss is")
         if before == self.skipped and self.skipped:
             add_metrics(self.model, self.run.take_metrics(), self.run.worker)
         every = self.checkpoint_steps
-        due = every and self.step // every > before // every
-        # A worker that is stopped alone leaves the others without its part of a checkpoint.
-        stopping = self.stop_requested and self.run.worker.count == 1
-        if (due or stopping) and self.step < self.last:
+        due = every and (self.step // every > before // every or self.step == self.last)
+        stopping = self.stopping()
+        if due or stopping:
+            weights = map(np.asarray, self.model.trainable_variables)
+            if not all(np.isfinite(weight).all() for weight in weights):
+                self.stop_at(before, "weights are")
             self.run.save_steps(self.model, self.step, time.monotonic() - self.began)
-        if self.stop_requested:
+        if stopping and self.stop_requested:
             self.stop()
 
+    def stopping(self):
+        """Whether a checkpoint is wanted after this step because a worker was told to stop.
+
+        A checkpoint takes all workers. None is more than a step ahead of another, so one that is
+        told to stop asks for a checkpoint after the next step, and makes that step.
+        """
+        if self.run.worker.count == 1:
+            return self.stop_requested
+        finished, wanted = self.run.completed_epochs, self.run.checkpoints.is_wanted
+        if self.stop_requested and not wanted(finished, self.step):
+            self.run.checkpoints.want(finished, self.step + 1)
+            return False
+        return wanted(finished, self.step)
+
     def on_test_batch_end(self, batch, logs=None):
-        if self.stop_requested:
+        # Without a checkpoint before the evaluation it has to come to its end.
+        if self.stop_requested and self.checkpoint_steps:
             self.stop()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.run.end_epoch(self.model, epoch, logs or {}, time.monotonic() - self.began)
+        seconds = time.monotonic() - self.began
+        self.run.end_epoch(self.model, epoch, logs or {}, seconds)
+        if self.announced:
+            figures = (f"{key} {value:.4g}" for key, value in list(self.run.rows[-1].items())[1:])
+            print(
+                f"Epoch {epoch + 1}/{self.announced}: {', '.join(figures)}; {self.last} steps, "
+                f"{self.run.seconds[-1]:.0f} s",
+                flush=True,
+            )
         if self.stop_requested:
             self.stop()
 
@@ -167,11 +218,11 @@ class Recorder(keras.callbacks.Callback):
             f"{self.run.checkpoints.folder}, and the same command goes on from it"
         )
 
-    def stop_at(self, before):
-        """Ends the run for a loss that is not finite; names the batches since `before` steps."""
+    def stop_at(self, before, what):
+        """Ends the run for what is not finite; names the batches since `before` steps."""
         batches = "; ".join(self.describe(self.epoch, step) for step in range(before, self.step))
         raise CommandError(
-            f"the loss is not finite in epoch {self.epoch + 1}, step {self.step} ({batches}); the "
+            f"{what} not finite in epoch {self.epoch + 1}, step {self.step} ({batches}); the "
             "last checkpoint before it is kept. Try a lower --learning_rate in another "
             "--output_dir, --mixed_precision=none, or look at these inputs"
         )

@@ -4,7 +4,7 @@ Each override belongs to one instance, so a saved model knows nothing of it. The
 without each of them too: where that begins to work, a test fails and the override can go.
 
 * Clipping: `keras.optimizers` clip a replica's gradient before the replicas' are summed, which is
-  not the clipping of the sum (DESIGN of `BaseOptimizer.apply`; no issue is filed upstream).
+  not the clipping of the sum (https://github.com/tensorflow/tensorflow/issues/33929).
 * `MultiWorkerMirroredStrategy`: `_maybe_symbolic_build` fails on PerReplica batches, and
   `reduce_per_replica` asks for the mean over axis 0 of scalars
   (https://github.com/tensorflow/tensorflow/issues/72388,

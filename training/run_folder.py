@@ -69,7 +69,7 @@ class RunFolder:
         self.columns = dict(columns)
         self.criterion = criterion
         self.worker = worker
-        self.checkpoints = Checkpoints(self.path / "checkpoints", worker)
+        self.checkpoints = Checkpoints(self.path, worker)
         self.rows = []
         self.seconds = []
         self.completed_steps = 0

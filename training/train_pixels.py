@@ -29,13 +29,14 @@ from distribution import (
 )
 from fitting import Splits, evaluate, train, watchers
 from keras_bnrnn import BatchNormLSTM
+from keras_bnrnn.losses import FrameMeanCrossEntropy
 from precision import scaled, set_up_tensorflow
 from run_folder import RunFolder
 
 COLUMNS = {
-    "train_loss": "loss",
+    "train_loss": "cross_entropy",
     "train_error": "error",
-    "valid_loss": "val_loss",
+    "valid_loss": "val_cross_entropy",
     "valid_error": "val_error",
 }
 CLASSES, PIXELS, LARGEST = 10, 64, 16.0
@@ -60,6 +61,7 @@ flags.DEFINE_float(
 )
 
 
+@rejoined_after_losing_a_worker(FLAGS)
 def main(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
@@ -84,22 +86,21 @@ def main(argv):
     keras.utils.set_random_seed(FLAGS.seed)
     with strategy.scope():
         model = build_model(strategy.num_replicas_in_sync)
-    with rejoined_after_losing_a_worker(strategy, run):
-        train(
-            model,
-            strategy,
-            run,
-            splits,
-            FLAGS.epochs,
-            callbacks=watchers(FLAGS.tensorboard, run, splits),
-            checkpoint_steps=FLAGS.checkpoint_steps,
-            verbose=command_line.fit_verbosity(),
-        )
-        final_weights = model.get_weights()
-        model.load_weights(run.best_model_path)
-        scores = evaluate(model, strategy, batches(images["test"], rows, worker), rows)
-        model.set_weights(final_weights)
-        run.finish(model, test_loss=scores["loss"], test_error=scores["error"])
+    train(
+        model,
+        strategy,
+        run,
+        splits,
+        FLAGS.epochs,
+        callbacks=watchers(FLAGS.tensorboard, run, splits),
+        checkpoint_steps=FLAGS.checkpoint_steps,
+        verbose=command_line.fit_verbosity(),
+    )
+    final_weights = model.get_weights()
+    model.load_weights(run.best_model_path)
+    scores = evaluate(model, strategy, batches(images["test"], rows, worker), rows)
+    model.set_weights(final_weights)
+    run.finish(model, test_loss=scores["cross_entropy"], test_error=scores["error"])
     best = run.best_row
     print(
         f"Best epoch {best['epoch']} of {run.completed_epochs}: train loss "
@@ -163,16 +164,38 @@ def build_model(replicas):
     else:
         layer = keras.layers.LSTM(FLAGS.units, name="lstm")
     pixels = keras.Input((PIXELS, 1), name="pixels")
-    logits = keras.layers.Dense(CLASSES, dtype="float32", name="logits")(layer(pixels))
+    images = ImagesWithInk(name="images")(pixels)
+    logits = keras.layers.Dense(CLASSES, dtype="float32", name="logits")(layer(images))
     model = keras.Model(pixels, logits, name="pixel_classifier")
     model.compile(
         scaled(keras.optimizers.Adam(FLAGS.learning_rate, global_clipnorm=1.0)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        weighted_metrics=[error_rate()],
+        FrameMeanCrossEntropy(from_logits=True),
+        weighted_metrics=[cross_entropy(), error_rate()],
         jit_compile=FLAGS.jit_compile,
         steps_per_execution=FLAGS.steps_per_execution,
     )
     return model
+
+
+@keras.saving.register_keras_serializable(package="keras_bnrnn")
+class ImagesWithInk(keras.layers.Layer):
+    """Masks images of zeros: the rows that fill a batch up over several devices."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_mask(self, pixels, mask=None):
+        ink = keras.ops.not_equal(pixels[:, :, 0], 0.0)
+        return keras.ops.logical_or(ink, keras.ops.any(ink, axis=1, keepdims=True))
+
+    def call(self, pixels):
+        return pixels
+
+
+def cross_entropy():
+    """The metric: the mean over images."""
+    return keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy")
 
 
 def error_rate():

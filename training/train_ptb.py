@@ -81,6 +81,7 @@ for name, define, help_text in (
     define(name, None, f"{help_text}; not given: the recipe's.", lower_bound=0, flag_values=FLAGS)
 
 
+@rejoined_after_losing_a_worker(FLAGS)
 def main(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
@@ -129,23 +130,22 @@ def main(argv):
         keras.callbacks.LearningRateScheduler(recipe.learning_rate_of),
         *watchers(FLAGS.tensorboard, run, splits),
     ]
-    with rejoined_after_losing_a_worker(strategy, run):
-        train(
-            model,
-            strategy,
-            run,
-            splits,
-            epochs,
-            callbacks=callbacks,
-            checkpoint_steps=FLAGS.checkpoint_steps,
-            verbose=command_line.fit_verbosity(),
-        )
-        best_model = new_model()
-        prepare(best_model, strategy, mine["test"], splits.rows)
-        best_model.load_weights(run.best_model_path)
-        reset = language_model.ResetStates()
-        scores = evaluate(best_model, strategy, mine["test"], splits.rows, [reset])
-        run.finish(model, test_perplexity=scores["perplexity"])
+    train(
+        model,
+        strategy,
+        run,
+        splits,
+        epochs,
+        callbacks=callbacks,
+        checkpoint_steps=FLAGS.checkpoint_steps,
+        verbose=command_line.fit_verbosity(),
+    )
+    best_model = new_model()
+    prepare(best_model, strategy, mine["test"], splits.rows)
+    best_model.load_weights(run.best_model_path)
+    reset = language_model.ResetStates()
+    scores = evaluate(best_model, strategy, mine["test"], splits.rows, [reset])
+    run.finish(model, test_perplexity=scores["perplexity"])
     print_results(run, scores["perplexity"])
 
 

@@ -89,6 +89,7 @@ flags.DEFINE_float(
 )
 
 
+@rejoined_after_losing_a_worker(FLAGS)
 def main(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
@@ -131,7 +132,7 @@ def main(argv):
             steps_per_execution=FLAGS.steps_per_execution,
         )
     print_plan(corpus, model, strategy.num_replicas_in_sync)
-    with rejoined_after_losing_a_worker(strategy, run), damage_explained(corpus):
+    with damage_explained(corpus):
         train(
             model,
             strategy,

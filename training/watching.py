@@ -15,22 +15,30 @@ class TensorBoard(keras.callbacks.Callback):
     Scalars: every loss and metric (`train/…`, `validation/…`), `learning_rate`, `gradient_norm`
     (the epoch's mean, before clipping), `seconds_per_step`, and `input_pipeline/share_of_step`: the
     time that the input pipeline alone takes for a batch over that of a step. Below 1 prefetching
-    hides it behind the computation; near 1 the devices wait for data. Histograms: gamma and moving
-    variance of each layer.
+    hides it behind the computation; near 1 the devices wait for data. Histograms: every gamma and
+    moving variance.
+
+    Of several workers each needs one, because statistics are read from all of them together; the
+    first writes.
 
     Args:
         folder: of the event files.
         batches: a function to this worker's batches of the first epoch, to time them.
+        writes: whether this worker writes.
     """
 
-    def __init__(self, folder, batches):
+    def __init__(self, folder, batches, writes=True):
         super().__init__()
-        self.folder, self.batches = str(folder), batches
+        self.folder, self.batches, self.writes = str(folder), batches, writes
         self.writer = self.seconds_per_batch = None
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.writer is None:
-            self.writer = tf.summary.create_file_writer(self.folder)
+            self.writer = (
+                tf.summary.create_file_writer(self.folder)
+                if self.writes
+                else tf.summary.create_noop_writer()
+            )
             self.seconds_per_batch = probe(self.batches())
         self.steps, self.began = 0, time.monotonic()
         self.ended = self.began
@@ -39,20 +47,23 @@ class TensorBoard(keras.callbacks.Callback):
         self.steps, self.ended = batch + 1, time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
-        seconds = (self.ended - self.began) / max(self.steps, 1)
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         scalars = {
             **{scalar_name(name): value for name, value in (logs or {}).items()},
             "learning_rate": float(np.asarray(self.model.optimizer.learning_rate)),
-            "gradient_norm": optimizer.gradient_norm.take(),
-            "seconds_per_step": seconds,
-            "input_pipeline/share_of_step": self.seconds_per_batch / max(seconds, 1e-9),
         }
+        if self.steps:  # None where a run was stopped between an epoch's last step and its end.
+            seconds = (self.ended - self.began) / self.steps
+            optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+            scalars |= {
+                "gradient_norm": optimizer.gradient_norm.take(),
+                "seconds_per_step": seconds,
+                "input_pipeline/share_of_step": self.seconds_per_batch / max(seconds, 1e-9),
+            }
         with self.writer.as_default(step=epoch + 1):
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)
             for weight in self.model.weights:
-                if weight.name in ("gamma", "moving_variance"):
+                if weight.name.endswith(("gamma", "moving_variance")):
                     tf.summary.histogram(weight.path, np.asarray(weight))
         self.writer.flush()
 

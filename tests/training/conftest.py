@@ -35,7 +35,7 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
-def write_corpus(folder, utterances=(26, 9), seed=0):
+def write_corpus(folder, utterances=(26, 9), seed=0, shard_count=2):
     """Writes a corpus whose labels can be learnt from its features."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(STATES, DIMENSION)).astype("float32")
@@ -53,8 +53,9 @@ def write_corpus(folder, utterances=(26, 9), seed=0):
             if split == "train":
                 seen.append(features)
         shards = []
-        for shard, part in enumerate((slice(None, None, 2), slice(1, None, 2))):
-            path = folder / f"{split}-{shard:05d}-of-00002.tfrecord"
+        for shard in range(shard_count):
+            part = slice(shard, None, shard_count)
+            path = folder / f"{split}-{shard:05d}-of-{shard_count:05d}.tfrecord"
             with tf.io.TFRecordWriter(str(path)) as writer:
                 for example in examples[part]:
                     writer.write(example)
@@ -106,6 +107,13 @@ def write_corpus(folder, utterances=(26, 9), seed=0):
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("speech") / "corpus")
+
+
+@pytest.fixture(scope="session", params=[1, 3], ids="{} shards".format)
+def sharded_corpus(tmp_path_factory, request):
+    """27 and 7 utterances in one shard or in three."""
+    folder = tmp_path_factory.mktemp("speech") / f"corpus{request.param}"
+    return write_corpus(folder, (27, 7), 1, request.param)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import distribution
 import equality
 import keras_overrides
 import workers
-from checkpoints import Checkpoints
 from command_line import CommandError
 from distribution import Worker, distribute, make_strategy, worker_of
 from fitting import prepare
@@ -83,6 +82,22 @@ def test_workers_read_every_utterance_once_an_epoch(tiny_corpus, count, split):
             shards = [corpus.shard_paths(split)[index] for index in range(2)]
             for part, path in zip(parts, shards, strict=True):
                 assert len(part) == sum(1 for _ in tf.data.TFRecordDataset(path))
+
+
+def test_two_workers_read_every_utterance_once_from_odd_shards(sharded_corpus):
+    corpus = load_corpus(sharded_corpus)
+    for split in ("train", "dev"):
+        expected = sorted(one["id"] for one in read_utterances(corpus, split))
+        for epoch in (0, 1):
+            names = []
+            for index in range(2):
+                dataset = speech_dataset(
+                    corpus, split, 4, first_epoch=epoch, worker=(index, 2), with_ids=True
+                )
+                batches = [batch[-1].numpy() for batch in dataset]
+                assert len(batches) == dataset.cardinality() > 0
+                names += [name.decode() for batch in batches for name in batch]
+            assert sorted(names) == expected
 
 
 def test_more_workers_than_utterances(tiny_corpus):
@@ -241,6 +256,16 @@ def test_keras_alone_fails_on_two_workers(override):
     assert "Traceback" in outputs[0]
 
 
+@pytest.mark.parametrize("option", [{"jit_compile": True}, {"steps_per_execution": 2}])
+def test_keras_alone_fails_with_what_is_refused(mirrored, option):
+    """Should this fail, Keras can do it and `set_up_tensorflow` need not refuse it."""
+    with mirrored.scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse", **option)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        model.fit(np.ones((16, 2)), np.ones((16, 1)), batch_size=4, verbose=0)
+
+
 def test_too_few_examples_for_the_replicas(mirrored):
     distribution.check_batch_size(4, 2, mirrored)
     with pytest.raises(CommandError, match="does not divide over 2 replicas"):
@@ -263,6 +288,16 @@ def test_too_few_examples_for_the_replicas(mirrored):
             '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}',
             "two or more workers",
         ),
+        ('{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}', "in lists"),
+        (
+            '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
+            "an address is twice",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}',
+            "a chief and workers can train",
+        ),
+        ("[]", "is not as in"),
     ],
 )
 def test_a_wrong_tf_config_is_said(monkeypatch, config, message):
@@ -271,6 +306,28 @@ def test_a_wrong_tf_config_is_said(monkeypatch, config, message):
         monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(CommandError, match=message):
         make_strategy("multi_worker")
+
+
+def test_a_chief_is_the_first_worker(monkeypatch):
+    config = (
+        '{"cluster": {"worker": ["b:1", "c:1"], "chief": ["a:1"]}, '
+        '"task": {"type": "worker", "index": 1}}'
+    )
+    monkeypatch.setenv("TF_CONFIG", config)
+    assert distribution._workers_of_environment() == ["a:1", "b:1", "c:1"]
+    strategy = object.__new__(tf.distribute.MultiWorkerMirroredStrategy)
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    monkeypatch.setattr(type(strategy), "cluster_resolver", resolver)
+    assert worker_of(strategy) == Worker(2, 3)
+    monkeypatch.setenv("TF_CONFIG", config.replace('"worker", "index": 1', '"chief", "index": 0'))
+    assert worker_of(strategy) == Worker(0, 3)
+
+
+def test_one_device_does_not_look_at_tf_config(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{")
+    assert make_strategy("none").num_replicas_in_sync == 1
+    with pytest.raises(CommandError, match="is not as in"):
+        make_strategy("auto")
 
 
 def test_one_process_is_the_only_worker(mirrored):
@@ -282,16 +339,16 @@ def test_an_error_that_comes_back_is_raised_in_the_end(monkeypatch, tmp_path, ca
     """The command is started again a few times per checkpoint, not for ever."""
     started = []
     monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
-    monkeypatch.setattr(distribution, "worker_of", lambda strategy: Worker(0, 2))
+    monkeypatch.setenv("TF_CONFIG", distribution.TF_CONFIG_EXAMPLE)
     monkeypatch.setenv(distribution.REJOINED, "")
-    run = SimpleNamespace(checkpoints=Checkpoints(tmp_path, Worker(0, 2)))
+    flags = SimpleNamespace(strategy="auto", output_dir=str(tmp_path))
 
+    @distribution.rejoined_after_losing_a_worker(flags)
     def lose():
-        with distribution.rejoined_after_losing_a_worker(None, run):
-            raise tf.errors.UnavailableError(None, None, "gone")
+        raise tf.errors.UnavailableError(None, None, "gone")
 
     for checkpoint in ("epoch-0001", "epoch-0001-step-000010"):
-        (tmp_path / checkpoint).mkdir()
+        (tmp_path / "checkpoints" / checkpoint).mkdir(parents=True)
         started.clear()
         for _ in range(distribution.MOST_TIMES_REJOINED):
             lose()
@@ -299,6 +356,8 @@ def test_an_error_that_comes_back_is_raised_in_the_end(monkeypatch, tmp_path, ca
             lose()
         assert len(started) == distribution.MOST_TIMES_REJOINED
     assert "Another worker is gone (UnavailableError)" in capsys.readouterr().err
-    monkeypatch.setattr(distribution, "worker_of", lambda strategy: Worker())
+    started.clear()
+    flags.strategy = "none"
     with pytest.raises(tf.errors.UnavailableError):
         lose()
+    assert not started

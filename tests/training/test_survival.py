@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -77,9 +78,14 @@ def killed_at(monkeypatch, epoch, step):
         if (recorder.epoch, recorder.step) == (epoch, step):
             raise Killed
 
+    def die_in_evaluation(recorder, batch, logs=None):
+        if (recorder.epoch, "evaluation") == (epoch, step):
+            raise Killed
+
     context = monkeypatch.context()
     patch = context.__enter__()
     patch.setattr(fitting.Recorder, "on_train_batch_end", die)
+    patch.setattr(fitting.Recorder, "on_test_batch_end", die_in_evaluation)
     return context
 
 
@@ -92,7 +98,7 @@ def test_goes_on_from_the_last_saved_step(train, tmp_path, monkeypatch, capsys, 
     """
     flags = [f"--strategy={strategy}", "--nosynchronized"]
     train(kind, tmp_path / "whole", *flags)
-    for epoch, step in ((0, 3), (0, 5), (1, 1), (1, 4)):
+    for epoch, step in ((0, 3), (0, 5), (0, "evaluation"), (1, 1), (1, 4)):
         context = killed_at(monkeypatch, epoch, step)
         with pytest.raises(Killed):
             train(kind, tmp_path / "killed", *flags)
@@ -162,10 +168,13 @@ def test_a_checkpoint_without_a_workers_part_is_not_whole(tmp_path, capsys):
     model.compile("sgd", "mse")
     for steps in (1, 2):
         workers = [checkpoints.Checkpoints(tmp_path, Worker(index, 2)) for index in range(2)]
+        workers[0].want(0, steps)
         for worker in workers:
             worker.save(model, 0, steps, {"steps": steps})
     assert [one.restore(model)[1] for one in workers] == [2, 2]
-    (tmp_path / "epoch-0000-step-000002" / "worker-1.npz").unlink()
+    # What was asked for is forgotten once there is something newer.
+    assert [workers[1].is_wanted(0, steps) for steps in (1, 2)] == [False, True]
+    (tmp_path / "checkpoints" / "epoch-0000-step-000002" / "worker-1.npz").unlink()
     assert [one.restore(model)[1:3] for one in workers] == [(1, {"steps": 1})] * 2
     assert "worker-1.npz" in capsys.readouterr().err
 
@@ -183,7 +192,7 @@ def test_sigterm_saves_and_exits(tiny_corpus, tmp_path):
     assert process.returncode == command_line.EXIT_STOPPED, errors
     assert "stopped: SIGTERM in epoch" in errors and "the same command goes on" in errors
     assert "Traceback" not in errors
-    done = len(read_history(tmp_path / "stopped")) if "loss" in output else 0
+    done = output.count("Epoch ")
     flags[-1] = f"--epochs={done + 1}"
     for name in ("stopped", "whole"):
         folder = f"--output_dir={tmp_path}/{name}"
@@ -217,6 +226,56 @@ def test_a_loss_that_is_not_finite_names_step_and_utterances(train, tiny_corpus,
     step = int(message.split("step ")[1].split()[0])
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*"))
     assert kept == [f"epoch-0000-step-{saved:06d}" for saved in (2, 4, 6) if saved < step][-2:]
+
+
+def test_weights_that_are_not_finite_are_not_saved():
+    """The step that makes them has a finite loss; the checkpoint before it is to be kept."""
+    saved = []
+    run = SimpleNamespace(
+        worker=Worker(), save_steps=lambda model, steps, seconds: saved.append(steps)
+    )
+    recorder = fitting.Recorder(run, lambda epoch, step: f"batch {step}", 1)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    recorder.set_model(model)
+    recorder.begin(0, 9)
+    recorder.on_epoch_begin(0)
+    recorder.on_train_batch_end(0, {"loss": 1.0})
+    model.set_weights([np.array([[1.0], [np.inf]]), np.zeros(1)])
+    with pytest.raises(
+        CommandError, match=r"weights are not finite in epoch 1, step 2 \(batch 1\)"
+    ):
+        recorder.on_train_batch_end(1, {"loss": 1.0})
+    assert saved == [1]
+
+
+def test_one_of_two_workers_told_to_stop_makes_both_save(tmp_path):
+    def recorder(index):
+        worker = Worker(index, 2)
+        saved = []
+        run = SimpleNamespace(
+            worker=worker,
+            completed_epochs=0,
+            checkpoints=checkpoints.Checkpoints(tmp_path, worker),
+            save_steps=lambda model, steps, seconds: saved.append(steps),
+        )
+        made = fitting.Recorder(run, None, 0)
+        made.set_model(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+        made.begin(0, 9)
+        made.on_epoch_begin(0)
+        return made, saved
+
+    (told, its), (other, others) = recorder(0), recorder(1)
+    for step in range(2):
+        told.on_train_batch_end(step, {"loss": 1.0})
+        other.on_train_batch_end(step, {"loss": 1.0})
+    told.stop_requested = True
+    told.on_train_batch_end(2, {"loss": 1.0})
+    other.on_train_batch_end(2, {"loss": 1.0})
+    assert its == others == []
+    with pytest.raises(command_line.Stopped, match="epoch 1, step 4"):
+        told.on_train_batch_end(3, {"loss": 1.0})
+    other.on_train_batch_end(3, {"loss": 1.0})
+    assert its == others == [4]
 
 
 def test_tensorboard_can_be_read_back(train, tmp_path):
@@ -288,6 +347,29 @@ def test_what_keras_cannot_do_together_is_refused(train, tmp_path, kind, flag):
     with pytest.raises(CommandError, match="cannot be combined with several devices"):
         train(kind, tmp_path / "run", "--strategy=mirrored", flag)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_workers(tiny_corpus, tmp_path):
+    """Both save, the other one waits, and the job ends as if nothing had happened."""
+    flags = [f"--data_dir={tiny_corpus}", *SPEECH, "--epochs=3", "--checkpoint_steps=0"]
+    flags += ["--nosynchronized", "--tensorboard"]
+    whole = kills.Job("train_speech", flags, tmp_path / "whole", 2)
+    job = kills.Job("train_speech", flags, tmp_path / "stopped", 2)
+    while not job.newest_checkpoint():
+        assert job.running()
+        time.sleep(0.01)
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.processes[1].wait(timeout=300) == command_line.EXIT_STOPPED
+    job.processes[1] = job.start(1)
+    for one in (whole, job):
+        while one.running():
+            time.sleep(0.1)
+    assert kills.differences(tmp_path / "whole", tmp_path / "stopped") == []
+    log = (tmp_path / "stopped.log").read_text()
+    assert "stopped: SIGTERM in epoch" in log and "Another worker is gone" in log
+    assert "skipping damaged" not in log
+    assert list((tmp_path / "stopped" / "tensorboard").iterdir())
 
 
 @pytest.mark.slow

@@ -76,6 +76,25 @@ def test_a_run(call_script, tmp_path, flags):
         assert type(layer) is keras.layers.LSTM
 
 
+@pytest.mark.parametrize("model", ["baseline", "batch_norm"])
+def test_two_devices_are_one(call_script, tmp_path, model):
+    """Though the last batch of 1197 and that of 300 images are filled up to 400."""
+    flags = ["--units=6", "--epochs=2", "--batch_size=400", f"--model={model}"]
+    for strategy in ("none", "mirrored"):
+        call_script(
+            train_pixels, *flags, f"--strategy={strategy}", f"--output_dir={tmp_path}/{strategy}"
+        )
+    rows = zip(read_history(tmp_path / "none"), read_history(tmp_path / "mirrored"), strict=True)
+    for row, other in rows:
+        assert other == pytest.approx(row, rel=1e-4)
+    alone, together = (
+        keras.models.load_model(tmp_path / strategy / "final.keras").get_weights()
+        for strategy in ("none", "mirrored")
+    )
+    for weight, same in zip(alone, together, strict=True):
+        np.testing.assert_allclose(weight, same, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -177,6 +177,10 @@ def test_an_epoch_can_be_cut_short(text_dir, tiny_recipe):
     [
         (["--steps_per_epoch=100000"], "--steps_per_epoch=100000 is more than the text's"),
         (["--strategy=mirrored", "--size=three"], "do not divide over 2 devices"),
+        (
+            ["--strategy=mirrored", "--model=batch_norm", "--normalize_recurrent"],
+            "--nosynchronized",
+        ),
         (["--data_dir=/nowhere"], "/nowhere, which is not there"),
         (["--size=long"], "train text of .* Too little text"),
         (["--output_dir="], "--output_dir is missing"),

@@ -38,7 +38,14 @@ def test_trains_and_writes_results(call_script, corpus, tmp_path, capsys, model)
     loaded = keras.saving.load_model(tmp_path / "best.keras", compile=False)
     batch = next(iter(train_speech.batches(train_speech.load_corpus(corpus), "dev")))
     assert loaded(batch[0]).shape == (*batch[1].shape, 5)
-    assert "Next:" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("Next:") for line in lines)
+    # One line per epoch where there is no terminal, and nothing between them.
+    first = lines.index(next(line for line in lines if line.startswith("Epoch 1/3: train_fce ")))
+    assert [line.split(":")[0] for line in lines[first : first + 3]] == [
+        f"Epoch {epoch}/3" for epoch in (1, 2, 3)
+    ]
+    assert "Epoch" not in lines[first + 3].split() and "Epoch" not in lines[first - 1].split()
 
 
 def test_one_direction(call_script, corpus, tmp_path):
