@@ -175,6 +175,24 @@ def test_transition_ids_are_not_taken_for_pdf_ids(tree):
     assert len(tree.source().utterances()[0]) == 9
 
 
+def test_ids_that_train_and_dev_share(tree, tmp_path):
+    """Numbered anew in each split; sub-folders of the alignments then say which is meant."""
+    scp = tree.data / "dev" / "feats.scp"
+    scp.write_text(scp.read_text().replace("c-", "a-"))
+    for split, speakers in (("train", "ab"), ("dev", "c")):
+        (tree.ali / split).mkdir()
+        with open(tree.ali / split / "pdf.1.txt", "w") as file:
+            for name, ids in tree.pdf_ids.items():
+                if name[0] in speakers:
+                    print(name.replace("c", "a"), *ids, file=file)
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert corpus.document["failures"] == 0
+    for split in ("train", "dev"):
+        for utterance in read_utterances(corpus, split):
+            name = utterance["id"] if split == "train" else utterance["id"].replace("a", "c")
+            np.testing.assert_array_equal(utterance["labels"], tree.pdf_ids[name])
+
+
 def test_gender_of_the_speakers_is_kept(tree, tmp_path):
     tree.write_alignments()
     (tree.data / "train" / "spk2gender").write_text("a f\nb m\n")
