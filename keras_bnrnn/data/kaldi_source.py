@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_bnrnn.data.alignment import State, match_lengths
+from keras_bnrnn.data.corpus import SPLITS
 from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
 from keras_bnrnn.data.features import append_differences
 from keras_bnrnn.data.speech_sources import (
@@ -78,7 +79,8 @@ class KaldiSource(Source):
     are taken as they are.
 
     Alignments are integer vectors in archives `ali*` or `pdf*` anywhere in the alignment
-    directory, text or binary, gzipped or not. They are pdf-ids, as `ali-to-pdf` writes them,
+    directory, text or binary, gzipped or not; where the ids of train and dev are the same, in
+    sub-folders named after them. They are pdf-ids, as `ali-to-pdf` writes them,
     unless the directory holds the text form of `final.mdl` (as `final.mdl`, `final.mdl.txt` or
     `final.txt`): then they are transition-ids. While a corpus is prepared they lie in a temporary
     file, 4 bytes a frame.
@@ -135,8 +137,10 @@ class KaldiSource(Source):
             raise CorpusError(f"cmvn={self.cmvn}: {folder} has no cmvn.scp")
         split = split_of_folders(path.relative_to(root).parts[:-1]) or split_of_folders([root.name])
         for name, location in read_table(path, repeated=True):
-            if name not in alignments.pdf_ids:
-                failures.append(Failure(name, alignments.why_missing(name)))
+            try:
+                pdf_ids = alignments.find(name, split)
+            except UtteranceError as error:
+                failures.append(Failure(name, str(error)))
                 continue
             if name in not_utf_8:
                 failures.append(Failure(name, f"{folder / 'text'}: transcript is not UTF-8"))
@@ -152,7 +156,7 @@ class KaldiSource(Source):
             entry = KaldiEntry(
                 find_archive(location, folder),
                 statistics,
-                alignments.pdf_ids[name],
+                pdf_ids,
                 alignments.num_pdfs,
             )
             gender = genders.get(speaker or name, "")
@@ -191,23 +195,38 @@ class Alignments:
     """Pdf-ids per utterance, and what could not be read.
 
     Attributes:
-        pdf_ids: `{utterance: PdfIds}`.
         num_pdfs: of the model, or one more than the largest id seen.
         damage: messages, one for each archive that could not be read to its end.
-        conflicts: `{utterance: message}` of those that were aligned twice, and differently.
     """
 
-    def __init__(self, pdf_ids, num_pdfs, damage, conflicts):
-        self.pdf_ids = pdf_ids
-        self.num_pdfs = num_pdfs
-        self.damage = damage
-        self.conflicts = conflicts
+    def __init__(self):
+        self.num_pdfs = 0
+        self.damage = []
+        self._found = {}
 
-    def why_missing(self, name):
-        """Why an utterance may have no alignment."""
-        if name in self.conflicts:
-            return self.conflicts[name]
-        return "; ".join(["no alignment of this utterance", *self.damage])
+    def __len__(self):
+        return len(self._found)
+
+    def add(self, name, split, path, pdf_ids):
+        """Adds what the archive `path`, in a folder of `split` if any, says of an utterance."""
+        self._found.setdefault((name, split), {})[pdf_ids] = path
+
+    def find(self, name, split):
+        """The `PdfIds` of an utterance, those in a folder of its split before others.
+
+        Raises:
+            UtteranceError: there are none, or different ones.
+        """
+        for candidates in ([split], [""], SPLITS):
+            found = {}
+            for candidate in candidates:
+                found |= self._found.get((name, candidate), {})
+            if len({pdf_ids.sha256 for pdf_ids in found}) > 1:
+                places = ", ".join(map(str, found.values()))
+                raise UtteranceError(f"the id occurs twice, aligned differently: in {places}")
+            if found:
+                return next(iter(found))
+        raise UtteranceError("; ".join(["no alignment of this utterance", *self.damage]))
 
 
 @functools.lru_cache(maxsize=1)
@@ -235,35 +254,33 @@ def read_alignments(folder):
             "into a folder of their own, or write the model as text with: "
             "gmm-copy --binary=false final.mdl final.mdl.txt"
         )
-    pdf_of, num_pdfs = (None, 0) if model is None else read_transition_model(model)
-    pdf_ids, archive_of, conflicts, damage = {}, {}, {}, []
+    alignments, pdf_of = Alignments(), None
+    if model is not None:
+        pdf_of, alignments.num_pdfs = read_transition_model(model)
     # In a file, because the alignments of a thousand hours would take gigabytes of memory.
     with tempfile.NamedTemporaryFile(prefix="pdf-ids-", delete=False) as file:
         atexit.register(_remove, file.name)
         for path in paths:
+            split = split_of_folders(path.relative_to(folder).parts[:-1])
             try:
                 for name, vector in read_integer_vectors(path):
                     if model is None:
-                        num_pdfs = max(num_pdfs, 1 + int(vector.max(initial=-1)))
+                        largest = int(vector.max(initial=-1))
+                        alignments.num_pdfs = max(alignments.num_pdfs, 1 + largest)
                     else:
                         vector = _pdfs_of_transitions(vector, pdf_of)
                     contents = np.asarray(vector, np.int32).tobytes()
                     checksum = hashlib.sha256(contents).hexdigest()
-                    if name in pdf_ids and pdf_ids[name].sha256 != checksum:
-                        conflicts[name] = (
-                            f"the id occurs twice, aligned differently: in {archive_of[name]} and "
-                            f"in {path}"
-                        )
-                    archive_of[name] = path
-                    pdf_ids[name] = PdfIds(file.name, file.tell(), len(vector), checksum)
+                    pdf_ids = PdfIds(file.name, file.tell(), len(vector), checksum)
+                    alignments.add(name, split, path, pdf_ids)
                     file.write(contents)
             except (OSError, ValueError) as error:
-                damage.append(f"{path} cannot be read to its end ({error})")
-    if not pdf_ids:
-        raise CorpusError(f"alignment_dir={folder}: nothing could be read; {'; '.join(damage)}")
-    for name in conflicts:
-        del pdf_ids[name]
-    return Alignments(pdf_ids, num_pdfs, damage, conflicts)
+                alignments.damage.append(f"{path} cannot be read to its end ({error})")
+    if not alignments:
+        raise CorpusError(
+            f"alignment_dir={folder}: nothing could be read; {'; '.join(alignments.damage)}"
+        )
+    return alignments
 
 
 def _remove(path):

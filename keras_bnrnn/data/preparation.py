@@ -106,10 +106,14 @@ class _Part:
 
 
 def _in_shard_order(listed, seed):
-    """Training utterances shuffled, so that a shard is a sample of all speakers."""
+    """Training utterances shuffled, so that a shard is a sample of all speakers.
+
+    The order in which the source lists them has no say: the same speech trains the same from audio
+    and by way of Kaldi.
+    """
     ordered = []
     for split in SPLITS:
-        members = [u for u in listed if u.split == split]
+        members = sorted((u for u in listed if u.split == split), key=lambda u: u.id)
         if split == "train":
             random.Random(seed).shuffle(members)
         ordered.extend(members)

@@ -175,6 +175,24 @@ def test_transition_ids_are_not_taken_for_pdf_ids(tree):
     assert len(tree.source().utterances()[0]) == 9
 
 
+def test_ids_that_train_and_dev_share(tree, tmp_path):
+    """Numbered anew in each split; sub-folders of the alignments then say which is meant."""
+    scp = tree.data / "dev" / "feats.scp"
+    scp.write_text(scp.read_text().replace("c-", "a-"))
+    for split, speakers in (("train", "ab"), ("dev", "c")):
+        (tree.ali / split).mkdir()
+        with open(tree.ali / split / "pdf.1.txt", "w") as file:
+            for name, ids in tree.pdf_ids.items():
+                if name[0] in speakers:
+                    print(name.replace("c", "a"), *ids, file=file)
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert corpus.document["failures"] == 0
+    for split in ("train", "dev"):
+        for utterance in read_utterances(corpus, split):
+            name = utterance["id"] if split == "train" else utterance["id"].replace("a", "c")
+            np.testing.assert_array_equal(utterance["labels"], tree.pdf_ids[name])
+
+
 def test_gender_of_the_speakers_is_kept(tree, tmp_path):
     tree.write_alignments()
     (tree.data / "train" / "spk2gender").write_text("a f\nb m\n")
@@ -302,7 +320,7 @@ def test_the_detour_through_kaldi_changes_nothing(tmp_path):
         folder = tmp_path / "data" / split
         folder.mkdir(parents=True)
         with kaldiio.WriteHelper(f"ark,scp:{folder / 'feats.ark'},{folder / 'feats.scp'}") as write:
-            for utterance in read_utterances(direct, split):
+            for utterance in reversed(list(read_utterances(direct, split))):
                 write(utterance["id"], utterance["features"])
                 pdf_ids[utterance["id"]] = utterance["labels"].astype(np.int32)
     (tmp_path / "ali").mkdir()
@@ -313,9 +331,8 @@ def test_the_detour_through_kaldi_changes_nothing(tmp_path):
     np.testing.assert_allclose(detour.mean, direct.mean, rtol=1e-6)
     np.testing.assert_allclose(detour.variance, direct.variance, rtol=1e-6)
     for split in ("train", "dev"):
-        first = {u["id"]: u for u in read_utterances(direct, split)}
-        for utterance in read_utterances(detour, split):
-            expected = first.pop(utterance["id"])
+        both = (read_utterances(corpus, split) for corpus in (direct, detour))
+        for expected, utterance in zip(*both, strict=True):
+            assert utterance["id"] == expected["id"]
             np.testing.assert_array_equal(utterance["features"], expected["features"])
             np.testing.assert_array_equal(utterance["labels"], expected["labels"])
-        assert not first
