@@ -18,13 +18,14 @@ LAYERS = {
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+# Fewer frames than a turn of any loop takes, and more.
+@pytest.mark.parametrize("timesteps", [3, 21])
 @pytest.mark.parametrize("name", LAYERS)
-def test_kernel_in_pieces_equals_whole_kernel(monkeypatch, name, training, compiled):
+def test_kernel_in_pieces_equals_whole_kernel(monkeypatch, name, timesteps, training, compiled):
     layer_class, arguments = LAYERS[name]
     random = np.random.default_rng(0)
-    # More frames than a turn of any loop takes, and not a multiple.
-    x = tf.constant(random.normal(size=(4, 21, 4)))
-    mask = tf.constant(random.random((4, 21)) > 0.3)
+    x = tf.constant(random.normal(size=(4, timesteps, 4)))
+    mask = tf.constant(random.random((4, timesteps)) > 0.3)
     layer = layer_class(UNITS, return_sequences=True, dtype="float64", **arguments)
     layer.build(x.shape)
 

@@ -256,13 +256,13 @@ def _array(size, like):
 
 
 def _run(equations, project, x, arrays, states, live, all_outputs):
-    timesteps, *row_shape = tf.unstack(tf.shape(x))
+    timesteps = tf.shape(x)[0]
     outputs = _array(timesteps, states[0]) if all_outputs else 0
 
     def frames(count):
         def turn(time, states, outputs):
-            # With a size that XLA can tell, which a slice from `time` to `time + count` has not.
-            z = project(tf.slice(x, [time, 0, 0], [count, *row_shape]), time, *arrays)
+            # Not a slice: where there are fewer frames XLA refuses it, though its turn never comes.
+            z = project(tf.gather(x, time + tf.range(count)), time, *arrays)
             for z_t in tf.unstack(z, count):
                 new, _ = equations.forward(z_t, states)
                 states = _select(None if live is None else tf.gather(live, time), new, states)

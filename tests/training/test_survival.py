@@ -89,7 +89,7 @@ def killed_at(monkeypatch, epoch, step):
     return context
 
 
-@pytest.mark.parametrize("strategy", ["none", "mirrored"])
+@pytest.mark.parametrize("strategy", ["none", pytest.param("mirrored", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["speech", "language"])
 def test_goes_on_from_the_last_saved_step(train, tmp_path, monkeypatch, capsys, kind, strategy):
     """To the bit: data order, optimizer, dropout, metrics, and each replica's carried states.

@@ -59,7 +59,7 @@ def test_one_direction(call_script, corpus, tmp_path):
     assert np.abs(first[:, 5:] - second[:, 5:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("strategy", ["none", "mirrored"])
+@pytest.mark.parametrize("strategy", ["none", pytest.param("mirrored", marks=pytest.mark.slow)])
 def test_interrupted_run_ends_like_an_undisturbed_one(call_script, corpus, tmp_path, strategy):
     """The order of the data included: epoch 3 sees the third order, whoever trains it."""
     flag = f"--strategy={strategy}"
