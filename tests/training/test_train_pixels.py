@@ -88,11 +88,19 @@ def test_two_devices_are_one(call_script, tmp_path, model):
     for row, other in rows:
         assert other == pytest.approx(row, rel=1e-4)
     alone, together = (
-        keras.models.load_model(tmp_path / strategy / "final.keras").get_weights()
+        keras.models.load_model(tmp_path / strategy / "final.keras")
         for strategy in ("none", "mirrored")
     )
-    for weight, same in zip(alone, together, strict=True):
-        np.testing.assert_allclose(weight, same, atol=1e-5)
+    # A normalised projection of one input has the same outputs whatever its kernel's size: the
+    # kernel's gradient is rounding errors, which Adam makes into steps, and the statistics follow
+    # it. The answers below depend on all of them.
+    undetermined = ("cell/kernel", "moving_") if model == "batch_norm" else ()
+    for weight, same in zip(alone.weights, together.weights, strict=True):
+        if not any(name in weight.path for name in undetermined):
+            np.testing.assert_allclose(weight, same, atol=1e-5, err_msg=weight.path)
+    pixels, _ = train_pixels.read_images(False)["test"]
+    answers = [one.predict(pixels, batch_size=300, verbose=0) for one in (alone, together)]
+    np.testing.assert_allclose(*answers, atol=1e-5)
 
 
 @pytest.mark.parametrize(
