@@ -8,6 +8,8 @@ frame (or word) of the epoch once, whatever batch it was in.
 import keras
 from keras import ops
 
+from keras_bnrnn.losses import cross_entropy_per_frame
+
 
 class _LiveFrameMean(keras.metrics.Metric):
     """The mean of a value per frame over all live frames since the last reset."""
@@ -52,9 +54,7 @@ class _CrossEntropy(_LiveFrameMean):
         self._direction = "down"
 
     def values_per_frame(self, y_true, y_pred):
-        return keras.losses.sparse_categorical_crossentropy(
-            y_true, ops.cast(y_pred, self.dtype), from_logits=self.from_logits
-        )
+        return cross_entropy_per_frame(y_true, ops.cast(y_pred, self.dtype), self.from_logits)
 
     def get_config(self):
         return {**super().get_config(), "from_logits": self.from_logits}

@@ -11,6 +11,7 @@ import dataclasses
 import keras
 
 import keras_bnrnn
+from keras_bnrnn.losses import FrameMeanCrossEntropy
 from keras_bnrnn.metrics import Perplexity
 from precision import scaled
 
@@ -166,10 +167,9 @@ def build_language_model(
             keras.optimizers.SGD(recipe.learning_rate, global_clipnorm=recipe.clip_norm)
         ),
         # The paper's loss is -sum(log p) over the steps of the window, averaged over the streams
-        # alone. Keras's is the mean over streams and steps, so `timesteps` times Keras's is the
-        # paper's: gradients have the paper's size when they meet the clipping bound and the
-        # learning rate.
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        # alone. Ours is the mean over streams and steps, so `timesteps` times ours is the paper's:
+        # gradients have the paper's size when they meet the clipping bound and the learning rate.
+        loss=FrameMeanCrossEntropy(from_logits=True),
         loss_weights=[float(recipe.timesteps)],
         weighted_metrics=[Perplexity(from_logits=True)],
         **options,

@@ -1,0 +1,66 @@
+"""Cross-entropy per frame against Keras's, and what it makes of extreme logits and wrong labels."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bnrnn.losses import FrameMeanCrossEntropy, cross_entropy_per_frame
+
+CLASSES = 7
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.integers(CLASSES, size=(3, 5)), rng.normal(size=(3, 5, CLASSES)) * 4.0
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (15,), (3, 5, 1)])
+@pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
+def test_values_and_gradients_are_those_of_keras(batch, shape, dtype):
+    labels, logits = batch
+    labels = labels.reshape(shape).astype(dtype)
+    logits = tf.constant(logits.reshape(*((15,) if len(shape) == 1 else (3, 5)), CLASSES))
+    upstream = tf.random.stateless_normal(logits.shape[:-1], [0, 1], dtype=tf.float64)
+    found = []
+    for function in (keras.losses.sparse_categorical_crossentropy, cross_entropy_per_frame):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            values = function(labels, logits, from_logits=True)
+        found.append((values, tape.gradient(values, logits, upstream)))
+    for expected, got in zip(*found, strict=True):
+        assert got.shape == expected.shape and got.dtype == tf.float64
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_probabilities_are_taken_as_keras_takes_them(batch):
+    labels, logits = batch
+    probabilities = tf.nn.softmax(logits)
+    np.testing.assert_array_equal(
+        cross_entropy_per_frame(labels, probabilities, from_logits=False),
+        keras.losses.sparse_categorical_crossentropy(labels, probabilities),
+    )
+
+
+def test_extreme_logits():
+    logits = tf.constant([[3e38, -3e38], [-1e4, 1e4], [-np.inf, 0.0]], tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        values = cross_entropy_per_frame([0, 1, 1], logits, from_logits=True)
+    np.testing.assert_array_equal(values, [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(tape.gradient(values, logits), np.zeros([3, 2]))
+    values = cross_entropy_per_frame([0, 1], [[np.nan, 0.0], [np.inf, 0.0]], from_logits=True)
+    assert not np.isfinite(values).any()
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_class_that_does_not_exist_is_no_finite_loss(batch, label):
+    labels, logits = batch
+    labels[1, 2] = label
+    loss = FrameMeanCrossEntropy(from_logits=True)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        loss(labels, logits)
+    # XLA, like GPUs, reads something else instead.
+    compiled = tf.function(lambda: loss(labels, logits), jit_compile=True)
+    assert np.isnan(compiled())
