@@ -177,4 +177,16 @@ EXPERIMENTS = {
         quick=("--layers=1", "--units=8"),
         configurations=at_rates(("0.001", "0.002"), seeds=1),
     ),
+    "ptb-medium": Experiment(
+        title="Penn Treebank, 2 × 650 units",
+        script="train_ptb.py",
+        data="ptb",
+        epochs=39,
+        arguments=("--size=medium",),
+        quick=("--steps_per_epoch=10",),
+        configurations={
+            "baseline": Configuration("LSTM", PLAIN, 1),
+            "frame": Configuration("frame-wise", NORMALIZED, 1),
+        },
+    ),
 }

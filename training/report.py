@@ -1,4 +1,4 @@
-"""Writes results/README.md and its figures from the runs that `reproduce.py` has finished.
+"""Writes results/README.md and its figures from the runs that `reproduce.py` has made.
 
     python training/report.py --results_dir=results
 
@@ -43,6 +43,20 @@ In the figures training is dashed and validation solid; a line is the mean over 
 from the least to the greatest. In the tables it is the mean, and least and greatest in brackets.
 """
 
+LARGE = r"""
+## Penn Treebank, 2 × 1500 units
+
+Left to a GPU:
+
+```sh
+python training/train_ptb.py --size=large --data_dir=DIR/ptb \
+    --model=baseline --output_dir=runs/large_baseline
+python training/train_ptb.py --size=large --data_dir=DIR/ptb \
+    --model=batch_norm --output_dir=runs/large_batch_norm
+python training/compare.py runs/large_baseline runs/large_batch_norm
+```
+"""
+
 
 def main(argv):
     if len(argv) > 1:
@@ -60,10 +74,12 @@ def write(folder):
     folder.mkdir(parents=True, exist_ok=True)
     found = {name: Results(name, folder) for name in EXPERIMENTS}
     for name, results in found.items():
-        if results.models:
+        curves = {model.label: [run.rows for run in model.runs] for model in results.models}
+        curves |= {run: [rows] for run, rows in results.unfinished.items()}
+        if curves:
             curves = [
-                compare.Curve(model.label, color, [run.rows for run in model.runs])
-                for model, color in zip(results.models, COLORS, strict=False)
+                compare.Curve(label, color, runs)
+                for (label, runs), color in zip(curves.items(), COLORS, strict=False)
             ]
             compare.draw_curves(curves, results.measures, folder / f"{name}.png")
     write_aside(folder / REPORT_FILE, text(found).encode())
@@ -129,12 +145,13 @@ class Results:
     Attributes:
         models: a `Model` per label, of what was chosen on validation.
         candidates: `{label: [Model]}` of all that could be chosen.
-        missing: names of runs that are not there.
+        missing: names of runs that are not there, or in part.
+        unfinished: `{name: rows of history.csv}` of those that are there in part.
     """
 
     def __init__(self, name, folder):
         self.experiment = EXPERIMENTS[name]
-        self.missing, self.candidates = [], {}
+        self.missing, self.unfinished, self.candidates = [], {}, {}
         self.hardware = set()
         self.measures = None
         for key, configuration in self.experiment.configurations.items():
@@ -143,6 +160,9 @@ class Results:
                 path = folder / name / f"{key}-{seed}"
                 if not (path / "results.json").is_file():
                     self.missing.append(path.name)
+                    if (path / "history.csv").is_file():
+                        self.unfinished[path.name] = read_history(path)
+                        self.measures = measures_of(self.unfinished[path.name])
                     continue
                 runs.append(FinishedRun(read_history(path), read_results(path)))
                 self.hardware.add(runs[-1].results["hardware"])
@@ -187,18 +207,21 @@ def text(found):
     for name, results in found.items():
         parts.append(f"\n## {results.experiment.title}\n")
         parts += section(name, results)
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, LARGE])
 
 
 def section(name, results):
     """The lines of an experiment."""
     lines = []
+    if results.measures:
+        lines.append(f"![Training and validation curves, by epoch]({name}.png)\n")
     if results.models:
-        lines += [f"![Training and validation curves, by epoch]({name}.png)\n", *table(results), ""]
-        lines += [*choices(results), *populations(results)]
+        lines += [*table(results), "", *choices(results), *populations(results)]
+    if results.unfinished:
+        lines += by_epoch(results)
     if results.missing:
         runs = sum(one.seeds for one in results.experiment.configurations.values())
-        lines.append(f"Not run yet: {len(results.missing)} of {runs} runs.")
+        lines.append(f"Not run to the end yet: {len(results.missing)} of {runs} runs.")
     return lines
 
 
@@ -259,6 +282,24 @@ def populations(results):
             key = measure.validation.split("_", 1)[1]
             cells = [spread(model.evaluations(kind, key), measure.text) for kind in STATISTICS]
             lines.append(row([f"{model.label}, {measure.validation}", *cells]))
+    return [*lines, ""]
+
+
+def by_epoch(results):
+    """Training and validation criterion of the runs that are there in part."""
+    criterion = results.measures[0]
+    header = [f"{criterion.training} / {criterion.validation}, epoch", *results.unfinished]
+    lines = [row(header), row(["---"] * len(header))]
+    for epoch in range(max(map(len, results.unfinished.values()))):
+        cells = [str(epoch + 1)]
+        for rows in results.unfinished.values():
+            pair = [
+                criterion.text(one[name])
+                for one in rows[epoch : epoch + 1]
+                for name in (criterion.training, criterion.validation)
+            ]
+            cells.append(" / ".join(pair))
+        lines.append(row(cells))
     return [*lines, ""]
 
 

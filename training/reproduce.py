@@ -7,7 +7,8 @@
 DIR holds ptb/ (Mikolov's ptb.train.txt, ptb.valid.txt and ptb.test.txt) and spoken-digits/ (audio
 with transcripts in LibriSpeech's layout). Every run is a training script in a process of its own,
 then evaluate.py; a finished run is copied to results/ and never made again. Killed, the same
-command goes on from the runs' checkpoints, which are in --work_dir.
+command goes on from the runs' checkpoints, which are in --work_dir. Stopped by Ctrl-C or SIGTERM,
+it leaves the epochs of unfinished runs in results/ too, where the next report finds them.
 """
 
 import json
@@ -235,6 +236,8 @@ def make(runs, total):
             process.process.terminate()  # Training scripts save and exit.
         for process in active:
             process.process.wait()
+            if process.run.finished_epochs:
+                keep_history(process.run)
         signal.signal(signal.SIGTERM, before)
         bar.close()
     return failed
@@ -250,10 +253,15 @@ def keep(run):
     results["arguments"] = list(run.arguments)
     results["evaluation"] = json.loads((run.work_dir / EVALUATION_FILE).read_text())
     results["hardware"] = f"{processor()}, {os.cpu_count()} cores, {FLAGS.jobs} runs side by side"
-    run.results_dir.mkdir(parents=True, exist_ok=True)
-    write_aside(run.results_dir / "history.csv", (run.work_dir / "history.csv").read_bytes())
+    keep_history(run)
     text = json.dumps(results, indent=2, sort_keys=True) + "\n"
     write_aside(run.results_dir / "results.json", text.encode())
+
+
+def keep_history(run):
+    """Copies a run's epochs; without results.json beside them they are those of a part of it."""
+    run.results_dir.mkdir(parents=True, exist_ok=True)
+    write_aside(run.results_dir / "history.csv", (run.work_dir / "history.csv").read_bytes())
 
 
 def left_over(left, runs):

@@ -16,6 +16,7 @@ pytest.importorskip("sklearn", reason="the `experiments` extra is not installed"
 import compare
 import report
 import reproduce
+import train_ptb
 from command_line import EXIT_STOPPED, CommandError
 from experiments import EXPERIMENTS, Configuration
 from run_folder import read_results
@@ -88,9 +89,33 @@ def test_the_report_is_computed_from_the_runs(small_experiments, tmp_path):
     assert "| frame-wise | `--learning_rate=1` | 1.500 (1.500 to 1.500) |" in lines
     assert "| frame-wise | `--learning_rate=2` | 0.600 |" in lines
     assert "| frame-wise, valid_error | 10.0% | 20.0% | 30.0% |" in lines
-    assert "Not run yet: 1 of 6 runs." in lines
+    assert "Not run to the end yet: 1 of 6 runs." in lines
     assert "an abacus" in text and text.count("**not decided**") == 4
     assert (tmp_path / "pixel-digits.png").stat().st_size > 5000
+
+
+def test_runs_that_are_there_in_part_are_reported_by_epoch(small_experiments, tmp_path):
+    for name, losses in (("baseline-0", [2.0, 1.0]), ("frame_rate_1-0", [1.5])):
+        write_run(tmp_path / "pixel-digits" / name, losses, [0.5] * len(losses))
+        (tmp_path / "pixel-digits" / name / "results.json").unlink()
+    report.write(tmp_path)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    start = lines.index("| train_loss / valid_loss, epoch | baseline-0 | frame_rate_1-0 |")
+    assert lines[start + 2 : start + 4] == [
+        "| 1 | 2.000 / 2.100 | 1.500 / 1.600 |",
+        "| 2 | 1.000 / 1.100 |  |",
+    ]
+    assert "Not run to the end yet: 6 of 6 runs." in lines
+    assert (tmp_path / "pixel-digits.png").stat().st_size > 5000
+
+
+def test_the_commands_for_the_large_model_are_ones_that_the_script_takes():
+    lines = report.LARGE.replace("\\\n", "")
+    commands = re.findall(r"python training/train_ptb.py (.*)", lines)
+    assert len(commands) == 2
+    for command in commands:
+        train_ptb.FLAGS.unparse_flags()
+        train_ptb.FLAGS(["train_ptb.py", *command.split()])
 
 
 @pytest.mark.parametrize(
