@@ -289,7 +289,12 @@ def test_padding_moves_no_weight_in_fit(name):
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("known", ["input", "state"])
-@pytest.mark.parametrize("case", conformance.MAIN_CASES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    # Both loops, and the projection that meets rows frame by frame.
+    [*conformance.SLOW_CASES, *(one for one in conformance.MAIN_CASES if one.mode == "frame")],
+    ids=str,
+)
 def test_a_batch_that_is_known_to_be_one_row(case, known, training):
     """Static shapes of one row and of unknown rows meet in the loop, and broadcast."""
     rng = np.random.default_rng(0)
