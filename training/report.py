@@ -5,6 +5,7 @@
 Every figure in the text is computed from the history.csv and results.json of the runs' folders.
 """
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,9 @@ def write(folder):
         if curves:
             curves = [
                 compare.Curve(label, color, runs)
-                for (label, runs), color in zip(curves.items(), COLORS, strict=False)
+                for (label, runs), color in zip(
+                    curves.items(), itertools.cycle(COLORS), strict=False
+                )
             ]
             compare.draw_curves(curves, results.measures, folder / f"{name}.png")
     write_aside(folder / REPORT_FILE, text(found).encode())

@@ -236,8 +236,10 @@ def make(runs, total):
             process.process.terminate()  # Training scripts save and exit.
         for process in active:
             process.process.wait()
-            if process.run.finished_epochs:
-                keep_history(process.run)
+            # Never beside the results.json of a run with other arguments.
+            run = process.run
+            if run.finished_epochs and not (run.results_dir / "results.json").is_file():
+                keep_history(run)
         signal.signal(signal.SIGTERM, before)
         bar.close()
     return failed

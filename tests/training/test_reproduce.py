@@ -197,6 +197,28 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     assert sorted(kept) == ["pixel-digits/baseline-0", "pixel-digits/frame_rate_2-0"]
 
 
+@pytest.mark.parametrize("other_results", [False, True])
+def test_a_stopped_run_leaves_its_epochs_but_not_beside_other_results(
+    tmp_path, monkeypatch, other_results
+):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    run = reproduce.Run(
+        *("frame-0", ("--units=9",), 2, tmp_path / "work", tmp_path / "results"),
+        ((sys.executable, "-c", "import time; time.sleep(60)"),),
+    )
+    write_run(run.work_dir, [2.0], [0.5])
+    if other_results:
+        write_run(run.results_dir, [3.0, 1.0], [0.5, 0.4])
+    monkeypatch.setattr(reproduce.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.make([run], 1)
+    kept = len(report.read_history(run.results_dir))
+    assert kept == (2 if other_results else 1)
+    assert (run.results_dir / "results.json").is_file() == other_results
+
+
 def test_only_the_same_arguments_are_done(small_experiments, tmp_path):
     reproduce.FLAGS.unparse_flags()
     reproduce.FLAGS(["reproduce.py"])
