@@ -56,12 +56,16 @@ def at_rates(rates, seeds):
     }
 
 
-def searched(name, label, model, variations):
-    """Configurations of one label, a seed each, among which validation chooses."""
-    return {
-        f"{name}_{key}": Configuration(label, (*model, *arguments), 1)
-        for key, arguments in variations.items()
-    }
+def searched(baseline, normalised):
+    """Two models' trials, a seed each, among which validation chooses; their trials alternate."""
+    trials = {}
+    for plain, ours in zip(baseline.items(), normalised.items(), strict=True):
+        for name, label, model, (key, arguments) in (
+            ("baseline", "LSTM", PLAIN, plain),
+            ("normalised", "normalised", NORMALIZED, ours),
+        ):
+            trials[f"{name}_{key}"] = Configuration(label, (*model, *arguments), 1)
+    return trials
 
 
 PIXEL_CONFIGURATIONS = {
@@ -129,44 +133,34 @@ EXPERIMENTS = {
         epochs=13,
         arguments=("--size=small", "--constant_epochs=6"),
         quick=("--steps_per_epoch=20",),
-        configurations={
-            **searched(
-                "baseline",
-                "LSTM",
-                PLAIN,
-                {
-                    "dropout_0.25": ("--dropout=0.25", "--decay=1.667"),
-                    "dropout_0.15": ("--dropout=0.15", "--decay=1.667"),
-                    "dropout_0.35": ("--dropout=0.35", "--decay=1.667"),
-                    "dropout_0.25_slow": ("--dropout=0.25", "--decay=1.3"),
-                    "dropout_0.35_slow": ("--dropout=0.35", "--decay=1.3"),
-                },
-            ),
-            **searched(
-                "normalised",
-                "normalised",
-                NORMALIZED,
-                {
-                    "frame": ("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
-                    "sequence": (
-                        *("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
-                        "--normalization=sequence",
-                    ),
-                    "sequence_0.35": (
-                        *("--dropout=0.35", "--decay=1.667", "--gamma=0.3"),
-                        "--normalization=sequence",
-                    ),
-                    "sequence_slow": (
-                        *("--dropout=0.25", "--decay=1.3", "--gamma=0.3"),
-                        "--normalization=sequence",
-                    ),
-                    "sequence_momentum": (
-                        *("--dropout=0.25", "--decay=1.667", "--gamma=0.3", "--momentum=0.99"),
-                        "--normalization=sequence",
-                    ),
-                },
-            ),
-        },
+        configurations=searched(
+            baseline={
+                "dropout_0.25": ("--dropout=0.25", "--decay=1.667"),
+                "dropout_0.15": ("--dropout=0.15", "--decay=1.667"),
+                "dropout_0.35": ("--dropout=0.35", "--decay=1.667"),
+                "dropout_0.25_slow": ("--dropout=0.25", "--decay=1.3"),
+                "dropout_0.35_slow": ("--dropout=0.35", "--decay=1.3"),
+            },
+            normalised={
+                "sequence": (
+                    *("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
+                    "--normalization=sequence",
+                ),
+                "frame": ("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
+                "sequence_0.35": (
+                    *("--dropout=0.35", "--decay=1.667", "--gamma=0.3"),
+                    "--normalization=sequence",
+                ),
+                "sequence_slow": (
+                    *("--dropout=0.25", "--decay=1.3", "--gamma=0.3"),
+                    "--normalization=sequence",
+                ),
+                "sequence_momentum": (
+                    *("--dropout=0.25", "--decay=1.667", "--gamma=0.3", "--momentum=0.99"),
+                    "--normalization=sequence",
+                ),
+            },
+        ),
     ),
     "digits-speech-large": Experiment(
         title="Spoken digits, the paper's 5 × 250 units, bidirectional",
