@@ -131,7 +131,8 @@ EXPERIMENTS = {
         script="train_ptb.py",
         data="ptb",
         epochs=13,
-        arguments=("--size=small", "--constant_epochs=6"),
+        # Momentum changes the population statistics and nothing else of a training.
+        arguments=("--size=small", "--constant_epochs=6", "--momentum=0.99"),
         quick=("--steps_per_epoch=20",),
         configurations=searched(
             baseline={
@@ -155,8 +156,8 @@ EXPERIMENTS = {
                     *("--dropout=0.25", "--decay=1.3", "--gamma=0.3"),
                     "--normalization=sequence",
                 ),
-                "sequence_momentum": (
-                    *("--dropout=0.25", "--decay=1.667", "--gamma=0.3", "--momentum=0.99"),
+                "sequence_0.45": (
+                    *("--dropout=0.45", "--decay=1.667", "--gamma=0.3"),
                     "--normalization=sequence",
                 ),
             },

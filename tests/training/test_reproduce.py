@@ -28,17 +28,28 @@ SCRIPT = REPOSITORY / "training" / "reproduce.py"
 
 def write_run(folder, losses, errors, **results):
     """A finished run of the pixel experiments."""
-    folder.mkdir(parents=True)
     names = [name for one in compare.PIXELS for name in (one.training, one.validation)]
     rows = [
         dict(zip(["epoch", *names], [epoch, loss, loss + 0.1, error, error + 0.01], strict=True))
         for epoch, (loss, error) in enumerate(zip(losses, errors, strict=True), 1)
     ]
+    best = min(rows, key=lambda row: row["valid_loss"])
+    best = {**best, "test_loss": best["valid_loss"], "test_error": 0.5}
+    write_rows(folder, rows, best, **results)
+
+
+def write_language_run(folder, valid, test, **results):
+    """A finished run of one epoch of a language model."""
+    row = {"epoch": 1, "train_perplexity": 50.0, "valid_perplexity": valid}
+    write_rows(folder, [row], {**row, "test_perplexity": test}, **results)
+
+
+def write_rows(folder, rows, best, **results):
+    folder.mkdir(parents=True)
     lines = [",".join(rows[0])] + [",".join(map(str, row.values())) for row in rows]
     (folder / "history.csv").write_text("\n".join(lines) + "\n")
-    best = min(rows, key=lambda row: row["valid_loss"])
     document = {
-        "best": {**best, "test_loss": best["valid_loss"], "test_error": 0.5},
+        "best": best,
         "seconds_per_epoch": [9.0, *[2.0] * (len(rows) - 1)],
         "hardware": "an abacus",
         "evaluation": {"moving_averages": {"loss": 1.0, "error": 0.5}},
@@ -141,6 +152,34 @@ def test_claims_follow_the_numbers(tmp_path, errors, expected):
     ]
     assert expected in report.verdict(*parts)
     assert "**not decided**" in list(report.claims(found))[2]  # Nothing was run in language.
+
+
+@pytest.mark.parametrize(("perplexity", "expected"), [(96.9, "holds"), (97.1, "does not hold")])
+def test_the_step_beyond_is_two_percent_on_validation_after_recalibration(
+    tmp_path, perplexity, expected
+):
+    keys = EXPERIMENTS["ptb-small-regularised"].configurations
+    for number, (key, configuration) in enumerate(keys.items()):
+        normalised = "--model=batch_norm" in configuration.arguments
+        evaluation = {
+            "batch_statistics": {"perplexity": 99.0},
+            "recalibrated": {"perplexity": perplexity + number},
+            "recalibrated_test": {"perplexity": 90.0},
+        }
+        write_language_run(
+            tmp_path / "ptb-small-regularised" / f"{key}-0",
+            (110.0 if normalised else 100.0) + number,
+            95.0,
+            evaluation=evaluation if normalised else {},
+        )
+        found = report.Results("ptb-small-regularised", tmp_path)
+        if number < len(keys) - 1:
+            assert report.generalises(found)[0] is None
+    perplexity += 1  # The best normalised one is the second of all.
+    assert report.verdict(report.generalises(found)) == (
+        f"**{expected}**. Recalibrated, the best normalised model has validation perplexity "
+        f"{perplexity:.1f}, the best LSTM 100.0; test 90.0 and 95.0."
+    )
 
 
 def test_committed_tables_are_those_of_the_committed_runs(tmp_path):
