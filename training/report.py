@@ -22,6 +22,7 @@ from run_folder import read_history, read_results
 REPORT_FILE = "README.md"
 COLORS = ("tab:blue", "tab:red", *compare.MORE_COLORS)
 MARGIN = 0.02
+GROUPS = ("seen", "unseen")
 STATISTICS = ("moving_averages", "recalibrated", "batch_statistics")
 
 FLAGS = flags.FlagValues()
@@ -40,8 +41,15 @@ Laurent et al., [Batch normalized recurrent neural networks](https://arxiv.org/a
 `history.csv` and `results.json` in the folders beside it, by `training/report.py`; the runs are
 listed in `training/experiments.py`.
 
-In the figures training is dashed and validation solid; a line is the mean over seeds, its band goes
-from the least to the greatest. In the tables it is the mean, and least and greatest in brackets.
+In the figures training is dashed and validation (`valid` or `dev`) solid; a line is the mean over
+seeds, its band goes from the least to the greatest. In the tables it is the mean, and least and
+greatest in brackets; epochs are listed seed by seed. `fce` is the frame-wise cross-entropy in nats,
+`fer` the frame error rate.
+
+A model is that of the epoch with the best validation criterion. Normalised models are scored with
+three kinds of statistics: *moving averages* as training left them, with which that epoch was
+chosen; *recalibrated*, computed again over the training data (`keras_bnrnn.recalibrate`), with
+which the claims are judged; and those of each validation batch, which no served model has.
 """
 
 LARGE = r"""
@@ -116,6 +124,12 @@ class Model:
         column = self.measures[0].training
         return [min(row[column] for row in run.rows) for run in self.runs]
 
+    @property
+    def training_epochs(self):
+        """The epoch of each seed's lowest training criterion."""
+        column = self.measures[0].training
+        return [min(run.rows, key=lambda row: row[column])["epoch"] for run in self.runs]
+
     def passed(self, limit):
         """The epoch in which each seed's training criterion falls below a limit; `None`: never."""
         column = self.measures[0].training
@@ -129,6 +143,11 @@ class Model:
         """An epoch's time for each seed. The first also traces the graph."""
         times = [run.results["seconds_per_epoch"] for run in self.runs]
         return [statistics.median(one[1:] or one) for one in times]
+
+    def judged(self, measure):
+        """A measure of validation for each seed, with recalibrated statistics if it has any."""
+        key = measure.validation.split("_", 1)[1]
+        return self.evaluations("recalibrated", key) or self.best(measure.validation)
 
     def evaluations(self, *keys):
         """What evaluate.py found under these keys, for each seed that has it."""
@@ -179,19 +198,25 @@ class Results:
             for candidates in self.candidates.values()
         ]
 
+    def finished(self, label):
+        """Whether all runs of a label are there."""
+        labels = {key: one.label for key, one in self.experiment.configurations.items()}
+        return label not in {labels[name.rpartition("-")[0]] for name in self.missing}
+
     def model(self, label):
-        """The `Model` of a label once all its runs and the baseline's are there, else `None`."""
-        labels = {
-            key: configuration.label
-            for key, configuration in self.experiment.configurations.items()
-        }
-        unfinished = {labels[name.rpartition("-")[0]] for name in self.missing}
+        """The `Model` of a label once all its runs are there, else `None`."""
         found = [model for model in self.models if model.label == label]
-        return found[0] if found and label not in unfinished else None
+        return found[0] if found and self.finished(label) else None
 
     @property
     def baseline(self):
         return self.model(next(iter(self.experiment.configurations.values())).label)
+
+    @property
+    def progress(self):
+        """How much of the experiment there is."""
+        total = sum(one.seeds for one in self.experiment.configurations.values())
+        return f"{total - len(self.missing)} of {total} runs are finished"
 
 
 def measures_of(rows):
@@ -218,13 +243,14 @@ def section(name, results):
     lines = []
     if results.measures:
         lines.append(f"![Training and validation curves, by epoch]({name}.png)\n")
+    if results.experiment.note:
+        lines.append(f"{results.experiment.note}\n")
     if results.models:
         lines += [*table(results), "", *choices(results), *populations(results)]
     if results.unfinished:
         lines += by_epoch(results)
     if results.missing:
-        runs = sum(one.seeds for one in results.experiment.configurations.values())
-        lines.append(f"Not run to the end yet: {len(results.missing)} of {runs} runs.")
+        lines.append(f"Not run to the end yet: {results.progress}.")
     return lines
 
 
@@ -235,26 +261,27 @@ def table(results):
     limit = statistics.mean(baseline.training) if baseline else None
     tests = [one for one in measures if any(model.best(one.test) for model in results.models)]
     speakers = any(model.evaluations("speakers") for model in results.models)
-    header = ["model", "seeds", f"lowest {criterion.training}", "below the baseline's at epoch"]
-    header += [f"best {criterion.validation}", "at epoch"]
+    header = ["model", "seeds", f"lowest {criterion.training}", "epoch below the baseline's lowest"]
+    header += [f"best {criterion.validation}", "its epoch"]
     header += [one.validation for one in measures[1:]]
-    header += ["seen speakers", "unseen speakers"] if speakers else []
+    header += [f"{measures[1].validation}, {group} speakers" for group in GROUPS if speakers]
     header += [one.test for one in tests]
     header += ["s/epoch"]
     lines = [row(header), row(["---"] * len(header))]
     for model in results.models:
-        cells = [model.label, str(len(model.runs)), spread(model.training, criterion.text)]
+        so_far = "" if results.finished(model.label) else " (so far)"
+        cells = [f"{model.label}{so_far}", str(len(model.runs))]
+        cells.append(spread(model.training, criterion.text))
         is_baseline = baseline is not None and model.label == baseline.label
         cells.append("-" if limit is None or is_baseline else epochs(model.passed(limit)))
         cells += [spread(model.validation, criterion.text), epochs(model.best("epoch"))]
         cells += [spread(model.best(one.validation), one.text) for one in measures[1:]]
         if speakers:
             cells += [
-                spread(model.evaluations("speakers", group), measures[1].text)
-                for group in ("seen", "unseen")
+                spread(model.evaluations("speakers", group), measures[1].text) for group in GROUPS
             ]
         cells += [spread(model.best(one.test), one.text) for one in tests]
-        cells.append(spread(model.seconds, "{:.0f}".format))
+        cells.append(spread(model.seconds, "{:.1f}".format))
         lines.append(row(cells))
     return lines
 
@@ -310,23 +337,20 @@ def claims(found):
     """One sentence for each claim of the paper."""
     speech, language = found["digits-speech"], found["ptb-small"]
     pairs = [(speech, "sequence-wise", "speech"), (language, "frame-wise", "language")]
+    pixels = [(found[name], name) for name in ("pixel-digits", "pixel-digits-permuted")]
     yield (
         "*Normalising the input path makes the training criterion fall faster*: "
         + verdict(*(faster(*pair) for pair in pairs))
     )
     yield (
         "*It does not improve generalisation on its own*: "
-        + verdict(*(not_better(*pair) for pair in pairs))
+        + verdict(*(does_not_generalise(*pair) for pair in pairs))
     )
     yield (
         "*Normalising the recurrent path does not help; with statistics of each step and gamma 0.1 "
-        "it does, on long sequences*: "
+        "(Cooijmans et al. 2016) it does, on long sequences*: "
         + verdict(
-            *(
-                part(found[name], name)
-                for name in ("pixel-digits", "pixel-digits-permuted")
-                for part in (recurrent_does_not_help, per_step_helps)
-            ),
+            *(part(*pair) for pair in pixels for part in (recurrent_does_not_help, per_step_helps)),
             recurrent_does_not_help(language, "language", "frame-wise and recurrent"),
         )
     )
@@ -337,7 +361,7 @@ def claims(found):
 
 
 def verdict(*parts):
-    """Joins `(holds, words)` of the parts of a claim; `None` for what has not been run."""
+    """Joins `(holds, words)` of the parts of a claim; `None` for what is not finished."""
     outcomes = [holds for holds, _ in parts]
     words = "; ".join(words for _, words in parts)
     if None in outcomes:
@@ -351,91 +375,92 @@ def verdict(*parts):
     return f"**{summary}**. {words[0].upper()}{words[1:]}."
 
 
-def both(results, label, other=None):
-    """Two complete models of an experiment, or `None`; `other` is the baseline's label."""
-    first = results.model(other) if other else results.baseline
-    second = results.model(label)
-    return (first, second) if first and second else None
-
-
 def faster(results, label, where):
-    """Whether every seed passes the baseline's best training criterion before it is reached."""
-    models = both(results, label)
-    if models is None:
-        return None, f"in {where} it has not been run"
-    baseline, model = models
-    measure = model.measures[0]
-    limit = statistics.mean(baseline.training)
-    passed = model.passed(limit)
-    length = len(baseline.runs[0].rows)
-    return all(epoch is not None and epoch < length for epoch in passed), (
-        f"in {where} the {label} model passes the lowest {measure.training} that the LSTM reaches "
-        f"in {length} epochs ({measure.text(limit)}) at epoch {epochs(passed)}"
-    )
+    """Whether every seed passes the baseline's lowest training criterion before it is reached.
 
-
-def not_better(results, label, where):
-    """Whether the best validation criterion is no lower than the baseline's."""
-    models = both(results, label)
-    if models is None:
-        return None, f"in {where} it has not been run"
-    baseline, model = models
-    measure = model.measures[0]
-    # No better by more than the seeds differ.
-    holds = not max(model.validation) < min(baseline.validation)
+    Each model is compared with the baseline that differs in nothing else, the learning rate
+    included.
+    """
+    if not (results.baseline and results.model(label)):
+        return unfinished(results, where)
+    holds, words = True, []
+    for baseline in results.candidates[results.baseline.label]:
+        own = without_model(baseline)
+        [model] = [one for one in results.candidates[label] if without_model(one) == own]
+        limit = statistics.mean(baseline.training)
+        passed = model.passed(limit)
+        holds &= all(one is not None and one < min(baseline.training_epochs) for one in passed)
+        flags = "".join(f", `{flag}`" for flag in own)
+        words.append(f"{epochs(passed)} ({baseline.measures[0].text(limit)}{flags})")
     return holds, (
-        f"in {where} the best {measure.validation} is {spread(model.validation, measure.text)}, "
-        f"the LSTM's {spread(baseline.validation, measure.text)}"
+        f"in {where} the {label} model passes the lowest {baseline.measures[0].training} of the "
+        f"LSTM's {len(baseline.runs[0].rows)} epochs at epoch {'; '.join(words)}"
     )
 
 
-def generalises(results):
-    """Whether the best normalised model, recalibrated, is better in validation by the margin."""
-    models = both(results, "normalised")
-    if models is None:
-        return None, "the search has not been run to its end"
-    baseline, model = models
-    plain, plain_test = (
-        statistics.mean(values)
-        for values in (baseline.validation, baseline.best(baseline.measures[0].test))
-    )
-    ours, our_test = (
-        statistics.mean(model.evaluations(kind, "perplexity"))
-        for kind in ("recalibrated", "recalibrated_test")
-    )
-    return ours <= (1.0 - MARGIN) * plain, (
-        f"recalibrated, the best normalised model has validation perplexity {ours:.1f}, the best "
-        f"LSTM {plain:.1f}; test {our_test:.1f} and {plain_test:.1f}"
-    )
+def without_model(model):
+    """The flags that a configuration shares with its counterpart of the other model."""
+    return [flag for flag in model.arguments if not flag.startswith("--model=")]
+
+
+def does_not_generalise(results, label, where):
+    """Whether the model is better than the baseline in no measure of validation."""
+    model, baseline = results.model(label), results.baseline
+    if not (model and baseline):
+        return unfinished(results, where)
+    better, words = against(model, baseline, "the LSTM")
+    return not any(better), f"in {where} the {label} model has {words}"
 
 
 def recurrent_does_not_help(results, where, label="recurrent, shared statistics"):
-    """Whether recurrent normalisation with shared statistics is no better than without."""
-    models = both(results, label, "frame-wise")
-    if models is None:
-        return None, f"in {where} it has not been run"
-    without, model = models
-    measure = model.measures[-1]
-    values, others = (one.best(measure.validation) for one in (model, without))
-    return not max(values) < min(others), (
-        f"in {where} {measure.validation} is {spread(values, measure.text)} with recurrent "
-        f"normalisation, {spread(others, measure.text)} without"
-    )
+    """Whether recurrent normalisation with shared statistics is better in no measure."""
+    model, without = results.model(label), results.model("frame-wise")
+    if not (model and without):
+        return unfinished(results, where)
+    better, words = against(model, without, "without")
+    return not any(better), f"in {where} the model with recurrent normalisation has {words}"
 
 
 def per_step_helps(results, where):
-    """Whether statistics of each step and gamma 0.1 beat the plain LSTM for every seed."""
-    models = both(results, "recurrent, per step, gamma 0.1")
-    if models is None:
-        return None, f"in {where} it has not been run"
-    baseline, model = models
-    error = model.measures[1]
-    holds = max(model.best(error.validation)) < min(baseline.best(error.validation))
-    return holds, (
-        f"with statistics of each step and gamma 0.1 it is "
-        f"{spread(model.best(error.validation), error.text)}, the LSTM's "
-        f"{spread(baseline.best(error.validation), error.text)}"
+    """Whether statistics of each step and gamma 0.1 beat the plain LSTM in every measure."""
+    model, baseline = results.model("recurrent, per step, gamma 0.1"), results.baseline
+    if not (model and baseline):
+        return unfinished(results, where)
+    better, words = against(model, baseline, "the LSTM")
+    return all(better), f"with statistics of each step and gamma 0.1 {words}"
+
+
+def generalises(results):
+    """Whether the best normalised model is better in validation by the margin."""
+    model, baseline = results.model("normalised"), results.baseline
+    if not (model and baseline):
+        return unfinished(results, "the search")
+    measure = model.measures[0]
+    ours, plain = (statistics.mean(one.judged(measure)) for one in (model, baseline))
+    our_test = statistics.mean(model.evaluations("recalibrated_test", "perplexity"))
+    plain_test = statistics.mean(baseline.best(measure.test))
+    return ours <= (1.0 - MARGIN) * plain, (
+        f"the best normalised model has {measure.validation} {ours:.1f}, the best LSTM "
+        f"{plain:.1f}; {measure.test} {our_test:.1f} and {plain_test:.1f}"
     )
+
+
+def against(model, other, name):
+    """In which measures a model is better by more than the seeds differ, and the figures."""
+    better, words = [], []
+    for measure in model.measures:
+        ours, others = model.judged(measure), other.judged(measure)
+        better.append(max(ours) < min(others))
+        words.append(
+            f"{measure.validation} {spread(ours, measure.text)}, {name} "
+            f"{spread(others, measure.text)}"
+        )
+    return better, " and ".join(words)
+
+
+def unfinished(results, where):
+    """The part of a verdict for an experiment that has not come to its end."""
+    return None, f"in {where} {results.progress}"
 
 
 def spread(values, show):

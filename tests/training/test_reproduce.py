@@ -26,16 +26,16 @@ RESULTS = REPOSITORY / "results"
 SCRIPT = REPOSITORY / "training" / "reproduce.py"
 
 
-def write_run(folder, losses, errors, **results):
-    """A finished run of the pixel experiments."""
-    names = [name for one in compare.PIXELS for name in (one.training, one.validation)]
+def write_run(folder, losses, errors, measures=compare.PIXELS, **results):
+    """A finished run of the experiments with two measures."""
+    names = [name for one in measures for name in (one.training, one.validation)]
     rows = [
         dict(zip(["epoch", *names], [epoch, loss, loss + 0.1, error, error + 0.01], strict=True))
         for epoch, (loss, error) in enumerate(zip(losses, errors, strict=True), 1)
     ]
-    best = min(rows, key=lambda row: row["valid_loss"])
-    best = {**best, "test_loss": best["valid_loss"], "test_error": 0.5}
-    write_rows(folder, rows, best, **results)
+    best = min(rows, key=lambda row: row[measures[0].validation])
+    tests = {measures[0].test: best[measures[0].validation], measures[1].test: 0.5}
+    write_rows(folder, rows, {**best, **tests}, **results)
 
 
 def write_language_run(folder, valid, test, **results):
@@ -93,14 +93,17 @@ def test_the_report_is_computed_from_the_runs(small_experiments, tmp_path):
     lines = text.splitlines()
     assert (
         "| LSTM | 2 | 1.050 (1.000 to 1.100) | - | 1.150 (1.100 to 1.200) | 2, 2 | "
-        "51.0% (51.0% to 51.0%) | 1.150 (1.100 to 1.200) | 50.0% (50.0% to 50.0%) | 2 (2 to 2) |"
+        "51.0% (51.0% to 51.0%) | 1.150 (1.100 to 1.200) | 50.0% (50.0% to 50.0%) | "
+        "2.0 (2.0 to 2.0) |"
     ) in lines
-    assert "| frame-wise | 1 | 0.500 | 1 | 0.600 | 2 | 21.0% | 0.600 | 50.0% | 2 |" in lines
+    assert (
+        "| frame-wise (so far) | 1 | 0.500 | 1 | 0.600 | 2 | 21.0% | 0.600 | 50.0% | 2.0 |" in lines
+    )
     assert "| chosen from |  | best valid_loss |" in lines
     assert "| frame-wise | `--learning_rate=1` | 1.500 (1.500 to 1.500) |" in lines
     assert "| frame-wise | `--learning_rate=2` | 0.600 |" in lines
     assert "| frame-wise, valid_error | 10.0% | 20.0% | 30.0% |" in lines
-    assert "Not run to the end yet: 1 of 6 runs." in lines
+    assert "Not run to the end yet: 5 of 6 runs are finished." in lines
     assert "an abacus" in text and text.count("**not decided**") == 4
     assert (tmp_path / "pixel-digits.png").stat().st_size > 5000
 
@@ -116,7 +119,7 @@ def test_runs_that_are_there_in_part_are_reported_by_epoch(small_experiments, tm
         "| 1 | 2.000 / 2.100 | 1.500 / 1.600 |",
         "| 2 | 1.000 / 1.100 |  |",
     ]
-    assert "Not run to the end yet: 6 of 6 runs." in lines
+    assert "Not run to the end yet: 0 of 6 runs are finished." in lines
     assert (tmp_path / "pixel-digits.png").stat().st_size > 5000
 
 
@@ -143,7 +146,8 @@ def test_claims_follow_the_numbers(tmp_path, errors, expected):
     for name in ("pixel-digits", "pixel-digits-permuted"):
         for key, error in {"baseline": 0.4, "frame": 0.3, **errors}.items():
             for seed in range(5):
-                write_run(tmp_path / name / f"{key}-{seed}", [1.0], [error + seed / 1000])
+                value = error + seed / 1000
+                write_run(tmp_path / name / f"{key}-{seed}", [value], [value], evaluation={})
     found = {name: report.Results(name, tmp_path) for name in EXPERIMENTS}
     parts = [
         part(found[name], name)
@@ -152,6 +156,50 @@ def test_claims_follow_the_numbers(tmp_path, errors, expected):
     ]
     assert expected in report.verdict(*parts)
     assert "**not decided**" in list(report.claims(found))[2]  # Nothing was run in language.
+
+
+def write_speech(folder, sequence_losses, recalibrated):
+    """All runs of `digits-speech`: the LSTM's training criterion is lowest in its last epoch."""
+    evaluation = {"recalibrated": recalibrated}
+    for key, configuration in EXPERIMENTS["digits-speech"].configurations.items():
+        plain = "--model=baseline" in configuration.arguments
+        losses = [1.0, 0.9, 0.8] if plain else sequence_losses
+        for seed in range(configuration.seeds):
+            write_run(
+                folder / "digits-speech" / f"{key}-{seed}",
+                losses,
+                [0.5] * len(losses),
+                compare.SPEECH,
+                evaluation={} if plain else evaluation,
+            )
+    return report.Results("digits-speech", folder)
+
+
+@pytest.mark.parametrize(
+    ("losses", "passed", "holds"),
+    [([0.9, 0.7, 0.6], "2, 2, 2", True), ([1.0, 0.9, 0.7], "3, 3, 3", False)],
+)
+def test_training_is_faster_if_the_lowest_is_passed_before_the_lstm_is_there(
+    tmp_path, losses, passed, holds
+):
+    results = write_speech(tmp_path, losses, {"fce": 0.9, "fer": 0.51})
+    found, words = report.faster(results, "sequence-wise", "speech")
+    assert found is holds
+    assert words.count(f"{passed} (0.800, `--learning_rate=0.00") == 3
+
+
+@pytest.mark.parametrize(
+    ("recalibrated", "holds"),
+    [
+        ({"fce": 0.9, "fer": 0.51}, True),
+        ({"fce": 0.89, "fer": 0.51}, False),
+        ({"fce": 0.9, "fer": 0.50}, False),
+    ],
+)
+def test_no_better_means_in_no_measure(tmp_path, recalibrated, holds):
+    """The LSTM has 0.9 and 0.51, and moving averages give the normalised model other figures."""
+    results = write_speech(tmp_path, [0.1, 0.1], recalibrated)
+    assert report.does_not_generalise(results, "sequence-wise", "speech")[0] is holds
 
 
 @pytest.mark.parametrize(("perplexity", "expected"), [(96.9, "holds"), (97.1, "does not hold")])
@@ -177,8 +225,8 @@ def test_the_step_beyond_is_two_percent_on_validation_after_recalibration(
             assert report.generalises(found)[0] is None
     perplexity += 1  # The best normalised one is the second of all.
     assert report.verdict(report.generalises(found)) == (
-        f"**{expected}**. Recalibrated, the best normalised model has validation perplexity "
-        f"{perplexity:.1f}, the best LSTM 100.0; test 90.0 and 95.0."
+        f"**{expected}**. The best normalised model has valid_perplexity {perplexity:.1f}, the "
+        "best LSTM 100.0; test_perplexity 90.0 and 95.0."
     )
 
 
