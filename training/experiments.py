@@ -160,8 +160,8 @@ EXPERIMENTS = {
         configurations=searched(
             baseline={
                 "dropout_0.25": ("--dropout=0.25", "--decay=1.667"),
-                "dropout_0.15": ("--dropout=0.15", "--decay=1.667"),
                 "dropout_0.35": ("--dropout=0.35", "--decay=1.667"),
+                "dropout_0.15": ("--dropout=0.15", "--decay=1.667"),
                 "dropout_0.25_slow": ("--dropout=0.25", "--decay=1.3"),
                 "dropout_0.35_slow": ("--dropout=0.35", "--decay=1.3"),
             },
@@ -170,11 +170,11 @@ EXPERIMENTS = {
                     *("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
                     "--normalization=sequence",
                 ),
-                "frame": ("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
                 "sequence_0.35": (
                     *("--dropout=0.35", "--decay=1.667", "--gamma=0.3"),
                     "--normalization=sequence",
                 ),
+                "frame": ("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
                 "sequence_slow": (
                     *("--dropout=0.25", "--decay=1.3", "--gamma=0.3"),
                     "--normalization=sequence",
