@@ -6,9 +6,8 @@
 A batch-normalised model is scored with the population statistics that training left (the moving
 averages), with exact ones (`keras_bnrnn.recalibrate` over the training split) and with those of
 each validation batch, which no served model has. Speech is also scored for the speakers that
-training heard and for those that it did not; language models with exact statistics on the test
-split too. The figures are printed and written to evaluation.json in the run's folder, which is
-otherwise only read: best.keras keeps its moving averages.
+training heard and for those that it did not. The figures are printed and written to evaluation.json
+in the run's folder, which is otherwise only read: best.keras keeps its moving averages.
 """
 
 import json
@@ -50,19 +49,15 @@ def main(argv):
         raise CommandError(f"--run_dir={run_dir}: no {BEST_MODEL_FILE} in it")
     task = task_of(results["config"])(results["config"], FLAGS.data_dir)
     model = keras.models.load_model(path, compile=False)
-    found = {"moving_averages": score(model, task, task.valid, "moving averages")}
+    found = {"moving_averages": score(model, task, "moving averages")}
     if hasattr(task, "by_speaker"):
         found["speakers"] = task.by_speaker(model)
     if results["model"] == "batch_norm":
         without_dropout(model)
-        found["batch_statistics"] = score(
-            model, task, task.valid, "batch statistics", training=True
-        )
+        found["batch_statistics"] = score(model, task, "batch statistics", training=True)
         print("recalibrating over the training split", flush=True)
         recalibrate(model, task.train, verbose=command_line.fit_verbosity())
-        found["recalibrated"] = score(model, task, task.valid, "recalibrated")
-        if hasattr(task, "test"):
-            found["recalibrated_test"] = score(model, task, task.test, "recalibrated, test")
+        found["recalibrated"] = score(model, task, "recalibrated")
     write_aside(run_dir / EVALUATION_FILE, (json.dumps(found, indent=2) + "\n").encode())
     for name, scores in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
@@ -120,7 +115,7 @@ class LanguageTask:
             )
         recipe = language_model.Recipe(**config["recipe"])
         windows = train_ptb.make_windows(corpus, recipe, config["steps_per_epoch"])
-        self.train, self.valid, self.test = (windows[name] for name in train_ptb.SPLITS)
+        self.train, self.valid = windows["train"], windows["valid"]
 
     def metrics(self):
         return [Perplexity(from_logits=True)]
@@ -149,13 +144,13 @@ def task_of(config):
     raise CommandError(f"--run_dir={FLAGS.run_dir} is of no known training script")
 
 
-def score(model, task, batches, title, training=False):
-    """The task's metrics over batches; every variable is as before afterwards."""
+def score(model, task, title, training=False):
+    """The metrics over the validation split; every variable is as before afterwards."""
     before = [(variable, np.asarray(variable)) for variable in model.variables]
     language_model.reset_states(model)
     run = tf.function(lambda x: model(x, training=training), reduce_retracing=True)
     metrics = task.metrics()
-    for x, y, weights in tqdm(batches, desc=title, unit="batch"):
+    for x, y, weights in tqdm(task.valid, desc=title, unit="batch"):
         logits = run(x)
         for metric in metrics:
             metric.update_state(y, logits, sample_weight=weights)

@@ -47,9 +47,9 @@ greatest in brackets; epochs are listed seed by seed. `fce` is the frame-wise cr
 `fer` the frame error rate.
 
 A model is that of the epoch with the best validation criterion. Normalised models are scored with
-three kinds of statistics: *moving averages* as training left them, with which that epoch was
-chosen; *recalibrated*, computed again over the training data (`keras_bnrnn.recalibrate`), with
-which the claims are judged; and those of each validation batch, which no served model has.
+three kinds of statistics: *moving averages* as training left them, with which that epoch was chosen
+and the claims are judged; *recalibrated*, computed again over the training data with dropout off
+(`keras_bnrnn.recalibrate`); and those of each validation batch, which no served model has.
 """
 
 LARGE = r"""
@@ -143,11 +143,6 @@ class Model:
         """An epoch's time for each seed. The first also traces the graph."""
         times = [run.results["seconds_per_epoch"] for run in self.runs]
         return [statistics.median(one[1:] or one) for one in times]
-
-    def judged(self, measure):
-        """A measure of validation for each seed, with recalibrated statistics if it has any."""
-        key = measure.validation.split("_", 1)[1]
-        return self.evaluations("recalibrated", key) or self.best(measure.validation)
 
     def evaluations(self, *keys):
         """What evaluate.py found under these keys, for each seed that has it."""
@@ -436,9 +431,8 @@ def generalises(results):
     if not (model and baseline):
         return unfinished(results, "the search")
     measure = model.measures[0]
-    ours, plain = (statistics.mean(one.judged(measure)) for one in (model, baseline))
-    our_test = statistics.mean(model.evaluations("recalibrated_test", "perplexity"))
-    plain_test = statistics.mean(baseline.best(measure.test))
+    ours, plain = (statistics.mean(one.validation) for one in (model, baseline))
+    our_test, plain_test = (statistics.mean(one.best(measure.test)) for one in (model, baseline))
     return ours <= (1.0 - MARGIN) * plain, (
         f"the best normalised model has {measure.validation} {ours:.1f}, the best LSTM "
         f"{plain:.1f}; {measure.test} {our_test:.1f} and {plain_test:.1f}"
@@ -449,7 +443,7 @@ def against(model, other, name):
     """In which measures a model is better by more than the seeds differ, and the figures."""
     better, words = [], []
     for measure in model.measures:
-        ours, others = model.judged(measure), other.judged(measure)
+        ours, others = (one.best(measure.validation) for one in (model, other))
         better.append(max(ours) < min(others))
         words.append(
             f"{measure.validation} {spread(ours, measure.text)}, {name} "

@@ -77,11 +77,7 @@ def test_language(call_script, tmp_path, model):
     found, best = read(run), read_results(run)["best"]
     expected = pytest.approx(best["valid_perplexity"], rel=1e-4)
     assert found["moving_averages"]["perplexity"] == expected
-    more = {"batch_statistics", "recalibrated", "recalibrated_test"}
-    assert more & set(found) == (more if model == "batch_norm" else set())
-    config = read_results(run)["config"]
-    test = evaluate.LanguageTask(config, None).test
-    assert sum(int(np.sum(weights)) for _, _, weights in test) == config["text"]["test_tokens"]
+    assert ("recalibrated" in found) == ("batch_statistics" in found) == (model == "batch_norm")
 
 
 def test_scoring_leaves_the_model_as_it_was(call_script, tiny_corpus, tmp_path):
@@ -92,7 +88,7 @@ def test_scoring_leaves_the_model_as_it_was(call_script, tiny_corpus, tmp_path):
     task = evaluate.SpeechTask(read_results(run)["config"], str(tiny_corpus))
     model = keras.models.load_model(run / "best.keras", compile=False)
     before = model.get_weights()
-    evaluate.score(model, task, task.valid, "", training=True)
+    evaluate.score(model, task, "", training=True)
     for value, same in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(value, same)
 
