@@ -221,7 +221,7 @@ def draw_curves(curves, measures, path):
 
     Of several histories the mean is drawn, in a band from the least to the greatest.
     """
-    figure = Figure(figsize=(5.2 * len(measures) + 0.6, 4.2), dpi=140, layout="tight")
+    figure = Figure(figsize=(5.2 * len(measures) + 0.6, 4.2), dpi=140, layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)
     for panel, measure in zip(panels[0], measures, strict=True):
         for curve in curves:
@@ -243,7 +243,10 @@ def draw_curves(curves, measures, path):
         Line2D([], [], color="0.3", linestyle="--", label="training"),
         Line2D([], [], color="0.3", linestyle="-", label="validation"),
     ]
-    panels[0][-1].legend(handles=handles, frameon=False, fontsize=9)
+    columns = 2 * len(measures)
+    figure.legend(
+        handles=handles, frameon=False, fontsize=9, loc="outside lower center", ncols=columns
+    )
     figure.savefig(path)
 
 

@@ -92,7 +92,7 @@ def test_curves_are_dashed_for_training_and_solid_for_validation(tmp_path, monke
     panels = figures[0].axes
     assert [panel.get_xlabel() for panel in panels] == ["epoch", "epoch"]
     assert [line.get_linestyle() for line in panels[0].lines] == ["--", "-"] * 2
-    texts = [text.get_text() for text in panels[-1].get_legend().get_texts()]
+    texts = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert texts == ["baseline", "batch_norm", "training", "validation"]
 
 
