@@ -20,6 +20,7 @@ class _LiveFrameMean(keras.metrics.Metric):
         self.count = self.add_variable(shape=(), initializer="zeros", name="count")
 
     def values_per_frame(self, y_true, y_pred):
+        """The values whose mean it is, `[batch, time]`; each metric has its own."""
         raise NotImplementedError
 
     def update_state(self, y_true, y_pred, sample_weight=None):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 PLAIN = ("--model=baseline",)
 NORMALIZED = ("--model=batch_norm",)
 RECURRENT = (*NORMALIZED, "--normalize_recurrent")
-SEQUENCE_WISE = ("--gamma=0.3", "--normalization=sequence")
+SEQUENCE_WISE = ("--normalization=sequence",)
+SMALL_GAMMA = ("--gamma=0.3",)
 
 PIXEL_NOTE = (
     "8 × 8 images of digits (scikit-learn's), 64 steps of a pixel each: 1197 to train, 300 to "
@@ -138,7 +139,7 @@ EXPERIMENTS = {
             "baseline": Configuration("LSTM", PLAIN, 3),
             "frame": Configuration("frame-wise", NORMALIZED, 3),
             "sequence": Configuration(
-                "sequence-wise (sees the future)", (*NORMALIZED, "--normalization=sequence"), 1
+                "sequence-wise (sees the future)", (*NORMALIZED, *SEQUENCE_WISE), 1
             ),
             "recurrent": Configuration("frame-wise and recurrent", RECURRENT, 1),
         },
@@ -167,11 +168,11 @@ EXPERIMENTS = {
                 "dropout_0.15_slow": ("--dropout=0.15", "--decay=1.3"),
             },
             normalised={
-                "sequence": ("--dropout=0.25", "--decay=1.667", *SEQUENCE_WISE),
-                "sequence_0.35": ("--dropout=0.35", "--decay=1.667", *SEQUENCE_WISE),
-                "sequence_0.15": ("--dropout=0.15", "--decay=1.667", *SEQUENCE_WISE),
-                "sequence_slow": ("--dropout=0.25", "--decay=1.3", *SEQUENCE_WISE),
-                "frame": ("--dropout=0.25", "--decay=1.667", "--gamma=0.3"),
+                "sequence": ("--dropout=0.25", "--decay=1.667", *SMALL_GAMMA, *SEQUENCE_WISE),
+                "sequence_0.35": ("--dropout=0.35", "--decay=1.667", *SMALL_GAMMA, *SEQUENCE_WISE),
+                "sequence_0.15": ("--dropout=0.15", "--decay=1.667", *SMALL_GAMMA, *SEQUENCE_WISE),
+                "sequence_slow": ("--dropout=0.25", "--decay=1.3", *SMALL_GAMMA, *SEQUENCE_WISE),
+                "frame": ("--dropout=0.25", "--decay=1.667", *SMALL_GAMMA),
             },
         ),
     ),

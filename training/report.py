@@ -162,7 +162,7 @@ class Results:
     Attributes:
         models: a `Model` per label, of what was chosen on validation.
         candidates: `{label: [Model]}` of all that could be chosen.
-        missing: names of runs that are not there, or in part.
+        missing: the label of each run that is not there, or in part.
         unfinished: `{name: rows of history.csv}` of those that are there in part.
     """
 
@@ -176,7 +176,7 @@ class Results:
             for seed in range(configuration.seeds):
                 path = folder / name / f"{key}-{seed}"
                 if not (path / "results.json").is_file():
-                    self.missing.append(path.name)
+                    self.missing.append(configuration.label)
                     if (path / "history.csv").is_file():
                         self.unfinished[path.name] = read_history(path)
                         self.measures = measures_of(self.unfinished[path.name])
@@ -187,7 +187,7 @@ class Results:
                 self.measures = measures_of(runs[0].rows)
                 model = Model(configuration.label, configuration.arguments, runs, self.measures)
                 self.candidates.setdefault(configuration.label, []).append(model)
-        # Only when all rates have been tried is there anything to choose.
+        # Of what is there so far; `finished` says whether that is all.
         self.models = [
             min(candidates, key=lambda model: statistics.mean(model.validation))
             for candidates in self.candidates.values()
@@ -195,8 +195,7 @@ class Results:
 
     def finished(self, label):
         """Whether all runs of a label are there."""
-        labels = {key: one.label for key, one in self.experiment.configurations.items()}
-        return label not in {labels[name.rpartition("-")[0]] for name in self.missing}
+        return label not in self.missing
 
     def model(self, label):
         """The `Model` of a label once all its runs are there, else `None`."""
