@@ -1,5 +1,6 @@
 """Fixtures and settings that every test shares."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -45,3 +46,19 @@ def separate_collectives():
     base = getattr(strategy, "_collective_key_base", None)
     if base is not None:
         strategy._collective_key_base = base + 100_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_graphs():
+    """Lets go of a module's graphs.
+
+    TensorFlow registers the gradient of every traced `tf.custom_gradient` for good, and with it
+    the graph, model and data that it is of: gigabytes by the end of the suite.
+    """
+    yield
+    from tensorflow.python.framework import ops
+
+    registered = ops.gradient_registry._registry
+    for name in [name for name in registered if name.startswith("CustomGradient-")]:
+        del registered[name]
+    gc.collect()

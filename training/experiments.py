@@ -7,6 +7,7 @@ NORMALIZED = ("--model=batch_norm",)
 RECURRENT = (*NORMALIZED, "--normalize_recurrent")
 SEQUENCE_WISE = ("--normalization=sequence",)
 SMALL_GAMMA = ("--gamma=0.3",)
+LATE_DECAY = ("--constant_epochs=9", "--decay=2.5")
 
 PIXEL_NOTE = (
     "8 × 8 images of digits (scikit-learn's), 64 steps of a pixel each: 1197 to train, 300 to "
@@ -163,15 +164,15 @@ EXPERIMENTS = {
             baseline={
                 "dropout_0.25": ("--dropout=0.25", "--decay=1.667"),
                 "dropout_0.35": ("--dropout=0.35", "--decay=1.667"),
+                "dropout_0.25_late": ("--dropout=0.25", *LATE_DECAY),
                 "dropout_0.15": ("--dropout=0.15", "--decay=1.667"),
-                "dropout_0.25_slow": ("--dropout=0.25", "--decay=1.3"),
-                "dropout_0.15_slow": ("--dropout=0.15", "--decay=1.3"),
+                "dropout_0.15_late": ("--dropout=0.15", *LATE_DECAY),
             },
             normalised={
                 "sequence": ("--dropout=0.25", "--decay=1.667", *SMALL_GAMMA, *SEQUENCE_WISE),
                 "sequence_0.35": ("--dropout=0.35", "--decay=1.667", *SMALL_GAMMA, *SEQUENCE_WISE),
+                "sequence_late": ("--dropout=0.25", *LATE_DECAY, *SMALL_GAMMA, *SEQUENCE_WISE),
                 "sequence_0.15": ("--dropout=0.15", "--decay=1.667", *SMALL_GAMMA, *SEQUENCE_WISE),
-                "sequence_slow": ("--dropout=0.25", "--decay=1.3", *SMALL_GAMMA, *SEQUENCE_WISE),
                 "frame": ("--dropout=0.25", "--decay=1.667", *SMALL_GAMMA),
             },
         ),
