@@ -23,11 +23,10 @@ from keras_bnrnn.data.speech_sources import (
     LabelledFrames,
     Source,
     Utterance,
-    assign_splits,
     drop_duplicates,
     require_folder,
-    split_of_folders,
 )
+from keras_bnrnn.data.splits import assign_splits, split_of_folders
 
 STATIC_DIMENSION = 41
 CMVN_KINDS = ("none", "mean", "mean_variance")

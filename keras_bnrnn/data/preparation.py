@@ -36,7 +36,7 @@ from keras_bnrnn.data.corpus import (
     make_example,
 )
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
-from keras_bnrnn.data.speech_sources import take_utterances
+from keras_bnrnn.data.splits import take_utterances
 
 PLAN_FILE = "preparation.json"
 PARTS_FOLDER = "parts"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bnrnn.data import preparation, speech_sources
+from keras_bnrnn.data import preparation, speech_sources, splits
 from keras_bnrnn.data.corpus import (
     find_utterance,
     load_corpus,
@@ -328,10 +328,10 @@ def test_layout_that_names_no_split(speech_tree):
 
 def test_taking_some_keeps_every_split(speech_tree):
     listed, _ = LibriSpeechSource(input_dir=str(speech_tree)).utterances()
-    taken = speech_sources.take_utterances(listed, 2, seed=0)
+    taken = splits.take_utterances(listed, 2, seed=0)
     assert [u.split for u in sorted(taken, key=lambda u: u.split)] == ["dev", "train"]
     with pytest.raises(CorpusError, match="utterances=1"):
-        speech_sources.take_utterances(listed, 1, seed=0)
+        splits.take_utterances(listed, 1, seed=0)
 
 
 def damaged_copy(prepared, tmp_path):
