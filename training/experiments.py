@@ -7,7 +7,7 @@ NORMALIZED = ("--model=batch_norm",)
 RECURRENT = (*NORMALIZED, "--normalize_recurrent")
 SEQUENCE_WISE = ("--normalization=sequence",)
 SMALL_GAMMA = ("--gamma=0.3",)
-LATE_DECAY = ("--constant_epochs=9", "--decay=2.5")
+DECAY = ("--decay=1.667",)
 
 PIXEL_NOTE = (
     "8 × 8 images of digits (scikit-learn's), 64 steps of a pixel each: 1197 to train, 300 to "
@@ -74,16 +74,16 @@ def at_rates(rates, seeds):
     }
 
 
-def searched(baseline, normalised):
-    """Two models' trials, a seed each, among which validation chooses; their trials alternate."""
-    trials = {}
-    for plain, ours in zip(baseline.items(), normalised.items(), strict=True):
-        for name, label, model, (key, arguments) in (
-            ("baseline", "LSTM", PLAIN, plain),
-            ("normalised", "normalised", NORMALIZED, ours),
-        ):
-            trials[f"{name}_{key}"] = Configuration(label, (*model, *arguments), 1)
-    return trials
+def searched(trials, normalised):
+    """Both models with each trial's flags; the normalised one with its own besides."""
+    return {
+        f"{name}_{key}": Configuration(label, (*model, *trial, *own), 1)
+        for key, trial in trials.items()
+        for name, label, model, own in (
+            ("baseline", "LSTM", PLAIN, ()),
+            ("normalised", "normalised", NORMALIZED, normalised),
+        )
+    }
 
 
 PIXEL_CONFIGURATIONS = {
@@ -150,8 +150,6 @@ EXPERIMENTS = {
             "population, is."
         ),
     ),
-    # The same rates of dropout and of learning for both models, each with the same seed; and one
-    # trial more for either: the normalised model's is its other kind of statistics.
     "ptb-small-regularised": Experiment(
         title="Penn Treebank, 2 × 200 units, with dropout, the best of a search on validation",
         script="train_ptb.py",
@@ -160,22 +158,23 @@ EXPERIMENTS = {
         # Momentum changes the population statistics and nothing else of a training.
         arguments=("--size=small", "--constant_epochs=6", "--momentum=0.99"),
         quick=("--steps_per_epoch=20",),
-        configurations=searched(
-            baseline={
-                "dropout_0.25": ("--dropout=0.25", "--decay=1.667"),
-                "dropout_0.35": ("--dropout=0.35", "--decay=1.667"),
-                "dropout_0.25_late": ("--dropout=0.25", *LATE_DECAY),
-                "dropout_0.15": ("--dropout=0.15", "--decay=1.667"),
-                "dropout_0.15_late": ("--dropout=0.15", *LATE_DECAY),
-            },
-            normalised={
-                "sequence": ("--dropout=0.25", "--decay=1.667", *SMALL_GAMMA, *SEQUENCE_WISE),
-                "sequence_0.35": ("--dropout=0.35", "--decay=1.667", *SMALL_GAMMA, *SEQUENCE_WISE),
-                "sequence_late": ("--dropout=0.25", *LATE_DECAY, *SMALL_GAMMA, *SEQUENCE_WISE),
-                "sequence_0.15": ("--dropout=0.15", "--decay=1.667", *SMALL_GAMMA, *SEQUENCE_WISE),
-                "frame": ("--dropout=0.25", "--decay=1.667", *SMALL_GAMMA),
-            },
-        ),
+        configurations={
+            **searched(
+                {
+                    "dropout_0.25": ("--dropout=0.25", *DECAY),
+                    "dropout_0.35": ("--dropout=0.35", *DECAY),
+                    "late_decay": ("--dropout=0.25", "--constant_epochs=9", "--decay=2.5"),
+                    "twice_the_rate": ("--dropout=0.25", *DECAY, "--learning_rate=2.0"),
+                    "dropout_0.15": ("--dropout=0.15", *DECAY),
+                },
+                normalised=(*SMALL_GAMMA, *SEQUENCE_WISE),
+            ),
+            # One trial more for either: the normalised model's is its other kind of statistics.
+            "baseline_dropout_0.2": Configuration("LSTM", (*PLAIN, "--dropout=0.2", *DECAY), 1),
+            "normalised_frame": Configuration(
+                "normalised", (*NORMALIZED, "--dropout=0.25", *DECAY, *SMALL_GAMMA), 1
+            ),
+        },
     ),
     "digits-speech-large": Experiment(
         title="Spoken digits, the paper's 5 × 250 units, bidirectional",
