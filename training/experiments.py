@@ -165,6 +165,7 @@ EXPERIMENTS = {
                     "dropout_0.35": ("--dropout=0.35", *DECAY),
                     "late_decay": ("--dropout=0.25", "--constant_epochs=9", "--decay=2.5"),
                     "twice_the_rate": ("--dropout=0.25", *DECAY, "--learning_rate=2.0"),
+                    "half_the_rate": ("--dropout=0.25", *DECAY, "--learning_rate=0.5"),
                     "dropout_0.15": ("--dropout=0.15", *DECAY),
                 },
                 normalised=(*SMALL_GAMMA, *SEQUENCE_WISE),
