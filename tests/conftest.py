@@ -53,7 +53,7 @@ def forgotten_graphs():
     """Lets go of a module's graphs.
 
     TensorFlow registers the gradient of every traced `tf.custom_gradient` for good, and with it
-    the graph, model and data that it is of: gigabytes by the end of the suite.
+    the graph that it is of: gigabytes by the end of the suite.
     """
     yield
     from tensorflow.python.framework import ops

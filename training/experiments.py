@@ -62,28 +62,29 @@ class Experiment(NamedTuple):
     note: str = ""
 
 
-def at_rates(rates, seeds):
-    """A plain and a normalised model, each at every learning rate of the same grid."""
-    return {
-        f"{name}_rate_{rate}": Configuration(label, (*model, f"--learning_rate={rate}"), seeds)
-        for name, label, model in (
-            ("baseline", "LSTM", PLAIN),
-            ("sequence", "sequence-wise", NORMALIZED),
-        )
-        for rate in rates
-    }
+def both_models(trials, name, label, own=(), seeds=1):
+    """A plain and a normalised model, each with every trial's flags; validation chooses among them.
 
-
-def searched(trials, normalised):
-    """Both models with each trial's flags; the normalised one with its own besides."""
+    Args:
+        trials: `{name: flags}`.
+        name: of the normalised model, in folders' names.
+        label: of the normalised model.
+        own: flags that only the normalised model has.
+        seeds: of each run.
+    """
     return {
-        f"{name}_{key}": Configuration(label, (*model, *trial, *own), 1)
-        for key, trial in trials.items()
-        for name, label, model, own in (
+        f"{model}_{trial}": Configuration(text, (*kind, *flags, *more), seeds)
+        for trial, flags in trials.items()
+        for model, text, kind, more in (
             ("baseline", "LSTM", PLAIN, ()),
-            ("normalised", "normalised", NORMALIZED, normalised),
+            (name, label, NORMALIZED, own),
         )
     }
+
+
+def at_rates(*rates):
+    """Trials that differ in the learning rate."""
+    return {f"rate_{rate}": (f"--learning_rate={rate}",) for rate in rates}
 
 
 PIXEL_CONFIGURATIONS = {
@@ -126,7 +127,9 @@ EXPERIMENTS = {
         epochs=10,
         arguments=("--layers=2", "--units=128"),
         quick=("--layers=1", "--units=8"),
-        configurations=at_rates(("0.001", "0.002", "0.004"), seeds=3),
+        configurations=both_models(
+            at_rates("0.001", "0.002", "0.004"), "sequence", "sequence-wise", seeds=3
+        ),
         note=SPEECH_NOTE,
     ),
     "ptb-small": Experiment(
@@ -159,7 +162,7 @@ EXPERIMENTS = {
         arguments=("--size=small", "--constant_epochs=6", "--momentum=0.99"),
         quick=("--steps_per_epoch=20",),
         configurations={
-            **searched(
+            **both_models(
                 {
                     "dropout_0.25": ("--dropout=0.25", *DECAY),
                     "dropout_0.35": ("--dropout=0.35", *DECAY),
@@ -168,7 +171,9 @@ EXPERIMENTS = {
                     "half_the_rate": ("--dropout=0.25", *DECAY, "--learning_rate=0.5"),
                     "dropout_0.15": ("--dropout=0.15", *DECAY),
                 },
-                normalised=(*SMALL_GAMMA, *SEQUENCE_WISE),
+                "normalised",
+                "normalised",
+                own=(*SMALL_GAMMA, *SEQUENCE_WISE),
             ),
             # One trial more for either: the normalised model's is its other kind of statistics.
             "baseline_dropout_0.2": Configuration("LSTM", (*PLAIN, "--dropout=0.2", *DECAY), 1),
@@ -184,7 +189,7 @@ EXPERIMENTS = {
         epochs=10,
         arguments=(),
         quick=("--layers=1", "--units=8"),
-        configurations=at_rates(("0.001", "0.002"), seeds=1),
+        configurations=both_models(at_rates("0.001", "0.002"), "sequence", "sequence-wise"),
         note=SPEECH_NOTE,
     ),
     "ptb-medium": Experiment(
