@@ -140,9 +140,14 @@ class Model:
 
     @property
     def seconds(self):
-        """An epoch's time for each seed. The first also traces the graph."""
-        times = [run.results["seconds_per_epoch"] for run in self.runs]
-        return [statistics.median(one[1:] or one) for one in times]
+        """`{hardware: an epoch's time for each seed}`. The first epoch also traces the graph."""
+        found = {}
+        for run in self.runs:
+            times = run.results["seconds_per_epoch"]
+            found.setdefault(run.results["hardware"], []).append(
+                statistics.median(times[1:] or times)
+            )
+        return found
 
     def evaluations(self, *keys):
         """What evaluate.py found under these keys, for each seed that has it."""
@@ -169,7 +174,6 @@ class Results:
     def __init__(self, name, folder):
         self.experiment = EXPERIMENTS[name]
         self.missing, self.unfinished, self.candidates = [], {}, {}
-        self.hardware = set()
         self.measures = None
         for key, configuration in self.experiment.configurations.items():
             runs = []
@@ -182,7 +186,6 @@ class Results:
                         self.measures = measures_of(self.unfinished[path.name])
                     continue
                 runs.append(FinishedRun(read_history(path), read_results(path)))
-                self.hardware.add(runs[-1].results["hardware"])
             if runs:
                 self.measures = measures_of(runs[0].rows)
                 model = Model(configuration.label, configuration.arguments, runs, self.measures)
@@ -192,6 +195,11 @@ class Results:
             min(candidates, key=lambda model: statistics.mean(model.validation))
             for candidates in self.candidates.values()
         ]
+
+    @property
+    def hardware(self):
+        """What the models' times are of."""
+        return sorted(set().union(*(model.seconds for model in self.models)))
 
     def finished(self, label):
         """Whether all runs of a label are there."""
@@ -220,11 +228,7 @@ def measures_of(rows):
 
 def text(found):
     """The whole report."""
-    hardware = sorted(set().union(*(results.hardware for results in found.values())))
-    parts = [INTRODUCTION]
-    if hardware:
-        parts.append(f"Times are of {'; '.join(hardware)}. There was no GPU.\n")
-    parts.append("## The claims\n")
+    parts = [INTRODUCTION, "## The claims\n"]
     parts += [f"{number}. {sentence}" for number, sentence in enumerate(claims(found), 1)]
     for name, results in found.items():
         parts.append(f"\n## {results.experiment.title}\n")
@@ -240,7 +244,7 @@ def section(name, results):
     if results.experiment.note:
         lines.append(f"{results.experiment.note}\n")
     if results.models:
-        lines += [*table(results), "", *choices(results), *populations(results)]
+        lines += [*table(results), "", times(results), *choices(results), *populations(results)]
     if results.unfinished:
         lines += by_epoch(results)
     if results.missing:
@@ -275,9 +279,25 @@ def table(results):
                 spread(model.evaluations("speakers", group), measures[1].text) for group in GROUPS
             ]
         cells += [spread(model.best(one.test), one.text) for one in tests]
-        cells.append(spread(model.seconds, "{:.1f}".format))
+        cells.append(
+            "; ".join(
+                spread(seconds, "{:.1f}".format) + mark(results.hardware, hardware)
+                for hardware, seconds in sorted(model.seconds.items())
+            )
+        )
         lines.append(row(cells))
     return lines
+
+
+def times(results):
+    """What the times are of: machines are numbered where there are several."""
+    hardware = "; ".join(f"{one}{mark(results.hardware, one)}" for one in results.hardware)
+    return f"Times are of {hardware}. There was no GPU.\n"
+
+
+def mark(several, hardware):
+    """The number of a machine among several."""
+    return f" [{several.index(hardware) + 1}]" if len(several) > 1 else ""
 
 
 def choices(results):

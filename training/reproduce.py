@@ -287,12 +287,15 @@ def left_over(left, runs):
 
 
 def processor():
-    """The processor's name."""
+    """The processor's name and, where it is known, its widest vector instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        known = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+        name, instructions = known["model name"], known["flags"].split()
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
+    widest = [one for one in ("avx512f", "avx2") if one in instructions][:1]
+    return " with ".join([name, *(one.upper() for one in widest)])
 
 
 if __name__ == "__main__":

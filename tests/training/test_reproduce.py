@@ -104,8 +104,23 @@ def test_the_report_is_computed_from_the_runs(small_experiments, tmp_path):
     assert "| frame-wise | `--learning_rate=2` | 0.600 |" in lines
     assert "| frame-wise, valid_error | 10.0% | 20.0% | 30.0% |" in lines
     assert "Not run to the end yet: 5 of 6 runs are finished." in lines
-    assert "an abacus" in text and text.count("**not decided**") == 4
+    assert "Times are of an abacus. There was no GPU." in lines
+    assert text.count("**not decided**") == 4
     assert (tmp_path / "pixel-digits.png").stat().st_size > 5000
+
+
+def test_times_of_several_machines_are_told_apart(small_experiments, tmp_path):
+    folder = tmp_path / "pixel-digits"
+    write_run(folder / "baseline-0", [1.0, 1.0], [0.5, 0.5])
+    write_run(folder / "baseline-1", [1.0, 1.0], [0.5, 0.5], seconds_per_epoch=[9.0, 4.0])
+    slow = {"hardware": "beads", "seconds_per_epoch": [9.0, 7.0]}
+    write_run(folder / "frame_rate_1-0", [1.0, 1.0], [0.5, 0.5], **slow)
+    write_run(folder / "frame_rate_1-1", [1.0, 1.0], [0.5, 0.5])
+    report.write(tmp_path)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert any(line.endswith("| 3.0 (2.0 to 4.0) [1] |") for line in lines)
+    assert any(line.endswith("| 2.0 [1]; 7.0 [2] |") for line in lines)
+    assert "Times are of an abacus [1]; beads [2]. There was no GPU." in lines
 
 
 def test_runs_that_are_there_in_part_are_reported_by_epoch(small_experiments, tmp_path):
