@@ -168,18 +168,23 @@ EXPERIMENTS = {
                     "dropout_0.35": ("--dropout=0.35", *DECAY),
                     "late_decay": ("--dropout=0.25", "--constant_epochs=9", "--decay=2.5"),
                     "twice_the_rate": ("--dropout=0.25", *DECAY, "--learning_rate=2.0"),
-                    "half_the_rate": ("--dropout=0.25", *DECAY, "--learning_rate=0.5"),
                     "dropout_0.15": ("--dropout=0.15", *DECAY),
                 },
                 "normalised",
                 "normalised",
                 own=(*SMALL_GAMMA, *SEQUENCE_WISE),
             ),
-            # One trial more for either: the normalised model's is its other kind of statistics.
-            "baseline_dropout_0.2": Configuration("LSTM", (*PLAIN, "--dropout=0.2", *DECAY), 1),
+            # What only normalised models have to choose from; as many trials more for the LSTM.
             "normalised_frame": Configuration(
                 "normalised", (*NORMALIZED, "--dropout=0.25", *DECAY, *SMALL_GAMMA), 1
             ),
+            "normalised_gamma_1.0": Configuration(
+                "normalised",
+                (*NORMALIZED, "--dropout=0.25", *DECAY, "--gamma=1.0", *SEQUENCE_WISE),
+                1,
+            ),
+            "baseline_dropout_0.2": Configuration("LSTM", (*PLAIN, "--dropout=0.2", *DECAY), 1),
+            "baseline_dropout_0.3": Configuration("LSTM", (*PLAIN, "--dropout=0.3", *DECAY), 1),
         },
     ),
     "digits-speech-large": Experiment(
