@@ -44,12 +44,16 @@ listed in `training/experiments.py`.
 In the figures training is dashed and validation (`valid` or `dev`) solid; a line is the mean over
 seeds, its band goes from the least to the greatest. In the tables it is the mean, and least and
 greatest in brackets; epochs are listed seed by seed. `fce` is the frame-wise cross-entropy in nats,
-`fer` the frame error rate.
+`fer` the frame error rate. A model is that of the epoch with the best validation criterion.
+"""
 
-A model is that of the epoch with the best validation criterion. Normalised models are scored with
-three kinds of statistics: *moving averages* as training left them, with which that epoch was chosen
-and the claims are judged; *recalibrated*, computed again over the training data with dropout off
-(`keras_bnrnn.recalibrate`); and those of each validation batch, which no served model has.
+POPULATION = """
+## Population statistics
+
+Validation of the normalised models above with three kinds of statistics: *moving averages* as
+training left them, with which the epoch was chosen and the claims are judged; *recalibrated*,
+computed again over the training data with dropout off (`keras_bnrnn.recalibrate`); and those of
+each validation batch, which no served model has.
 """
 
 LARGE = r"""
@@ -231,9 +235,9 @@ def text(found):
     parts = [INTRODUCTION, "## The claims\n"]
     parts += [f"{number}. {sentence}" for number, sentence in enumerate(claims(found), 1)]
     for name, results in found.items():
-        parts.append(f"\n## {results.experiment.title}\n")
+        parts.append(f"\n## {name}: {results.experiment.title}\n")
         parts += section(name, results)
-    return "\n".join([*parts, LARGE])
+    return "\n".join([*parts, LARGE, POPULATION, *populations(found), ""])
 
 
 def section(name, results):
@@ -244,7 +248,7 @@ def section(name, results):
     if results.experiment.note:
         lines.append(f"{results.experiment.note}\n")
     if results.models:
-        lines += [*table(results), "", times(results), *choices(results), *populations(results)]
+        lines += [*table(results), "", times(results), *choices(results)]
     if results.unfinished:
         lines += by_epoch(results)
     if results.missing:
@@ -314,19 +318,17 @@ def choices(results):
     return [row(["chosen from", "", f"best {criterion.validation}"]), row(["---"] * 3), *lines, ""]
 
 
-def populations(results):
-    """Validation by kind of statistics."""
-    normalised = [model for model in results.models if model.evaluations("batch_statistics")]
-    if not normalised:
-        return []
-    header = ["validation with", *(name.replace("_", " ") for name in STATISTICS)]
+def populations(found):
+    """Validation by kind of statistics, a row per experiment, model and measure."""
+    header = ["", "validation with", *(name.replace("_", " ") for name in STATISTICS)]
     lines = [row(header), row(["---"] * len(header))]
-    for model in normalised:
-        for measure in model.measures:
-            key = measure.validation.split("_", 1)[1]
-            cells = [spread(model.evaluations(kind, key), measure.text) for kind in STATISTICS]
-            lines.append(row([f"{model.label}, {measure.validation}", *cells]))
-    return [*lines, ""]
+    for name, results in found.items():
+        for model in results.models:
+            for measure in model.measures if model.evaluations("batch_statistics") else ():
+                key = measure.validation.split("_", 1)[1]
+                cells = [spread(model.evaluations(kind, key), measure.text) for kind in STATISTICS]
+                lines.append(row([name, f"{model.label}, {measure.validation}", *cells]))
+    return lines
 
 
 def by_epoch(results):

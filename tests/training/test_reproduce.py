@@ -102,7 +102,7 @@ def test_the_report_is_computed_from_the_runs(small_experiments, tmp_path):
     assert "| chosen from |  | best valid_loss |" in lines
     assert "| frame-wise | `--learning_rate=1` | 1.500 (1.500 to 1.500) |" in lines
     assert "| frame-wise | `--learning_rate=2` | 0.600 |" in lines
-    assert "| frame-wise, valid_error | 10.0% | 20.0% | 30.0% |" in lines
+    assert "| pixel-digits | frame-wise, valid_error | 10.0% | 20.0% | 30.0% |" in lines
     assert "Not run to the end yet: 5 of 6 runs are finished." in lines
     assert "Times are of an abacus. There was no GPU." in lines
     assert text.count("**not decided**") == 4
