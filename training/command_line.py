@@ -16,7 +16,9 @@ if __name__ == "__main__":
 ```
 """
 
+import ctypes
 import logging
+import os
 import signal
 import sys
 
@@ -27,6 +29,8 @@ MODELS = ("baseline", "batch_norm")
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 PRECISIONS = {"none": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 EXIT_STOPPED = 143  # as a shell has it for a process that SIGTERM ended
+PARENT = "KERAS_BNRNN_PARENT"
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 class CommandError(Exception):
@@ -195,6 +199,7 @@ def run(main, flag_values, description="", expected_errors=()):
         logging.getLogger("tensorflow").setLevel(logging.WARNING)
         signal.signal(signal.SIGTERM, stop)
         try:
+            stop_with_parent()
             return main(argv)
         except (CommandError, OSError, ModuleNotFoundError, *expected_errors) as error:
             print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -212,6 +217,21 @@ def run(main, flag_values, description="", expected_errors=()):
 def stop(number, frame):
     """What SIGTERM does where there is nothing to save."""
     raise Stopped("SIGTERM; the same command continues")
+
+
+def child_environment():
+    """The environment of a script that is to stop when this process is gone, however it ended."""
+    return {**os.environ, PARENT: str(os.getpid())}
+
+
+def stop_with_parent():
+    """Asks Linux for a SIGTERM at the parent's death, where `child_environment` says so."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        raise Stopped("what had started it is gone")
 
 
 def fit_verbosity():

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 import command_line
 from command_line import CommandError
@@ -61,7 +61,7 @@ LANGUAGE = (
     ),
 )
 PIXELS = (
-    Measure("Cross-entropy (nats)", "train_loss", "valid_loss", "test_loss"),
+    Measure("Cross-entropy (nats)", "train_loss", "valid_loss", "test_loss", logarithmic=True),
     Measure("Error rate", "train_error", "valid_error", "test_error", percent=True),
 )
 KINDS = (SPEECH, LANGUAGE, PIXELS)
@@ -263,13 +263,13 @@ def draw_curve(panel, curve, column, line):
 
 
 def set_logarithmic(panel):
-    """A logarithmic axis with plain numbers: perplexities fall by factors."""
+    """A logarithmic axis with plain numbers, for what falls by factors."""
     panel.set_yscale("log")
     low, high = panel.get_ylim()
-    steps = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8)
-    ticks = [step * 10.0**power for power in range(0, 5) for step in steps]
+    steps = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8) if high < 20 * low else (1, 2, 5)
+    ticks = [step * 10.0**power for power in range(-4, 5) for step in steps]
     panel.set_yticks([tick for tick in ticks if low <= tick <= high])
-    panel.yaxis.set_major_formatter(ScalarFormatter())
+    panel.yaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
     panel.minorticks_off()
 
 

@@ -7,7 +7,6 @@ same command. Each step is a command of its own, printed before it runs, to be t
 values afterwards.
 """
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -115,7 +114,7 @@ def run_script(script, *arguments):
     print(f"$ python training/{script} {shlex.join(arguments)}", flush=True)
     done = subprocess.run(
         command,
-        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", **command_line.child_environment()},
         check=False,
     )
     if done.returncode:

@@ -21,15 +21,13 @@ def set_up_tensorflow(flag_values, strategy):
                     f"--{name} cannot be combined with several devices: Keras's fit fails under "
                     "tf.distribute then (docs/SCALING.md); leave it away or use --strategy=none"
                 )
-        wanted = ("normalize_recurrent", "synchronized")
-        if flag_values.model == "batch_norm" and all(
-            name in flag_values and flag_values[name].value for name in wanted
-        ):
-            raise CommandError(
-                "--normalize_recurrent cannot be synchronised over several devices: that would "
-                "take collectives inside the time loop; add --nosynchronized or use "
-                "--strategy=none"
-            )
+        for name in ("normalize_recurrent", "normalize_cell_state"):
+            asked = name in flag_values and flag_values[name].value
+            if asked and flag_values.model == "batch_norm" and flag_values.synchronized:
+                raise CommandError(
+                    f"--{name} cannot be synchronised over several devices: that would take "
+                    "collectives inside the time loop; add --nosynchronized or use --strategy=none"
+                )
     keras.mixed_precision.set_dtype_policy(PRECISIONS[flag_values.mixed_precision])
     if flag_values.deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -36,15 +36,28 @@ flags.DEFINE_string(
 INTRODUCTION = """# The paper's claims, measured again
 
 Laurent et al., [Batch normalized recurrent neural networks](https://arxiv.org/abs/1510.01378)
-(2016), on data that is small enough to try: `make reproduce DATA=DIR` runs everything again
-(`python training/reproduce.py --help` says more). This page and its figures are computed from the
-`history.csv` and `results.json` in the folders beside it, by `training/report.py`; the runs are
-listed in `training/experiments.py`.
+(2016), on data that is small enough to try: `make reproduce DATA=DIR` makes the runs that are not
+here yet, and with a `--results_dir` of its own `training/reproduce.py` makes all of them again.
+This page and its figures are computed from the `history.csv` and `results.json` in the folders
+beside it, by `training/report.py`; the runs are listed in `training/experiments.py`.
 
 In the figures training is dashed and validation (`valid` or `dev`) solid; a line is the mean over
 seeds, its band goes from the least to the greatest. In the tables it is the mean, and least and
 greatest in brackets; epochs are listed seed by seed. `fce` is the frame-wise cross-entropy in nats,
-`fer` the frame error rate. A model is that of the epoch with the best validation criterion.
+`fer` the frame error rate. Training's figures are means over an epoch while the model learns, with
+dropout and the statistics of each batch; validation follows the epoch. A model is that of the epoch
+with the best validation criterion. Times are of each run's fastest epoch, as other work ran beside
+some runs.
+"""
+
+RULES = """## The claims
+
+A model is *better* in a measure where each of its seeds is better than each of the other's. Claim 1
+holds where every seed passes the LSTM's lowest training criterion (the mean over seeds) in an epoch
+before the LSTM's mean curve is lowest; claim 2 where the normalised model is better in no measure
+of validation; claim 3 where normalising the recurrent path too is better neither in the lowest
+training criterion nor in a measure of validation, and statistics of each step are better than the
+LSTM in all measures of validation.
 """
 
 POPULATION = """
@@ -78,14 +91,15 @@ def main(argv):
     print(f"Written: {FLAGS.results_dir}/{REPORT_FILE}")
 
 
-def write(folder):
+def write(folder, quick=False):
     """Writes the report and its figures.
 
     Args:
         folder: holds `EXPERIMENT/CONFIGURATION-SEED/` with history.csv and results.json.
+        quick: whether they are runs of `reproduce.py --quick`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = {name: Results(name, folder) for name in EXPERIMENTS}
+    found = {name: Results(name, folder, quick) for name in EXPERIMENTS}
     for name, results in found.items():
         curves = {model.label: [run.rows for run in model.runs] for model in results.models}
         curves |= {run: [rows] for run, rows in results.unfinished.items()}
@@ -129,10 +143,12 @@ class Model:
         return [min(row[column] for row in run.rows) for run in self.runs]
 
     @property
-    def training_epochs(self):
-        """The epoch of each seed's lowest training criterion."""
+    def lowest_epoch(self):
+        """The epoch in which the training criterion's mean over the seeds is lowest."""
         column = self.measures[0].training
-        return [min(run.rows, key=lambda row: row[column])["epoch"] for run in self.runs]
+        curves = [[row[column] for row in run.rows] for run in self.runs]
+        means = [statistics.mean(values) for values in zip(*curves, strict=True)]
+        return means.index(min(means)) + 1
 
     def passed(self, limit):
         """The epoch in which each seed's training criterion falls below a limit; `None`: never."""
@@ -144,13 +160,11 @@ class Model:
 
     @property
     def seconds(self):
-        """`{hardware: an epoch's time for each seed}`. The first epoch also traces the graph."""
+        """`{hardware: the time of each seed's fastest epoch}`."""
         found = {}
         for run in self.runs:
-            times = run.results["seconds_per_epoch"]
-            found.setdefault(run.results["hardware"], []).append(
-                statistics.median(times[1:] or times)
-            )
+            seconds = min(run.results["seconds_per_epoch"])
+            found.setdefault(run.results["hardware"], []).append(seconds)
         return found
 
     def evaluations(self, *keys):
@@ -171,13 +185,15 @@ class Results:
     Attributes:
         models: a `Model` per label, of what was chosen on validation.
         candidates: `{label: [Model]}` of all that could be chosen.
-        missing: the label of each run that is not there, or in part.
+        missing: the label of each run that is not there, there in part, or there with other flags.
         unfinished: `{name: rows of history.csv}` of those that are there in part.
+        data: the checksums of what the runs were trained on.
     """
 
-    def __init__(self, name, folder):
+    def __init__(self, name, folder, quick=False):
         self.experiment = EXPERIMENTS[name]
         self.missing, self.unfinished, self.candidates = [], {}, {}
+        self.data = set()
         self.measures = None
         for key, configuration in self.experiment.configurations.items():
             runs = []
@@ -189,7 +205,13 @@ class Results:
                         self.unfinished[path.name] = read_history(path)
                         self.measures = measures_of(self.unfinished[path.name])
                     continue
-                runs.append(FinishedRun(read_history(path), read_results(path)))
+                results = read_results(path)
+                wanted = self.experiment.arguments_of(configuration, seed, quick)
+                if results["arguments"] != list(wanted):
+                    self.missing.append(configuration.label)
+                    continue
+                runs.append(FinishedRun(read_history(path), results))
+                self.data.add(data_of(results["config"]))
             if runs:
                 self.measures = measures_of(runs[0].rows)
                 model = Model(configuration.label, configuration.arguments, runs, self.measures)
@@ -225,6 +247,11 @@ class Results:
         return f"{total - len(self.missing)} of {total} runs are finished"
 
 
+def data_of(config):
+    """The checksum of the data that a run was trained on; `None` where it carries its own."""
+    return next((config[key]["sha256"] for key in ("text", "corpus") if key in config), None)
+
+
 def measures_of(rows):
     """The measures that a history has; the first is the criterion."""
     return next(kind for kind in compare.KINDS if kind[0].training in rows[0])
@@ -232,7 +259,7 @@ def measures_of(rows):
 
 def text(found):
     """The whole report."""
-    parts = [INTRODUCTION, "## The claims\n"]
+    parts = [INTRODUCTION, RULES]
     parts += [f"{number}. {sentence}" for number, sentence in enumerate(claims(found), 1)]
     for name, results in found.items():
         parts.append(f"\n## {name}: {results.experiment.title}\n")
@@ -247,6 +274,8 @@ def section(name, results):
         lines.append(f"![Training and validation curves, by epoch]({name}.png)\n")
     if results.experiment.note:
         lines.append(f"{results.experiment.note}\n")
+    if len(results.data) > 1:
+        lines.append(f"These runs are of different data ({', '.join(sorted(results.data))}).\n")
     if results.models:
         lines += [*table(results), "", times(results), *choices(results)]
     if results.unfinished:
@@ -296,7 +325,7 @@ def table(results):
 def times(results):
     """What the times are of: machines are numbered where there are several."""
     hardware = "; ".join(f"{one}{mark(results.hardware, one)}" for one in results.hardware)
-    return f"Times are of {hardware}. There was no GPU.\n"
+    return f"Times are of {hardware}.\n"
 
 
 def mark(several, hardware):
@@ -305,14 +334,14 @@ def mark(several, hardware):
 
 
 def choices(results):
-    """What each label's configurations gave, where there was a choice."""
+    """What each label's configurations gave, where there was a choice; the chosen one in bold."""
     criterion = results.measures[0]
     lines = []
     for label, candidates in results.candidates.items():
-        shared = set.intersection(*(set(model.arguments) for model in candidates))
         for model in candidates if len(candidates) > 1 else ():
-            own = " ".join(one for one in model.arguments if one not in shared)
-            lines.append(row([label, f"`{own}`", spread(model.validation, criterion.text)]))
+            validation = spread(model.validation, criterion.text)
+            bold = f"**{validation}**" if model in results.models else validation
+            lines.append(row([label, f"`{' '.join(without_model(model))}`", bold]))
     if not lines:
         return []
     return [row(["chosen from", "", f"best {criterion.validation}"]), row(["---"] * 3), *lines, ""]
@@ -352,8 +381,8 @@ def by_epoch(results):
 def claims(found):
     """One sentence for each claim of the paper."""
     speech, language = found["digits-speech"], found["ptb-small"]
-    pairs = [(speech, "sequence-wise", "speech"), (language, "frame-wise", "language")]
-    pixels = [(found[name], name) for name in ("pixel-digits", "pixel-digits-permuted")]
+    pairs = [(speech, "sequence-wise", "in speech"), (language, "frame-wise", "in language")]
+    pixels = {name: found[name] for name in ("pixel-digits", "pixel-digits-permuted")}
     yield (
         "*Normalising the input path makes the training criterion fall faster*: "
         + verdict(*(faster(*pair) for pair in pairs))
@@ -366,8 +395,21 @@ def claims(found):
         "*Normalising the recurrent path does not help; with statistics of each step and gamma 0.1 "
         "(Cooijmans et al. 2016) it does, on long sequences*: "
         + verdict(
-            *(part(*pair) for pair in pixels for part in (recurrent_does_not_help, per_step_helps)),
-            recurrent_does_not_help(language, "language", "frame-wise and recurrent"),
+            *(
+                recurrent_does_not_help(results, f"for shared statistics in {name}")
+                for name, results in pixels.items()
+            ),
+            recurrent_does_not_help(
+                language, "for shared statistics in language", "frame-wise and recurrent"
+            ),
+            *(
+                per_step_helps(results, f"for statistics of each step in {name}", label)
+                for name, results in pixels.items()
+                for label in (
+                    "recurrent, per step, gamma 0.1",
+                    "recurrent and cell state, per step, gamma 0.1",
+                )
+            ),
         )
     )
     yield (
@@ -376,10 +418,23 @@ def claims(found):
     )
 
 
+class Part(NamedTuple):
+    """What an experiment says of a claim.
+
+    Attributes:
+        where: which part of the claim, as in "in speech".
+        holds: whether it holds there; `None`: not all of it has been run.
+        words: the figures.
+    """
+
+    where: str
+    holds: bool | None
+    words: str
+
+
 def verdict(*parts):
-    """Joins `(holds, words)` of the parts of a claim; `None` for what is not finished."""
-    outcomes = [holds for holds, _ in parts]
-    words = "; ".join(words for _, words in parts)
+    """Joins the `Part`s of a claim to one sentence."""
+    outcomes = [part.holds for part in parts]
     if None in outcomes:
         summary = "not decided"
     elif all(outcomes):
@@ -388,6 +443,8 @@ def verdict(*parts):
         summary = "holds in part"
     else:
         summary = "does not hold"
+    told = {True: " it holds", False: " it does not hold", None: ""}
+    words = "; ".join(f"{part.where}{told[part.holds]}: {part.words}" for part in parts)
     return f"**{summary}**. {words[0].upper()}{words[1:]}."
 
 
@@ -405,12 +462,14 @@ def faster(results, label, where):
         [model] = [one for one in results.candidates[label] if without_model(one) == own]
         limit = statistics.mean(baseline.training)
         passed = model.passed(limit)
-        holds &= all(one is not None and one < min(baseline.training_epochs) for one in passed)
+        holds &= all(one is not None and one < baseline.lowest_epoch for one in passed)
         flags = "".join(f", `{flag}`" for flag in own)
         words.append(f"{epochs(passed)} ({baseline.measures[0].text(limit)}{flags})")
-    return holds, (
-        f"in {where} the {label} model passes the lowest {baseline.measures[0].training} of the "
-        f"LSTM's {len(baseline.runs[0].rows)} epochs at epoch {'; '.join(words)}"
+    return Part(
+        where,
+        holds,
+        f"the {label} model passes the lowest {baseline.measures[0].training} of the "
+        f"LSTM's {len(baseline.runs[0].rows)} epochs at epoch {'; '.join(words)}",
     )
 
 
@@ -425,7 +484,7 @@ def does_not_generalise(results, label, where):
     if not (model and baseline):
         return unfinished(results, where)
     better, words = against(model, baseline, "the LSTM")
-    return not any(better), f"in {where} the {label} model has {words}"
+    return Part(where, not any(better), f"the {label} model has {words}")
 
 
 def recurrent_does_not_help(results, where, label="recurrent, shared statistics"):
@@ -433,49 +492,65 @@ def recurrent_does_not_help(results, where, label="recurrent, shared statistics"
     model, without = results.model(label), results.model("frame-wise")
     if not (model and without):
         return unfinished(results, where)
+    learns, words_of_training = compared(
+        model.measures[0].training, model.training, without.training, model.measures[0], "without"
+    )
     better, words = against(model, without, "without")
-    return not any(better), f"in {where} the model with recurrent normalisation has {words}"
+    return Part(
+        where,
+        not (learns or any(better)),
+        f"the model with recurrent normalisation has lowest {words_of_training}, {words}",
+    )
 
 
-def per_step_helps(results, where):
-    """Whether statistics of each step and gamma 0.1 beat the plain LSTM in every measure."""
-    model, baseline = results.model("recurrent, per step, gamma 0.1"), results.baseline
+def per_step_helps(results, where, label):
+    """Whether statistics of each step and a small gamma beat the plain LSTM in every measure."""
+    model, baseline = results.model(label), results.baseline
     if not (model and baseline):
         return unfinished(results, where)
     better, words = against(model, baseline, "the LSTM")
-    return all(better), f"with statistics of each step and gamma 0.1 {words}"
+    return Part(where, all(better), f"the model ({label}) has {words}")
 
 
-def generalises(results):
+def generalises(results, where="in the search"):
     """Whether the best normalised model is better in validation by the margin."""
     model, baseline = results.model("normalised"), results.baseline
     if not (model and baseline):
-        return unfinished(results, "the search")
+        return unfinished(results, where)
     measure = model.measures[0]
     ours, plain = (statistics.mean(one.validation) for one in (model, baseline))
     our_test, plain_test = (statistics.mean(one.best(measure.test)) for one in (model, baseline))
-    return ours <= (1.0 - MARGIN) * plain, (
+    return Part(
+        where,
+        ours <= (1.0 - MARGIN) * plain,
         f"the best normalised model has {measure.validation} {ours:.1f}, the best LSTM "
-        f"{plain:.1f}; {measure.test} {our_test:.1f} and {plain_test:.1f}"
+        f"{plain:.1f}; {measure.test} {our_test:.1f} and {plain_test:.1f}",
     )
 
 
 def against(model, other, name):
-    """In which measures a model is better by more than the seeds differ, and the figures."""
-    better, words = [], []
-    for measure in model.measures:
-        ours, others = (one.best(measure.validation) for one in (model, other))
-        better.append(max(ours) < min(others))
-        words.append(
-            f"{measure.validation} {spread(ours, measure.text)}, {name} "
-            f"{spread(others, measure.text)}"
+    """In which measures of validation a model is better, and the figures."""
+    outcomes = [
+        compared(
+            measure.validation,
+            *(one.best(measure.validation) for one in (model, other)),
+            measure,
+            name,
         )
-    return better, " and ".join(words)
+        for measure in model.measures
+    ]
+    return [better for better, _ in outcomes], " and ".join(words for _, words in outcomes)
+
+
+def compared(column, ours, others, measure, name):
+    """Whether all seeds are better than all of the others', and the figures."""
+    figures = f"{column} {spread(ours, measure.text)}, {name} {spread(others, measure.text)}"
+    return max(ours) < min(others), figures
 
 
 def unfinished(results, where):
-    """The part of a verdict for an experiment that has not come to its end."""
-    return None, f"in {where} {results.progress}"
+    """The part of a claim for an experiment that has not come to its end."""
+    return Part(where, None, results.progress)
 
 
 def spread(values, show):

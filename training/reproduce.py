@@ -11,6 +11,7 @@ command goes on from the runs' checkpoints, which are in --work_dir. Stopped by 
 it leaves the epochs of unfinished runs in results/ too, where the next report finds them.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
@@ -30,7 +32,7 @@ import report
 from checkpoints import write_aside
 from command_line import CommandError, Stopped
 from evaluate import EVALUATION_FILE
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, QUICK_EPOCHS
 from run_folder import read_history, read_results
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -110,7 +112,7 @@ def main(argv):
             data[name] = prepare_digits(data[name], work_dir)
         runs += runs_of(name, data[name], work_dir, results_dir)
     failed = make([run for run in runs if not run.done], len(runs))
-    report.write(results_dir)
+    report.write(results_dir, FLAGS.quick)
     print(f"Written: {results_dir}/README.md, its figures, and a folder for each run.")
     if failed:
         raise CommandError(
@@ -151,17 +153,14 @@ def runs_of(name, data, work_dir, results_dir):
         for key, configuration in experiment.configurations.items():
             if seed >= configuration.seeds:
                 continue
-            epochs = 2 if FLAGS.quick else experiment.epochs
+            arguments = experiment.arguments_of(configuration, seed, FLAGS.quick)
+            # A changed configuration does not meet the checkpoints of the former one.
+            digest = hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:6]
             folder = Path(name) / f"{key}-{seed}"
-            arguments = (
-                *experiment.arguments,
-                *configuration.arguments,
-                *(experiment.quick if FLAGS.quick else ()),
-                f"--seed={seed}",
-                f"--epochs={epochs}",
-            )
-            train = [*arguments, f"--output_dir={work_dir / folder}"]
-            evaluate = [f"--run_dir={work_dir / folder}"]
+            run_dir = work_dir / f"{folder}-{digest}"
+            # Runs side by side have one device each; a run over several is another experiment.
+            train = [*arguments, "--strategy=none", f"--output_dir={run_dir}"]
+            evaluate = [f"--run_dir={run_dir}"]
             if data is not None:
                 train.append(f"--data_dir={data}")
                 evaluate.append(f"--data_dir={data}")
@@ -169,7 +168,8 @@ def runs_of(name, data, work_dir, results_dir):
                 (sys.executable, str(SCRIPTS / experiment.script), *train),
                 (sys.executable, str(SCRIPTS / "evaluate.py"), *evaluate),
             )
-            places = work_dir / folder, results_dir / folder
+            epochs = QUICK_EPOCHS if FLAGS.quick else experiment.epochs
+            places = run_dir, results_dir / folder
             runs.append(Run(str(folder), arguments, epochs, *places, commands))
     return runs
 
@@ -191,7 +191,8 @@ class Process:
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "TF_NUM_INTRAOP_THREADS": threads,
             "OMP_NUM_THREADS": threads,
-            **os.environ,
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # A GPU is shared.
+            **command_line.child_environment(),
         }
         self.process = subprocess.Popen(
             self.commands.pop(0), stdout=self.log, stderr=self.log, env=environment
@@ -254,7 +255,7 @@ def keep(run):
     results = read_results(run.work_dir)
     results["arguments"] = list(run.arguments)
     results["evaluation"] = json.loads((run.work_dir / EVALUATION_FILE).read_text())
-    results["hardware"] = f"{processor()}, {os.cpu_count()} cores, {FLAGS.jobs} runs side by side"
+    results["hardware"] = hardware()
     keep_history(run)
     text = json.dumps(results, indent=2, sort_keys=True) + "\n"
     write_aside(run.results_dir / "results.json", text.encode())
@@ -284,6 +285,14 @@ def left_over(left, runs):
     minutes = round(seconds / FLAGS.jobs / 60)
     text = f"{len(left)} run(s) left, about {minutes // 60} h {minutes % 60:02d} min"
     return text + (f" and {unknown} run(s) not timed yet" if unknown else "")
+
+
+def hardware():
+    """What the times of a run depend on."""
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in gpus]
+    parts = [processor(), f"{os.cpu_count()} cores", *names, f"{FLAGS.jobs} runs side by side"]
+    return ", ".join(parts)
 
 
 def processor():

@@ -14,6 +14,7 @@ workers the first writes; the others read.
 """
 
 import csv
+import fcntl
 import io
 import json
 import math
@@ -58,7 +59,8 @@ class RunFolder:
         worker: which of several `Worker`s this process is.
 
     Raises:
-        CommandError: the folder holds a run of another configuration, or foreign files.
+        CommandError: the folder holds a run of another configuration, or foreign files, or another
+            process stays at work in it.
     """
 
     def __init__(self, path, config, columns, criterion, worker=Worker()):  # noqa: B008  immutable
@@ -79,6 +81,7 @@ class RunFolder:
             self._claim()
         else:
             self._join()
+        self._lock = self._lock_out_others()
 
     @property
     def completed_epochs(self):
@@ -197,6 +200,27 @@ class RunFolder:
                 )
             time.sleep(0.1)
         self._compare(config_path)
+
+    def _lock_out_others(self):
+        """Waits for a former process of this worker to leave; the lock ends with this process."""
+        lock = (self.path / f".worker-{self.worker.index}.lock").open("a")
+        deadline, told = time.monotonic() + SECONDS_TO_WAIT, False
+        while True:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > deadline:
+                    raise CommandError(
+                        f"another process is at work in --output_dir={self.path}; stop it, or name "
+                        "another folder"
+                    ) from None
+                if not told:
+                    print(f"Another process is at work in {self.path}; waiting for it.", flush=True)
+                told = True
+                time.sleep(0.1)
+            except OSError:  # A file system without locks.
+                return lock
 
     def _compare(self, config_path):
         try:

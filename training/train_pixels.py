@@ -1,8 +1,8 @@
 """Trains a classifier of small images read pixel by pixel: 64 steps of one number each.
 
     python training/train_pixels.py --model=baseline --output_dir=runs/pixels_baseline
-    python training/train_pixels.py --normalize_recurrent --per_step --gamma=0.1 \\
-        --output_dir=runs/pixels_recurrent
+    python training/train_pixels.py --normalize_recurrent --normalize_cell_state --per_step \\
+        --gamma=0.1 --output_dir=runs/pixels_cooijmans
 
 The images are scikit-learn's 1797 handwritten digits of 8 x 8 pixels, in rows or, with --permuted,
 in one fixed random order, which leaves no local structure to lean on. It is the small sister of
@@ -51,6 +51,12 @@ flags.DEFINE_bool(
     "per_step",
     False,
     "Of batch_norm: population statistics of their own for each of the 64 steps.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "normalize_cell_state",
+    False,
+    "Of batch_norm: normalise the cell state on its way to the output too.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("units", 64, "Units of the LSTM.", lower_bound=1, flag_values=FLAGS)
@@ -155,6 +161,7 @@ def build_model(replicas):
             FLAGS.units,
             normalization=FLAGS.normalization,
             normalize_recurrent=FLAGS.normalize_recurrent,
+            normalize_cell_state=FLAGS.normalize_cell_state,
             gamma_initializer=keras.initializers.Constant(FLAGS.gamma),
             max_timesteps=PIXELS if FLAGS.per_step else None,
             momentum=FLAGS.momentum,
@@ -214,9 +221,9 @@ def wrong_class(y_true, y_pred):
 def describe_run():
     """Everything that decides the numbers of a run's epochs; how many epochs does not."""
     names = (
-        *("model", "normalization", "normalize_recurrent", "per_step", "gamma", "momentum"),
-        *("permuted", "units", "batch_size", "learning_rate", "mixed_precision", "synchronized"),
-        "seed",
+        *("model", "normalization", "normalize_recurrent", "normalize_cell_state", "per_step"),
+        *("gamma", "momentum", "permuted", "units", "batch_size", "learning_rate"),
+        *("mixed_precision", "synchronized", "seed"),
     )
     return {name: FLAGS[name].value for name in names}
 

@@ -48,8 +48,15 @@ def write_rows(folder, rows, best, **results):
     folder.mkdir(parents=True)
     lines = [",".join(rows[0])] + [",".join(map(str, row.values())) for row in rows]
     (folder / "history.csv").write_text("\n".join(lines) + "\n")
+    key, _, seed = folder.name.rpartition("-")
+    experiment = EXPERIMENTS.get(folder.parent.name)
+    arguments = ()
+    if experiment:
+        arguments = experiment.arguments_of(experiment.configurations[key], seed)
     document = {
         "best": best,
+        "arguments": list(arguments),
+        "config": {},
         "seconds_per_epoch": [9.0, *[2.0] * (len(rows) - 1)],
         "hardware": "an abacus",
         "evaluation": {"moving_averages": {"loss": 1.0, "error": 0.5}},
@@ -101,10 +108,10 @@ def test_the_report_is_computed_from_the_runs(small_experiments, tmp_path):
     )
     assert "| chosen from |  | best valid_loss |" in lines
     assert "| frame-wise | `--learning_rate=1` | 1.500 (1.500 to 1.500) |" in lines
-    assert "| frame-wise | `--learning_rate=2` | 0.600 |" in lines
+    assert "| frame-wise | `--learning_rate=2` | **0.600** |" in lines
     assert "| pixel-digits | frame-wise, valid_error | 10.0% | 20.0% | 30.0% |" in lines
     assert "Not run to the end yet: 5 of 6 runs are finished." in lines
-    assert "Times are of an abacus. There was no GPU." in lines
+    assert "Times are of an abacus." in lines
     assert text.count("**not decided**") == 4
     assert (tmp_path / "pixel-digits.png").stat().st_size > 5000
 
@@ -120,7 +127,21 @@ def test_times_of_several_machines_are_told_apart(small_experiments, tmp_path):
     lines = (tmp_path / "README.md").read_text().splitlines()
     assert any(line.endswith("| 3.0 (2.0 to 4.0) [1] |") for line in lines)
     assert any(line.endswith("| 2.0 [1]; 7.0 [2] |") for line in lines)
-    assert "Times are of an abacus [1]; beads [2]. There was no GPU." in lines
+    assert "Times are of an abacus [1]; beads [2]." in lines
+
+
+def test_runs_with_other_flags_are_missing_and_other_data_is_told(small_experiments, tmp_path):
+    folder = tmp_path / "pixel-digits"
+    data = [{"text": {"sha256": "abc"}}, {"corpus": {"sha256": "def"}}]
+    write_run(folder / "baseline-0", [1.0], [0.5], config=data[0])
+    write_run(folder / "baseline-1", [1.0], [0.5], config=data[0], arguments=["--units=9"])
+    report.write(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| LSTM (so far) | 1 |" in text and "1 of 6 runs are finished" in text
+    assert "different data" not in text
+    write_run(folder / "frame_rate_1-0", [1.0], [0.5], config=data[1])
+    report.write(tmp_path)
+    assert "These runs are of different data (abc, def)." in (tmp_path / "README.md").read_text()
 
 
 def test_runs_that_are_there_in_part_are_reported_by_epoch(small_experiments, tmp_path):
@@ -164,11 +185,11 @@ def test_claims_follow_the_numbers(tmp_path, errors, expected):
                 value = error + seed / 1000
                 write_run(tmp_path / name / f"{key}-{seed}", [value], [value])
     found = {name: report.Results(name, tmp_path) for name in EXPERIMENTS}
-    parts = [
-        part(found[name], name)
-        for name in ("pixel-digits", "pixel-digits-permuted")
-        for part in (report.recurrent_does_not_help, report.per_step_helps)
-    ]
+    parts = []
+    for name in ("pixel-digits", "pixel-digits-permuted"):
+        parts.append(report.recurrent_does_not_help(found[name], "there"))
+        label = "recurrent, per step, gamma 0.1"
+        parts.append(report.per_step_helps(found[name], "there", label))
     assert expected in report.verdict(*parts)
     assert "**not decided**" in list(report.claims(found))[2]  # Nothing was run in language.
 
@@ -192,9 +213,9 @@ def test_training_is_faster_if_the_lowest_is_passed_before_the_lstm_is_there(
     tmp_path, losses, passed, holds
 ):
     results = write_speech(tmp_path, losses, [0.5] * 3)
-    found, words = report.faster(results, "sequence-wise", "speech")
-    assert found is holds
-    assert words.count(f"{passed} (0.800, `--learning_rate=0.00") == 3
+    part = report.faster(results, "sequence-wise", "in speech")
+    assert part.holds is holds
+    assert part.words.count(f"{passed} (0.800, `--learning_rate=0.00") == 3
 
 
 @pytest.mark.parametrize(
@@ -202,7 +223,7 @@ def test_training_is_faster_if_the_lowest_is_passed_before_the_lstm_is_there(
 )
 def test_no_better_means_in_no_measure(tmp_path, loss, error, holds):
     results = write_speech(tmp_path, [loss], [error])
-    assert report.does_not_generalise(results, "sequence-wise", "speech")[0] is holds
+    assert report.does_not_generalise(results, "sequence-wise", "in speech").holds is holds
 
 
 @pytest.mark.parametrize(("perplexity", "expected"), [(98.0, "holds"), (98.1, "does not hold")])
@@ -216,10 +237,10 @@ def test_the_step_beyond_is_two_percent_on_validation(tmp_path, perplexity, expe
         write_language_run(folder, valid + number // 2, test + number // 2)
         found = report.Results("ptb-small-regularised", tmp_path)
         if number < len(keys) - 1:
-            assert report.generalises(found)[0] is None
+            assert report.generalises(found).holds is None
     assert report.verdict(report.generalises(found)) == (
-        f"**{expected}**. The best normalised model has valid_perplexity {perplexity:.1f}, the "
-        "best LSTM 100.0; test_perplexity 95.0 and 90.0."
+        f"**{expected}**. In the search it {expected}: the best normalised model has "
+        f"valid_perplexity {perplexity:.1f}, the best LSTM 100.0; test_perplexity 95.0 and 90.0."
     )
 
 
@@ -240,13 +261,14 @@ def flags(tmp_path, *more):
 @pytest.mark.slow
 def test_killed_and_started_again(tmp_path):
     command = [sys.executable, str(SCRIPT), *flags(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     results = tmp_path / "quick" / "results" / "pixel-digits"
-    deadline = time.monotonic() + 300
-    while not list(results.glob("*/results.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
+    for number, kill in enumerate((signal.SIGKILL, signal.SIGTERM), 1):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 300
+        while len(list(results.glob("*/results.json"))) < number and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(kill)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == EXIT_STOPPED, errors
     [first, *_] = results.glob("*/results.json")
     written = first.stat().st_mtime_ns

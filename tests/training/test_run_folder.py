@@ -2,11 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
+import run_folder
 from command_line import CommandError
 from run_folder import SPEECH_COLUMNS, RunFolder, read_history, read_results
 
@@ -230,3 +235,63 @@ def test_readers_name_what_is_missing(tmp_path):
         read_results(tmp_path)
     with pytest.raises(CommandError, match=r"no history\.csv"):
         read_history(tmp_path)
+
+
+HOLD_LOCK = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "a")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_processes_are_not_at_work_in_one_folder(tmp_path, monkeypatch, capsys):
+    new_run(tmp_path)
+    [lock] = tmp_path.glob(".worker-*.lock")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(lock)], stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        monkeypatch.setattr(run_folder, "SECONDS_TO_WAIT", 0.3)
+        with pytest.raises(CommandError, match=f"another process is at work in .*{tmp_path}; stop"):
+            new_run(tmp_path)
+        assert capsys.readouterr().out.count("waiting for it") == 1
+        monkeypatch.setattr(run_folder, "SECONDS_TO_WAIT", 30.0)
+        monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: other.kill())
+        new_run(tmp_path)
+
+
+CHILD = """
+import time
+from absl import flags
+import command_line
+def main(argv):
+    print("running", flush=True)
+    time.sleep(60)
+command_line.run(main, flags.FlagValues())
+"""
+PARENT = """
+import subprocess, sys
+import command_line
+child = subprocess.Popen(
+    [sys.executable, "-c", sys.argv[1]], env=command_line.child_environment(), stderr=sys.stdout
+)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child")
+def test_a_script_stops_with_what_had_started_it():
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD],
+        cwd=Path(run_folder.__file__).parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout.readline() == "running\n"
+        parent.kill()
+        began = time.monotonic()
+        # The child inherited the pipe, so this lasts until it ends.
+        assert "stopped: SIGTERM" in parent.stdout.read()
+        assert time.monotonic() - began < 30.0

@@ -53,8 +53,9 @@ def test_batches_are_shuffled_by_seed_and_epoch_and_shared_out():
     [
         ["--model=baseline"],
         ["--normalize_recurrent", "--per_step", "--gamma=0.1", "--permuted"],
+        ["--normalize_recurrent", "--normalize_cell_state", "--per_step", "--gamma=0.1"],
     ],
-    ids=["baseline", "recurrent"],
+    ids=["baseline", "recurrent", "cell_state"],
 )
 def test_a_run(call_script, tmp_path, flags):
     call_script(train_pixels, *FLAGS, *flags, f"--output_dir={tmp_path}")
@@ -71,7 +72,8 @@ def test_a_run(call_script, tmp_path, flags):
     if "--per_step" in flags:
         assert layer.max_timesteps == 64 and layer.normalize_recurrent
         gammas = [weight for weight in layer.weights if weight.name.endswith("gamma")]
-        assert len(gammas) == 2 and all(np.abs(np.asarray(one) - 0.1).max() < 0.4 for one in gammas)
+        assert len(gammas) == 2 + ("--normalize_cell_state" in flags)
+        assert all(np.abs(np.asarray(one) - 0.1).max() < 0.4 for one in gammas)
     else:
         assert type(layer) is keras.layers.LSTM
 
@@ -108,6 +110,7 @@ def test_two_devices_are_one(call_script, tmp_path, model):
     [
         (["--per_step", "--normalization=sequence"], "--per_step needs"),
         (["--batch_size=3", "--strategy=mirrored"], "does not divide"),
+        (["--normalize_cell_state", "--strategy=mirrored"], "cell_state cannot be synchronised"),
         (["stray"], "unexpected argument"),
     ],
 )
