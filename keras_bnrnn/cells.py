@@ -242,8 +242,9 @@ class BatchNormCell:
 
     def drop_inputs(self, x, training):
         """Keras's input dropout: one mask for all frames, or one for each gate (a list then)."""
-        mask = self.get_dropout_mask(x[0] if len(x.shape) == 3 else x)
-        return _dropped(x, mask) if training and mask is not None else x
+        # Only in training: a cell keeps its mask until its layer has been called.
+        mask = self.get_dropout_mask(x[0] if len(x.shape) == 3 else x) if training else None
+        return x if mask is None else _dropped(x, mask)
 
     def project_inputs(self, x, mask=None, training=False, first_time=0):
         """z: the projected, normalised and shifted inputs, `[time, batch, gates * units]`.
@@ -297,6 +298,12 @@ class BatchNormCell:
             # A masked row's counter stands still, as states do; a live row's has the time.
             counter = [states.pop()]
             time = tf.cast(tf.reduce_max(counter[0]), tf.int32)
+        elif self.max_timesteps is not None:
+            raise ValueError(
+                f"{self.name!r} is the cell of a layer, which counts the time steps that "
+                f"max_timesteps={self.max_timesteps} keeps statistics for. To call it step by step "
+                f"make a {type(self).__name__} of its own, which counts them in its last state."
+            )
         x = self.drop_inputs(tf.convert_to_tensor(inputs), training)
         x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
         z = self.project_inputs(x, training=training, first_time=time)[0]
@@ -412,10 +419,11 @@ class BatchNormCell:
         return {
             **super().get_config(),
             **cell_state,
-            "normalization": self.normalization,
+            # A cell's own view: what it was in a layer is the layer's to tell.
+            "normalization": "frame" if self.normalization == "sequence" else self.normalization,
             "normalize_recurrent": self.normalize_recurrent,
             "max_timesteps": self.max_timesteps,
-            "synchronized": self.synchronized,
+            "synchronized": False,
             "momentum": self.momentum,
             "epsilon": self.epsilon,
             "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),

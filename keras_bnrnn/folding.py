@@ -79,8 +79,8 @@ def copy_weights(source, target):
         target: Its counterpart, built with the same input size and `units`.
 
     Raises:
-        ValueError: If the two are not a layer and its namesake, a shape differs, one is not built,
-            or the normalisation of `source` cannot be folded.
+        ValueError: If the two are not a layer and its namesake, a shape or an activation differs,
+            one is not built, or the normalisation of `source` cannot be folded.
     """
     if isinstance(source, keras.layers.Bidirectional) and isinstance(
         target, keras.layers.Bidirectional
@@ -106,6 +106,14 @@ def copy_weights(source, target):
         )
     if getattr(source, "reset_after", None) != getattr(target, "reset_after", None):
         raise ValueError("source and target differ in reset_after, so their weights do not fit.")
+    for name in ("activation", "recurrent_activation"):
+        functions = [getattr(cell, name, None) for cell in (source, target)]
+        if _compute_otherwise(*functions):
+            shown = [getattr(function, "__name__", function) for function in functions]
+            raise ValueError(
+                f"source and target differ in {name} ({shown[0]} and {shown[1]}), so the same "
+                "weights would not give the same outputs."
+            )
     if normalized is source:
         reason = _obstacle(source)
         if reason:
@@ -119,6 +127,13 @@ def copy_weights(source, target):
         target.set_weights([kernel, recurrent_kernel, bias][: len(target.weights)])
     else:
         _absorb(source, target)
+
+
+def _compute_otherwise(function, other):
+    """Whether two activations are known to differ: layers of one class may be alike."""
+    if isinstance(function, keras.layers.Layer) and type(function) is type(other):
+        return False
+    return function is not other
 
 
 def _folded_weights(cell):

@@ -6,6 +6,7 @@ the time loop: one matrix product for all frames, and a loop that does the recur
 
 import keras
 import tensorflow as tf
+from keras.src import backend
 
 from keras_bnrnn.cells import (
     BatchNormGRUCell,
@@ -85,6 +86,11 @@ class BatchNormRNN(keras.layers.RNN):
                 self.supports_jit = False  # As in Keras: XLA does not have the kernel.
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
+        # Wrappers such as TimeDistributed come here under a scope of their own.
+        with backend.AutocastScope(self.compute_dtype):
+            return self._inner_loop(sequences, initial_state, mask, training)
+
+    def _inner_loop(self, sequences, initial_state, mask, training):
         cell = self.cell
         x = tf.cast(sequences, self.compute_dtype)
         states = [as_tensor(state) for state in keras.tree.flatten(initial_state)]
@@ -117,14 +123,17 @@ class BatchNormRNN(keras.layers.RNN):
             and cudnn.available(self.cell, self.unroll)
         )
         if use_cudnn is True and not takes:
-            raise ValueError(
-                "use_cudnn=True, but cuDNN cannot run this layer: it needs a GPU, Keras's default "
-                "activations, reset_after=True for a GRU, no unroll, no recurrent_dropout, and a "
-                'normalisation that folds into the kernel ("sequence", or the population\'s '
-                "statistics shared by all time steps, of the inputs' path alone). Pass "
-                "use_cudnn='auto' to fall back to the loop."
-            )
+            self._refuse_cudnn()
         return takes
+
+    def _refuse_cudnn(self):
+        raise ValueError(
+            "use_cudnn=True, but cuDNN cannot run this layer: it needs a GPU, Keras's default "
+            "activations, reset_after=True for a GRU, no unroll, no recurrent_dropout, and a "
+            'normalisation that folds into the kernel ("sequence", or the population\'s '
+            "statistics shared by all time steps, of the inputs' path alone). Pass "
+            "use_cudnn='auto' to fall back to the loop."
+        )
 
     def _cudnn(self, x, states, mask, training):
         """The cuDNN kernel on weights that the normalisation is folded into."""
@@ -134,15 +143,24 @@ class BatchNormRNN(keras.layers.RNN):
         weights = [kernel, as_tensor(cell.recurrent_kernel), cell.whole_bias(bias)]
 
         def generic():
-            z, time_mask = project(tf.transpose(x, [1, 0, 2]), kernel, bias), tf.transpose(mask)
+            z = project(tf.transpose(x, [1, 0, 2]), kernel, bias)
+            time_mask = None if mask is None else tf.transpose(mask)
             if self.go_backwards:
-                z, time_mask = tf.reverse(z, [0]), tf.reverse(time_mask, [0])
+                z = tf.reverse(z, [0])
+                time_mask = None if mask is None else tf.reverse(time_mask, [0])
             outputs, final = cell.recur_projected(z, states, time_mask)
             outputs = tf.transpose(outputs, [1, 0, 2])
             return outputs, final
 
         outputs, states = cudnn.run_or_else(
-            cell, x, states, mask, weights, self.go_backwards, generic
+            cell,
+            x,
+            states,
+            mask,
+            weights,
+            self.go_backwards,
+            generic,
+            refused=self._refuse_cudnn if self.use_cudnn is True else generic,
         )
         if mask is not None:
             loop_mask = tf.transpose(tf.reverse(mask, [1]) if self.go_backwards else mask)
@@ -194,6 +212,7 @@ class BatchNormRNN(keras.layers.RNN):
         del config["cell"]
         cell_config = self.cell.get_config()
         own = {name: cell_config[name] for name in self._cell_arguments}
+        own.update(normalization=self.normalization, synchronized=self.synchronized)
         own["activity_regularizer"] = keras.regularizers.serialize(self.activity_regularizer)
         if hasattr(self, "use_cudnn"):
             own["use_cudnn"] = self.use_cudnn

@@ -26,7 +26,8 @@ class FrameMeanCrossEntropy(keras.losses.Loss):
     Call arguments:
         y_true: integers `[batch, time]` (any leading axes will do).
         y_pred: `[batch, time, classes]`. Frames that its Keras mask leaves out do not count.
-        sample_weight: `[batch, time]`, mask or weights; `None` counts every frame as 1.
+        sample_weight: `[batch, time]`, mask or weights; `[batch]` weighs all frames of a sequence
+            alike; `None` counts every frame as 1.
 
     Example:
 
@@ -41,19 +42,36 @@ class FrameMeanCrossEntropy(keras.losses.Loss):
         self.from_logits = from_logits
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        mask = getattr(y_pred, "_keras_mask", None)
         values = cross_entropy_per_frame(y_true, ops.cast(y_pred, self.dtype), self.from_logits)
-        weights = ops.ones_like(values)
-        for factor in (sample_weight, mask):
-            if factor is not None:
-                weights = weights * ops.cast(factor, self.dtype)
-        # `where` and not a product: a masked frame may hold anything, infinity included.
-        values = ops.where(weights > 0, values, ops.zeros_like(values))
+        values, weights = live_frames(values, y_pred, sample_weight)
         count = over_replicas(ops.sum(weights), True)
         return ops.sum(values * weights) / tf.maximum(count, keras.config.epsilon())
 
     def get_config(self):
         return {"name": self.name, "from_logits": self.from_logits}
+
+
+def live_frames(values, y_pred, sample_weight):
+    """The values of live frames, zero elsewhere, and the weights of all frames.
+
+    Args:
+        values: `[batch, time]` (any axes will do), floating.
+        y_pred: the predictions; frames that its Keras mask leaves out weigh nothing.
+        sample_weight: of the shape of `values`, or with a last axis of one more, or with as many of
+            the last axes fewer as its weights have in common; or `None`.
+    """
+    weights = ops.ones_like(values)
+    for factor in (sample_weight, getattr(y_pred, "_keras_mask", None)):
+        if factor is None:
+            continue
+        factor = ops.cast(factor, values.dtype)
+        if len(factor.shape) == len(values.shape) + 1:
+            factor = ops.squeeze(factor, axis=-1)
+        while 0 < len(factor.shape) < len(values.shape):
+            factor = ops.expand_dims(factor, axis=-1)
+        weights = weights * factor
+    # `where` and not a product: a masked frame may hold anything, infinity included.
+    return ops.where(weights > 0, values, ops.zeros_like(values)), weights
 
 
 def cross_entropy_per_frame(y_true, y_pred, from_logits):

@@ -8,7 +8,7 @@ frame (or word) of the epoch once, whatever batch it was in.
 import keras
 from keras import ops
 
-from keras_bnrnn.losses import cross_entropy_per_frame
+from keras_bnrnn.losses import cross_entropy_per_frame, live_frames
 
 
 class _LiveFrameMean(keras.metrics.Metric):
@@ -30,17 +30,11 @@ class _LiveFrameMean(keras.metrics.Metric):
             y_true: integers `[batch, time]` (any leading axes will do): the classes.
             y_pred: `[batch, time, classes]`: scores of the classes. Frames that its Keras mask
                 leaves out are not counted.
-            sample_weight: `[batch, time]`, the mask (or weights) of the frames; `None` counts all.
+            sample_weight: `[batch, time]`, the mask (or weights) of the frames; `[batch]` weighs
+                all frames of a sequence alike; `None` counts all.
         """
-        mask = getattr(y_pred, "_keras_mask", None)
         values = ops.cast(self.values_per_frame(y_true, y_pred), self.dtype)
-        weights = ops.ones_like(values)
-        if sample_weight is not None:
-            weights = weights * ops.cast(sample_weight, self.dtype)
-        if mask is not None:
-            weights = weights * ops.cast(mask, self.dtype)
-        # `where` and not a product: a masked frame may hold anything, infinity included.
-        values = ops.where(weights > 0, values, ops.zeros_like(values))
+        values, weights = live_frames(values, y_pred, sample_weight)
         self.total.assign_add(ops.sum(values * weights))
         self.count.assign_add(ops.sum(weights))
 
@@ -146,4 +140,7 @@ class FrameErrorRate(_LiveFrameMean):
 
     def values_per_frame(self, y_true, y_pred):
         best = ops.argmax(y_pred, axis=-1)
+        y_true = ops.convert_to_tensor(y_true)
+        if len(y_true.shape) == len(best.shape) + 1:
+            y_true = ops.squeeze(y_true, axis=-1)
         return ops.not_equal(ops.cast(y_true, best.dtype), best)

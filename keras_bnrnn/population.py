@@ -78,7 +78,10 @@ def recalibrate(model, dataset, steps=None, verbose=1):
             f"{model.name!r} has no batch-normalised recurrent layer, so there is nothing to "
             "recalibrate. (keras.layers.BatchNormalization is left to Keras.)"
         )
-    before = [(variable, variable.numpy()) for variable in model.variables]
+    # Keras does not list the states of stateful layers among the variables.
+    states = [keras.tree.flatten(getattr(layer, "states", None) or ()) for layer in layers]
+    kept = [*model.variables, *itertools.chain(*states)]
+    before = [(variable, variable.numpy()) for variable in kept]
     try:
         for layer in layers:
             if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):

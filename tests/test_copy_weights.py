@@ -155,3 +155,15 @@ def test_what_cannot_be_copied_is_refused():
     with pytest.raises(ValueError, match="bias"):
         keras_bnrnn.copy_weights(with_bias, target)
     _assert_unchanged(target, before)
+
+
+@pytest.mark.parametrize("name", ["activation", "recurrent_activation"])
+def test_other_activations_are_refused(name):
+    case = conformance.find("lstm-sequence")
+    ours = _ours(case, np.random.default_rng(6))
+    other = _namesake(case, **{name: "relu"})
+    for pair in ((ours, other), (other, ours)):
+        with pytest.raises(ValueError, match=rf"differ in {name} \(.*relu"):
+            keras_bnrnn.copy_weights(*pair)
+    relu = _ours(case, np.random.default_rng(6), **{name: "relu"})
+    keras_bnrnn.copy_weights(relu, other)

@@ -167,3 +167,28 @@ def test_supports_jit_follows_cudnn(monkeypatch):
     monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
     assert not keras_bnrnn.BatchNormLSTM(UNITS).supports_jit
     assert keras_bnrnn.BatchNormLSTM(UNITS, use_cudnn=False).supports_jit
+
+
+@pytest.mark.parametrize("mask", ["none", "right", "left"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_device_without_the_kernel_takes_the_loop(monkeypatch, name, mask):
+    """As in Keras: a GPU is there, but the call is on another device."""
+    layer_class, kwargs = LAYERS[name]
+    x = np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+    found = []
+    for use_cudnn in (False, "auto"):
+        keras.utils.set_random_seed(0)
+        layer = layer_class(UNITS, use_cudnn=use_cudnn, return_sequences=True, **kwargs)
+        found.append((layer(x, mask=MASKS[mask], training=True), *layer.weights))
+        monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
+        monkeypatch.setattr(cudnn, "kernel", _not_here)
+    for expected, value in zip(*found, strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-6)
+    layer.use_cudnn = True
+    if mask != "left":
+        with pytest.raises(ValueError, match="cuDNN cannot run this layer"):
+            layer(x, mask=MASKS[mask], training=True)
+
+
+def _not_here(*arguments):
+    raise NotImplementedError

@@ -13,6 +13,7 @@ from unittest import mock
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import conformance
 import keras_bnrnn
@@ -218,6 +219,19 @@ def test_dropout_draws_what_the_namesake_draws(kind, rates):
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_at_inference_leaves_no_dropout_mask(kind):
+    """A mask that a cell kept would be every later batch's."""
+    layer = conformance.find(f"{kind}-sequence").layer(dropout=0.5, dtype="float32")
+    x = np.ones((BATCH, TIME, FEATURES), "float32")
+    layer(x)
+    layer.cell(
+        x[:1, 0], [np.zeros((1, UNITS), "float32") for _ in keras.tree.flatten(layer.state_size)]
+    )
+    first, second = (np.asarray(layer(x, training=True)[0]) for _ in range(2))
+    assert np.abs(first - second).max() > 1e-3
+
+
 @pytest.mark.parametrize("case", MAIN_CASES, ids=str)
 def test_stateful_windows_equal_the_whole_sequence(case):
     """At inference, and in training too where nothing is normalised across windows."""
@@ -270,3 +284,27 @@ def test_symbolic_shapes(kind):
     )
     assert outputs.shape == (None, None, UNITS)
     assert [state.shape for state in states] == [(None, UNITS)] * (2 if name == "LSTM" else 1)
+
+
+@pytest.mark.parametrize("outer, inner", [("float32", "mixed_bfloat16"), ("mixed_bfloat16", None)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_time_distributed_of_another_precision(kind, outer, inner):
+    """The wrapper calls the layer under its own precision's scope, or none."""
+    layer = conformance.find(f"{kind}-sequence").layer(dtype=inner or "float32", return_state=False)
+    wrapper = keras.layers.TimeDistributed(layer, dtype=outer)
+    x = np.ones((2, 3, TIME, FEATURES), "float32")
+    assert np.isfinite(np.asarray(wrapper(x, training=True), "float32")).all()
+
+
+@pytest.mark.parametrize("mode", ["none", "frame", "sequence"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_jacobian_of_an_eager_call(kind, mode):
+    layer = conformance.find(f"{kind}-{mode}").layer(return_state=False, return_sequences=False)
+    x = tf.constant(np.random.default_rng(3).normal(size=(BATCH, TIME, FEATURES)))
+    found = []
+    for vectorized in (True, False):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+        found.append(tape.jacobian(y, x, experimental_use_pfor=vectorized))
+    np.testing.assert_allclose(*found, atol=1e-12)

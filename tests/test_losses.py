@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bnrnn.losses import FrameMeanCrossEntropy, cross_entropy_per_frame
+from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate
 
 CLASSES = 7
 
@@ -64,3 +65,27 @@ def test_a_class_that_does_not_exist_is_no_finite_loss(batch, label):
     # XLA, like GPUs, reads something else instead.
     compiled = tf.function(lambda: loss(labels, logits), jit_compile=True)
     assert np.isnan(compiled())
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 3, 1), (3,), (3, 1)])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        FrameMeanCrossEntropy(from_logits=True),
+        FrameCrossEntropy(from_logits=True),
+        FrameErrorRate(),
+    ],
+    ids=lambda one: one.name,
+)
+def test_weights_and_labels_with_other_axes(measure, shape):
+    """As many frames as sequences, where a wrong broadcast would go unnoticed."""
+    rng = np.random.default_rng(1)
+    labels, logits = rng.integers(CLASSES, size=(3, 3)), rng.normal(size=(3, 3, CLASSES))
+    weights = rng.uniform(size=shape)
+    whole = np.broadcast_to(weights.reshape(3, -1), (3, 3))
+    found = []
+    for y_true, w in ((labels, whole), (labels, weights), (labels[..., None], weights)):
+        if isinstance(measure, keras.metrics.Metric):
+            measure.reset_state()
+        found.append(float(measure(y_true, logits, sample_weight=w)))
+    assert found[1] == pytest.approx(found[0]) and found[2] == pytest.approx(found[0])

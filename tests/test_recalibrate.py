@@ -120,7 +120,11 @@ def _rich_model():
 
 def _everything(model):
     variables = [*model.variables, *model.optimizer.variables]
-    return {variable.path: np.array(variable) for variable in variables}
+    states = keras.tree.flatten([getattr(layer, "states", []) for layer in model.layers])
+    assert len(states) == 4
+    return {variable.path: np.array(variable) for variable in variables} | {
+        f"state {number}": np.array(state) for number, state in enumerate(states)
+    }
 
 
 def test_nothing_else_moves():

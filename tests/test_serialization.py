@@ -320,3 +320,34 @@ def test_saved_model_of_a_training_call(tmp_path):
     assert moved == ["moving" in weight.name for weight in layer.weights]
     for theirs, ours in zip(loaded.weights, layer.weights, strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", conformance.KINDS)
+@pytest.mark.parametrize("mode", ["sequence", "frame", "none"])
+def test_a_step_model_of_a_layers_cell(kind, mode, tmp_path):
+    """One frame at a time with the weights of a layer that was trained on whole sequences."""
+    layer = conformance.find(f"{kind}-{mode}").layer(dtype="float32", synchronized=True)
+    layer(keras.Input((None, FEATURES)))
+    frame = keras.Input((FEATURES,))
+    states = [keras.Input((UNITS,)) for _ in keras.tree.flatten(layer.state_size)]
+    output, new = layer.cell(frame, states)
+    model = keras.Model([frame, *states], [output, *keras.tree.flatten(new)])
+    model.save(tmp_path / "step.keras")
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(BATCH, one.shape[-1])).astype("float32") for one in model.inputs]
+    for again in (
+        keras.models.load_model(tmp_path / "step.keras"),
+        keras.models.clone_model(model),
+    ):
+        again.set_weights(model.get_weights())
+        for found, expected in zip(again(inputs), model(inputs), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    config = layer.get_config()
+    assert config["normalization"] == (None if mode == "none" else mode) and config["synchronized"]
+
+
+def test_the_cell_of_a_layer_that_counts_steps_is_not_called_alone():
+    layer = keras_bnrnn.BatchNormLSTM(UNITS, normalization="frame", max_timesteps=TIME)
+    layer.build((None, None, FEATURES))
+    with pytest.raises(ValueError, match=r"counts the time steps.*make a BatchNormLSTMCell"):
+        layer.cell(np.ones((BATCH, FEATURES), "float32"), 2 * [np.zeros((BATCH, UNITS), "float32")])

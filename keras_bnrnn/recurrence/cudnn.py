@@ -48,19 +48,25 @@ def kernel(cell, x, states, mask, weights, go_backwards):
     return outputs, tf.nest.flatten(final)
 
 
-def run_or_else(cell, x, states, mask, weights, go_backwards, generic):
+def run_or_else(cell, x, states, mask, weights, go_backwards, generic, refused):
     """Runs the kernel where the mask lets it, and `generic` otherwise.
 
     Args:
         generic: A function without arguments that returns h of every frame, repeated in masked
             frames, and the list of final states.
+        refused: What to do instead, `generic` or an error, where TensorFlow has no kernel for the
+            device that the call is on.
 
     Returns:
         What `generic` returns.
     """
 
     def fast():
-        outputs, final = kernel(cell, x, states, mask, weights, go_backwards)
+        try:
+            outputs, final = kernel(cell, x, states, mask, weights, go_backwards)
+        except NotImplementedError:  # Keras's name for it.
+            outputs, final = refused()
+            return [outputs, *final]
         if mask is not None and not go_backwards:
             # Backwards the padding comes first, where Keras shows no state.
             outputs = tf.where(mask[..., tf.newaxis], outputs, final[0][:, tf.newaxis])

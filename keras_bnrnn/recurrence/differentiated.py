@@ -156,14 +156,16 @@ def recur(make_equations, z, parameters, states, mask=None):
     @tf.custom_gradient
     def differentiated(z, parameters, states):
         equations = make_equations(parameters)
+        eager = tf.executing_eagerly()
         histories, final, saved = _run_and_save(equations, z, states, live)
         outputs = histories[0].stack()
         outputs.set_shape([None if z.shape[0] is None else z.shape[0] + 1, *states[0].shape])
 
         def gradient(d_outputs, *d_states):
-            dz, further, d_states = _run_back(
-                equations, histories, saved, final, d_outputs, d_states, live
-            )
+            kept = histories, saved
+            if eager and not tf.executing_eagerly():  # As in `tf.GradientTape.jacobian`.
+                kept = tf.nest.map_structure(_in_graph, kept)
+            dz, further, d_states = _run_back(equations, *kept, final, d_outputs, d_states, live)
             dz.set_shape(z.shape)
             d_parameters = equations.parameter_gradients(outputs[:-1], dz, further)
             return dz, d_parameters, d_states
@@ -253,6 +255,12 @@ def _repeat(step, variables, steps_left):
 
 def _array(size, like):
     return tf.TensorArray(like.dtype, size, element_shape=like.shape, clear_after_read=False)
+
+
+def _in_graph(array):
+    """A copy of an eager TensorArray that a graph's loop can read."""
+    values = array.stack()
+    return _array(tf.shape(values)[0], values[0]).unstack(values)
 
 
 def _run(equations, project, x, arrays, states, live, all_outputs):
