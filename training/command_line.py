@@ -128,6 +128,7 @@ def define_run_flags(flag_values):
         0,
         "Seed of the initial weights, of dropout and of the data's order.",
         lower_bound=0,
+        upper_bound=2**32 - 1,
         flag_values=flag_values,
     )
 

@@ -69,10 +69,12 @@ class SpeechTask:
 
     def __init__(self, config, data_dir):
         self.corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
-        if self.corpus.num_states != config["corpus"]["states"]:
+        checksum = config["corpus"]["sha256"]
+        if not self.corpus.checksum.startswith(checksum):
             raise CommandError(
-                f"--data_dir={data_dir} has {self.corpus.num_states} states, the run's corpus had "
-                f"{config['corpus']['states']}: it was trained on another corpus"
+                f"--data_dir={data_dir} has {self.corpus.num_states} states and the checksum "
+                f"{self.corpus.checksum[: len(checksum)]}, the run's corpus had "
+                f"{config['corpus']['states']} and {checksum}: it was trained on another corpus"
             )
         self.config = config
         self.train, self.valid = (self._batches(split) for split in ("train", "dev"))
@@ -108,10 +110,12 @@ class LanguageTask:
 
     def __init__(self, config, data_dir):
         corpus = train_ptb.read_corpus(data_dir)
-        if len(corpus.vocabulary) != config["text"]["vocabulary"]:
+        text = train_ptb.describe_text(corpus)
+        if text != config["text"]:
             raise CommandError(
-                f"--data_dir={data_dir} has {len(corpus.vocabulary)} words, the run's text had "
-                f"{config['text']['vocabulary']}: it was trained on another text"
+                f"--data_dir={data_dir} has {text['vocabulary']} words and the checksum "
+                f"{text['sha256']}, the run's text had {config['text']['vocabulary']} and "
+                f"{config['text']['sha256']}: it was trained on another text"
             )
         recipe = language_model.Recipe(**config["recipe"])
         windows = train_ptb.make_windows(corpus, recipe, config["steps_per_epoch"])

@@ -40,6 +40,7 @@ from endpoints import language_endpoints, speech_endpoints
 from keras_bnrnn import fold_batch_norm
 from keras_bnrnn.data.corpus import CORPUS_FILE, load_corpus
 from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech import kept_lengths
 from model_card import model_card
 from run_folder import BEST_MODEL_FILE, PHONE_COUNTS_FILE, VOCABULARY_FILE, read_results
 from runtimes import FORMATS, export_runtime, runtime_models
@@ -126,9 +127,9 @@ def export_speech(model, run_dir, results, output_dir):
     """Exports an acoustic model; returns the names of its signatures."""
     corpus = load_corpus(run_dir)
     endpoints, tracked = speech_endpoints(model, corpus)
-    train = corpus.split("train")
+    lengths = kept_lengths(corpus.split("train"), results["config"]["max_frames"])
     data = (
-        f"Trained on {train['utterances']:,} utterances ({train['frames'] / 360_000:.2f} hours) of "
+        f"Trained on {len(lengths):,} utterances ({lengths.sum() / 360_000:.2f} hours) of "
         f"a corpus prepared from {corpus.source}: {corpus.num_states} states, frames of 10 ms with "
         f"{corpus.dimension} features. `assets/{SPEECH_DESCRIPTION_FILE}` has the states' names, "
         "the set-up of the features, the training set's mean and variance, and the counts of its "
@@ -221,4 +222,5 @@ def write_saved_model(output_dir, endpoints, tracked, assets, runtimes, make_car
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError,))
+    disk_errors = (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError)
+    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError, *disk_errors))

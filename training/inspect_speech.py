@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 import command_line
-from keras_bnrnn.data.corpus import find_utterance, load_corpus
+from keras_bnrnn.data.corpus import CORPUS_FILE, find_utterance, load_corpus
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech import VARIANCE_FLOOR, kept_lengths
 from phone_model import phone_segments
@@ -116,6 +116,11 @@ def run_model(corpus, features):
     path = Path(FLAGS.run_dir) / "best.keras"
     if not path.is_file():
         raise command_line.CommandError(f"--run_dir={FLAGS.run_dir}: no best.keras in it")
+    described = (Path(FLAGS.run_dir) / CORPUS_FILE).is_file()
+    if described and load_corpus(FLAGS.run_dir).states != corpus.states:
+        raise command_line.CommandError(
+            f"--run_dir={FLAGS.run_dir}: it was trained on another corpus, with other states"
+        )
     model = keras.models.load_model(path, compile=False)
     deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
     logits = np.asarray(model(((features - corpus.mean) / deviation)[np.newaxis]))[0]

@@ -138,7 +138,8 @@ def prepare_digits(audio, work_dir):
         *(sys.executable, str(SCRIPTS / "prepare_speech.py"), "--source=librispeech"),
         *(f"--input_dir={audio}", f"--output_dir={corpus}", f"--workers={FLAGS.jobs}"),
     ]
-    if subprocess.run(command, check=False).returncode:
+    environment = command_line.child_environment()
+    if subprocess.run(command, env=environment, check=False).returncode:
         raise CommandError(f"{audio} could not be prepared; the reason is above")
     return corpus
 

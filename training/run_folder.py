@@ -14,7 +14,6 @@ workers the first writes; the others read.
 """
 
 import csv
-import fcntl
 import io
 import json
 import math
@@ -30,12 +29,13 @@ import tensorflow as tf
 from checkpoints import PARTIAL, Checkpoints, write_aside
 from command_line import CommandError
 from distribution import Worker
+from keras_bnrnn.data.locks import SECONDS_TO_WAIT, lock_folder
 
 FORMAT_VERSION = 2
-SECONDS_TO_WAIT = 120
 BEST_MODEL_FILE = "best.keras"
 FINAL_MODEL_FILE = "final.keras"
 VOCABULARY_FILE = "vocabulary.json"
+LOCK = ".lock-of-worker-"
 PHONE_COUNTS_FILE = "phone_counts.json"
 
 SPEECH_COLUMNS = {
@@ -81,7 +81,6 @@ class RunFolder:
             self._claim()
         else:
             self._join()
-        self._lock = self._lock_out_others()
 
     @property
     def completed_epochs(self):
@@ -176,17 +175,22 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise CommandError(f"--output_dir={self.path} is a file; name a folder")
         if config_path.exists():
-            self._compare(config_path)
-            return
-        present = [entry.name for entry in self._entries() if PARTIAL not in entry.name]
-        if present:
-            raise CommandError(
-                f"--output_dir={self.path} holds {sorted(present)[0]} but no config.json, so it is "
-                "not a run's folder; name a new or empty folder"
-            )
+            self._compare(config_path)  # Before waiting for anybody.
+        else:
+            names = sorted(entry.name for entry in self._entries())
+            foreign = [name for name in names if PARTIAL not in name and LOCK not in name]
+            if foreign:
+                raise CommandError(
+                    f"--output_dir={self.path} holds {foreign[0]} but no config.json, so it is not "
+                    "a run's folder; name a new or empty folder"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"format_version": FORMAT_VERSION, "config": self.config}
-        write_aside(config_path, _json(content).encode())
+        self._lock_out_others()
+        if config_path.exists():
+            self._compare(config_path)
+        else:
+            content = {"format_version": FORMAT_VERSION, "config": self.config}
+            write_aside(config_path, _json(content).encode())
 
     def _join(self):
         """Waits for the first worker's `config.json`."""
@@ -200,27 +204,14 @@ class RunFolder:
                 )
             time.sleep(0.1)
         self._compare(config_path)
+        self._lock_out_others()
 
     def _lock_out_others(self):
-        """Waits for a former process of this worker to leave; the lock ends with this process."""
-        lock = (self.path / f".worker-{self.worker.index}.lock").open("a")
-        deadline, told = time.monotonic() + SECONDS_TO_WAIT, False
-        while True:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lock
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() > deadline:
-                    raise CommandError(
-                        f"another process is at work in --output_dir={self.path}; stop it, or name "
-                        "another folder"
-                    ) from None
-                if not told:
-                    print(f"Another process is at work in {self.path}; waiting for it.", flush=True)
-                told = True
-                time.sleep(0.1)
-            except OSError:  # A file system without locks.
-                return lock
+        try:
+            name = f"{LOCK}{self.worker.index}"
+            self._lock = lock_folder(self.path, name, SECONDS_TO_WAIT)
+        except TimeoutError as error:
+            raise CommandError(f"{error}, or name another --output_dir") from None
 
     def _compare(self, config_path):
         try:

@@ -219,11 +219,20 @@ def describe_window(recipe, step):
     return f"tokens {first} to {first + recipe.timesteps - 1} of the {recipe.batch_size} streams"
 
 
+def describe_text(corpus):
+    """What tells one text from another."""
+    digest = hashlib.sha256("\n".join(corpus.vocabulary).encode("utf-8"))
+    for name in SPLITS:
+        digest.update(getattr(corpus, name).tobytes())
+    return {
+        "vocabulary": len(corpus.vocabulary),
+        **{f"{name}_tokens": len(getattr(corpus, name)) for name in SPLITS},
+        "sha256": digest.hexdigest()[:16],
+    }
+
+
 def describe_run(corpus, recipe):
     """Everything that decides the numbers of a run's epochs; how many epochs does not."""
-    text = hashlib.sha256("\n".join(corpus.vocabulary).encode("utf-8"))
-    for name in SPLITS:
-        text.update(getattr(corpus, name).tobytes())
     return {
         "model": FLAGS.model,
         "size": FLAGS.size,
@@ -236,11 +245,7 @@ def describe_run(corpus, recipe):
         "mixed_precision": FLAGS.mixed_precision,
         "synchronized": FLAGS.synchronized,
         "seed": FLAGS.seed,
-        "text": {
-            "vocabulary": len(corpus.vocabulary),
-            **{f"{name}_tokens": len(getattr(corpus, name)) for name in SPLITS},
-            "sha256": text.hexdigest()[:16],
-        },
+        "text": describe_text(corpus),
     }
 
 

@@ -15,7 +15,6 @@ is the running figure of the epoch, while the weights still change; `dev` is of 
 """
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from fitting import Splits, evaluate, train, watchers
 from keras_bnrnn.data.augmentation import SpecAugment
 from keras_bnrnn.data.corpus import load_corpus
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech import MAX_FRAMES, alignments, speech_dataset
+from keras_bnrnn.data.speech import MAX_FRAMES, alignments, kept_lengths, speech_dataset
 from phone_model import phone_counts
 from precision import set_up_tensorflow
 from run_folder import PHONE_COUNTS_FILE, SPEECH_COLUMNS, RunFolder
@@ -98,7 +97,8 @@ def main(argv):
     worker = worker_of(strategy)
     corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
     output_dir = command_line.require_flag(FLAGS, "output_dir")
-    check_batch_size(FLAGS.batch_size, corpus.split("train")["utterances"], strategy)
+    kept = kept_lengths(corpus.split("train"), FLAGS.max_frames)
+    check_batch_size(FLAGS.batch_size, len(kept), strategy)
     # Before the run's folder is made: says what is wrong with the shards.
     splits = Splits(
         train=lambda epoch: batches(corpus, "train", worker, first_epoch=epoch),
@@ -204,7 +204,6 @@ def damage_explained(corpus):
 
 def describe_run(corpus):
     """Everything that decides the numbers of a run's epochs; how many epochs does not."""
-    document = json.dumps(corpus.document, sort_keys=True)
     return {
         "model": FLAGS.model,
         "layers": FLAGS.layers,
@@ -221,7 +220,7 @@ def describe_run(corpus):
         "corpus": {
             "source": corpus.source,
             "states": corpus.num_states,
-            "sha256": hashlib.sha256(document.encode()).hexdigest()[:16],
+            "sha256": corpus.checksum[:16],
         },
     }
 
@@ -239,6 +238,13 @@ def print_plan(corpus, model, replicas):
         for name, entry in corpus.splits.items()
     )
     print(f"Corpus {corpus.path}: utterances {counts}; {corpus.num_states:,} states.")
+    train, kept = corpus.split("train"), kept_lengths(corpus.split("train"), FLAGS.max_frames)
+    if len(kept) < train["utterances"]:
+        print(
+            f"Left out of training: {train['utterances'] - len(kept):,} utterances longer than "
+            f"--max_frames={FLAGS.max_frames}, {1.0 - kept.sum() / train['frames']:.1%} of its "
+            "frames."
+        )
     direction = "bidirectional" if FLAGS.bidirectional else "forward"
     print(
         f"Model: {FLAGS.model}, {FLAGS.layers} {direction} layers of {FLAGS.units} units, "

@@ -181,7 +181,11 @@ def warn_of_level(path, level):
 
 def read_transcripts(transcript, paths):
     """The words of each audio file, from `--transcript`."""
-    if not Path(transcript).is_file():
+    try:
+        is_file = Path(transcript).is_file()
+    except OSError:  # Words longer than a file's name can be.
+        is_file = False
+    if not is_file:
         if len(paths) > 1:
             raise CommandError(
                 f"--transcript={transcript} is no file, and words alone can be given for one audio "
@@ -190,7 +194,7 @@ def read_transcripts(transcript, paths):
         return [transcript]
     words = {}
     for line in Path(transcript).read_text(encoding="utf-8").splitlines():
-        name, _, text = line.replace("\t", " ", 1).partition(" ")
+        name, _, text = line.partition("\t" if "\t" in line else " ")
         words[name] = words[Path(name).name] = words[Path(name).stem] = text
     found = [
         words.get(path, words.get(Path(path).name, words.get(Path(path).stem))) for path in paths

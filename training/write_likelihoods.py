@@ -100,8 +100,7 @@ def claim(output_dir, model_dir, corpus):
     graph = (model_dir / "saved_model.pb").read_bytes()
     variables = sorted((model_dir / "variables").iterdir())
     digest = hashlib.sha256(graph + b"".join(file.read_bytes() for file in variables))
-    document = json.dumps(corpus.document, sort_keys=True).encode()
-    origin = {"model": digest.hexdigest(), "corpus": hashlib.sha256(document).hexdigest()}
+    origin = {"model": digest.hexdigest(), "corpus": corpus.checksum}
     path = output_dir / ORIGIN_FILE
     if path.exists():
         if json.loads(path.read_text()) != origin:
@@ -142,17 +141,28 @@ def write_split(corpus, split, score, output_dir):
         path.with_name(path.name + PARTIAL) for path in (archive, index)
     )
     progress = tqdm.tqdm(total=corpus.split(split)["utterances"], desc=split, unit="utterance")
-    utterances = read_utterances(corpus, split)
+    utterances, ids = read_utterances(corpus, split), {}
     with progress, kaldiio.WriteHelper(f"ark,scp:{partial_archive},{partial_index}") as writer:
         while batch := list(itertools.islice(utterances, FLAGS.batch_size)):
             scores = score([utterance["features"] for utterance in batch])
             for utterance, matrix in zip(batch, scores, strict=True):
-                writer(utterance["id"], matrix)
+                # Kaldi's keys end at white space.
+                key = "_".join(utterance["id"].split())
+                if key in ids:
+                    raise CommandError(
+                        f"{split}: the utterances {ids[key]!r} and {utterance['id']!r} would both "
+                        f"be {key} in Kaldi's archives; prepare the corpus with other ids"
+                    )
+                ids[key] = utterance["id"]
+                writer(key, matrix)
             progress.update(len(batch))
+    renamed = [key for key, name in ids.items() if key != name]
+    if renamed:
+        print(f"{split}: {len(renamed)} ids held white space, written as _: {renamed[0]}, …")
     # Kaldi reads tables in the order of their keys' bytes.
     lines = sorted(partial_index.read_bytes().splitlines(keepends=True))
-    renamed = [line.replace(str(partial_archive).encode(), str(archive).encode()) for line in lines]
-    partial_index.write_bytes(b"".join(renamed))
+    moved = [line.replace(str(partial_archive).encode(), str(archive).encode()) for line in lines]
+    partial_index.write_bytes(b"".join(moved))
     os.replace(partial_archive, archive)
     os.replace(partial_index, index)
 

@@ -62,6 +62,11 @@ class Corpus:
         """Number of features per frame."""
         return self.features["dimension"]
 
+    @property
+    def checksum(self):
+        """SHA-256 of `document`, in hexadecimal: tells corpora apart."""
+        return hashlib.sha256(json.dumps(self.document, sort_keys=True).encode()).hexdigest()
+
     def phones(self, labels):
         """The phone string of a label sequence: one name per run of frames in the same phone.
 

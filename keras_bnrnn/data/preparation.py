@@ -36,10 +36,13 @@ from keras_bnrnn.data.corpus import (
     make_example,
 )
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
+from keras_bnrnn.data.locks import lock_folder
+from keras_bnrnn.data.speech_sources import Failure
 from keras_bnrnn.data.splits import take_utterances
 
 PLAN_FILE = "preparation.json"
 PARTS_FOLDER = "parts"
+PARTIAL = ".partial"
 PART_UTTERANCES = 32
 SHARD_BYTES = 100_000_000
 PACKAGES = ("tensorflow", "keras", "numpy", "pocketsphinx", "espeakng-loader", "soxr", "kaldiio")
@@ -73,7 +76,13 @@ def prepare_corpus(
     """
     if workers < 1:
         raise CorpusError(f"workers={workers}: at least 1")
-    listed, failures = source.utterances()
+    found, failures = source.utterances()
+    listed = [u for u in found if _is_text(u.id + u.speaker)]
+    failures += [
+        Failure(u.id, "its id or speaker is not UTF-8")
+        for u in found
+        if not _is_text(u.id + u.speaker)
+    ]
     listed = _in_shard_order(take_utterances(listed, utterances, seed), seed)
     for split in ("train", "dev"):
         if not any(u.split == split for u in listed):
@@ -83,19 +92,20 @@ def prepare_corpus(
     plan = _plan(source, listed, seed, shard_bytes)
     with _disk_errors(output_dir):
         _claim(output_dir, plan)
-        if (output_dir / CORPUS_FILE).exists():
-            corpus = load_corpus(output_dir)
-            for split in corpus.splits:
-                corpus.check_shards(split)
-            return corpus
-        parts_dir = output_dir / PARTS_FOLDER
-        parts_dir.mkdir(exist_ok=True)
-        parts = _parts(parts_dir, listed)
-        _make_parts(source, parts, workers, len(failures), progress)
-        summaries = [_read_summary(part.path) for part in parts]
-        _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
-        shutil.rmtree(parts_dir)
-    return load_corpus(output_dir)
+        parts_dir, made = output_dir / PARTS_FOLDER, output_dir / CORPUS_FILE
+        if not made.exists():
+            parts_dir.mkdir(exist_ok=True)
+            with _lock(parts_dir):
+                if not made.exists():  # By another process, meanwhile.
+                    parts = _parts(parts_dir, listed)
+                    _make_parts(source, parts, workers, len(failures), progress)
+                    summaries = [_read_summary(part.path) for part in parts]
+                    _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
+                    shutil.rmtree(parts_dir)
+        corpus = load_corpus(output_dir)
+        for split in corpus.splits:
+            corpus.check_shards(split)
+    return corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +135,12 @@ def _plan(source, listed, seed, shard_bytes):
     digest = hashlib.sha256()
     for u in listed:
         digest.update(repr((u.id, u.speaker, u.gender, u.split, u.transcript, u.location)).encode())
+    lexicon = getattr(source, "lexicon", None)
     return {
         "format_version": FORMAT_VERSION,
         "source": source.name,
         "settings": dataclasses.asdict(source),
+        "lexicon": file_checksum(lexicon) if lexicon else None,
         "seed": seed,
         "shard_bytes": shard_bytes,
         "utterances": len(listed),
@@ -152,11 +164,18 @@ def _claim(output_dir, plan):
                 f"output_dir={output_dir} holds a preparation with another "
                 f"{', '.join(changed)}: choose another folder or delete this one"
             )
-    elif output_dir.exists() and any(output_dir.iterdir()):
+        return
+    if output_dir.exists() and any(one.suffix != PARTIAL for one in output_dir.iterdir()):
         raise CorpusError(f"output_dir={output_dir} is not empty and holds no preparation")
-    else:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, json.dumps(plan, indent=1, sort_keys=True) + "\n")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, json.dumps(plan, indent=1, sort_keys=True) + "\n")
+
+
+def _lock(parts_dir):
+    try:
+        return lock_folder(parts_dir)
+    except TimeoutError as error:
+        raise CorpusError(f"{error}, or choose another output_dir") from None
 
 
 def _parts(parts_dir, listed):
@@ -240,7 +259,7 @@ def _make_part(part, source):
     """Prepares a part's utterances; returns its summary, which is on disk then."""
     labels_of, failures, lengths, counts = {}, [], [], {}
     moments = _Moments()
-    aside = part.path.with_suffix(f".{os.getpid()}.partial")
+    aside = part.path.with_suffix(f".{os.getpid()}{PARTIAL}")
     with _disk_errors(part.path), tf.io.TFRecordWriter(str(aside)) as writer:
         prepared = source.prepare_all(part.utterances)
         for utterance, frames in zip(part.utterances, prepared, strict=True):
@@ -408,7 +427,7 @@ def _group_by_bytes(members, limit):
 
 def _write_shard(path, pieces):
     """Joins parts to a shard, giving their labels the corpus's numbers."""
-    aside = path.with_suffix(f".{os.getpid()}.partial")
+    aside = path.with_suffix(f".{os.getpid()}{PARTIAL}")
     with _disk_errors(path):
         with tf.io.TFRecordWriter(str(aside)) as writer:
             for part_path, label_of in pieces:
@@ -433,12 +452,19 @@ def _write_failures(path, failures):
         f"{utterance_id}\t{' '.join(str(reason).split())}"
         for utterance_id, reason in sorted(failures)
     ]
-    _write_whole(path, "\n".join(rows) + "\n")
+    text = "\n".join(rows) + "\n"
+    # Names of files are not always UTF-8.
+    _write_whole(path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+
+
+def _is_text(name):
+    """Whether a file's name is UTF-8; other bytes stand in it as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _write_whole(path, text):
     """Writes a file aside and puts it in place by a rename."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 

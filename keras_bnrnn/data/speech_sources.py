@@ -235,21 +235,21 @@ class LibriSpeechSource(RecordedSource):
                 f"input_dir={root}: no '*.trans.txt' file in it; LibriSpeech's layout is "
                 "train-…/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with FLAC or WAV beside it"
             )
-        listed, failures = [], []
+        listed, failures, told = [], [], set()
         for path in transcripts:
-            self._list_chapter(root, path, listed, failures)
+            self._list_chapter(root, path, listed, failures, told)
+        failures += unlabelled(root, told, "no transcript in a *.trans.txt beside it")
         listed = assign_splits(listed, self.splits, self.seed)
         listed, duplicates = drop_duplicates(listed)
         return listed, failures + duplicates
 
-    def _list_chapter(self, root, path, listed, failures):
+    def _list_chapter(self, root, path, listed, failures, told):
         audio = {}
         for file in sorted(path.parent.iterdir()):
             if file.suffix.lower() in AUDIO_SUFFIXES:
                 audio[file.stem] = file
         split = split_of_folders(path.relative_to(root).parts[:-1])
         speaker = path.name.split("-")[0]
-        without_transcript = dict(audio)
         lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -257,7 +257,7 @@ class LibriSpeechSource(RecordedSource):
             utterance_id, *rest = line.split(maxsplit=1)
             name = utterance_id.decode("utf-8", "replace")
             location = audio.get(name)
-            without_transcript.pop(name, None)
+            told.add((path.parent, name))
             try:
                 transcript = b"".join(rest).decode("utf-8")
             except UnicodeDecodeError:
@@ -267,8 +267,21 @@ class LibriSpeechSource(RecordedSource):
                 failures.append(Failure(name, f"{path.parent}: no audio file {name}.flac or .wav"))
                 continue
             listed.append(Utterance(name, speaker, split, transcript.strip(), str(location)))
-        for name, file in without_transcript.items():
-            failures.append(Failure(name, f"{file}: no transcript in {path.name}"))
+
+
+def unlabelled(root, told, reason):
+    """A `Failure` for each audio file that nothing says the words or phones of.
+
+    Args:
+        root: `Path` of the folder, searched at any depth.
+        told: `(folder, stem)` of the files that something does.
+        reason: what is missing.
+    """
+    return [
+        Failure(file.stem, f"{file}: {reason}")
+        for file in sorted(root.rglob("*"))
+        if file.suffix.lower() in AUDIO_SUFFIXES and (file.parent, file.stem) not in told
+    ]
 
 
 def require_folder(path, argument="input_dir"):
@@ -368,6 +381,9 @@ class ManifestSource(RecordedSource):
             )
             return
         row = dict(zip(columns, map(str.strip, cells), strict=True))
+        if not row["audio_path"]:
+            failures.append(Failure(row.get("id", ""), f"{place}: no audio_path"))
+            return
         split = row.get("split", "")
         name = row.get("id") or str(Path(row["audio_path"]).with_suffix(""))
         if split and split not in SPLITS:
@@ -426,6 +442,8 @@ class TextGridSource(RecordedSource):
             split = split_of_folders(place.parts[:-1])
             speaker = "" if place.parent == Path(".") else place.parent.name
             listed.append(Utterance(place.name, speaker, split, "", (str(audio), str(grid))))
+        told = {(grid.parent, grid.stem) for grid in grids}
+        failures += unlabelled(root, told, "no TextGrid of the same name")
         listed = assign_splits(listed, self.splits, self.seed)
         listed, duplicates = drop_duplicates(listed)
         return listed, failures + duplicates

@@ -59,13 +59,21 @@ def test_bad_lines_are_listed_and_the_others_kept(tmp_path, recordings):
         + b"c.wav\tmissing\ttrain\n"
         + b"d.wav\ttoo few\n"
         + b"e.wav\tcaf\xe9\ttrain\n"
+        + b"\tno path\ttrain\n"
         + b"f.wav\tvalidation is not a split\tvalid\n"
         + f"a.wav\t{recordings[0]}\ttrain\n".encode(),
     )
     prepare_corpus(ManifestSource(manifest=manifest), tmp_path / "corpus")
-    assert load_corpus(tmp_path / "corpus").document["failures"] == 5
+    assert load_corpus(tmp_path / "corpus").document["failures"] == 6
     failures = (tmp_path / "corpus" / "failures.tsv").read_text(encoding="utf-8")
-    for reason in ("no such audio file", "2 columns instead of 3", "not UTF-8", "'valid'", "twice"):
+    for reason in (
+        "no such audio file",
+        "2 columns instead of 3",
+        "not UTF-8",
+        "'valid'",
+        "twice",
+        "no audio_path",
+    ):
         assert reason in failures
 
 

@@ -1,5 +1,7 @@
 """Preparation end to end: what it writes, resuming, worker counts, and bad input."""
 
+import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -180,6 +182,53 @@ def test_the_same_call_again_does_nothing(prepared, source, monkeypatch):
     assert corpus_bytes(prepared) == before
 
 
+def test_the_words_of_a_lexicon_count(source, speech_tree, tmp_path):
+    lexicon = tmp_path / "lexicon.txt"
+    transcripts = next(speech_tree.rglob("7-1.trans.txt"))
+    first, *lines = transcripts.read_text().splitlines()
+    transcripts.write_text("\n".join([f"{first} ZYXGRUB", *lines]))
+    lexicon.write_text("QUIZZLE  K W IH Z AH L\n")
+    source = LibriSpeechSource(input_dir=str(speech_tree), lexicon=str(lexicon))
+    prepare_corpus(source, tmp_path / "corpus")
+    [reason] = failures_of(tmp_path / "corpus").values()
+    assert "zyxgrub" in reason
+    lexicon.write_text("ZYXGRUB  Z IH K S G R AH B\n")
+    with pytest.raises(CorpusError, match="another lexicon"):
+        prepare_corpus(source, tmp_path / "corpus")
+
+
+def test_names_that_are_no_text_are_failures(source, tmp_path, monkeypatch):
+    listed, _ = source.utterances()
+    listed[0] = dataclasses.replace(listed[0], speaker=os.fsdecode(b"M\xfcller"))
+    monkeypatch.setattr(SyntheticSource, "utterances", lambda self: (listed, []))
+    corpus = prepare_corpus(source, tmp_path / "corpus")
+    assert failures_of(tmp_path / "corpus") == {listed[0].id: "its id or speaker is not UTF-8"}
+    assert corpus.splits["train"]["utterances"] == 9
+
+
+def test_one_process_prepares_at_a_time(prepared, source, tmp_path, monkeypatch):
+    folder = tmp_path / "corpus"
+
+    def busy(parts_dir):
+        assert parts_dir == folder / "parts"
+        raise TimeoutError("another process is at work")
+
+    monkeypatch.setattr(preparation, "lock_folder", busy)
+    # What a process left that was killed while it claimed the folder.
+    folder.mkdir()
+    (folder / "preparation.json.123.partial").write_text("{")
+    with pytest.raises(CorpusError, match="another process is at work, or choose another"):
+        prepare_corpus(source, folder)
+
+    def made_meanwhile(parts_dir):
+        shutil.copytree(prepared, folder, dirs_exist_ok=True)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(preparation, "lock_folder", made_meanwhile)
+    monkeypatch.setattr(SyntheticSource, "prepare", None)
+    assert prepare_corpus(source, folder).splits == load_corpus(prepared).splits
+
+
 def test_folder_of_another_preparation_is_refused(prepared, tmp_path):
     with pytest.raises(CorpusError, match="another listing, settings, utterances"):
         prepare_corpus(SyntheticSource(count=13, seed=5), prepared)
@@ -222,6 +271,8 @@ def test_bad_utterances_are_listed_and_the_others_kept(speech_tree, tmp_path):
     (chapter / "7-1-0014.flac").write_bytes(good[: len(good) // 2])
     lines += b"7-1-0014 " + b"WHAT WAS SAID HERE TODAY\n"
     (chapter / "7-1-0015.flac").write_bytes(good)
+    latin = os.fsdecode(b"7-1-M\xfcller")
+    (chapter / f"{latin}.flac").write_bytes(good)
     (chapter / "7-1-0016.flac").write_bytes(good)
     lines += b"7-1-0016\n"
     soundfile.write(chapter / "7-1-0017.flac", np.zeros(100), 16000)
@@ -232,11 +283,15 @@ def test_bad_utterances_are_listed_and_the_others_kept(speech_tree, tmp_path):
     duplicate.mkdir()
     shutil.copy(chapter / "7-1-0001.flac", duplicate)
     (duplicate / "7-2.trans.txt").write_text("7-1-0001 AGAIN\n")
+    (duplicate / "7-3.trans.txt").write_text("7-3-0000 THE OTHER\n")
+    elsewhere = speech_tree / "train-clean" / "7" / "3"
+    elsewhere.mkdir()
+    (elsewhere / "7-3-0001.wav").write_bytes(good)
 
     corpus = prepare_corpus(LibriSpeechSource(input_dir=str(speech_tree)), tmp_path / "corpus")
     failures = failures_of(tmp_path / "corpus")
     assert corpus.splits["train"]["utterances"] == 3
-    assert corpus.document["failures"] == len(failures) == 10
+    assert corpus.document["failures"] == len(failures) == 13
     for name, reason in {
         "7-1-0001": "twice",
         "7-1-0002": "twice",
@@ -248,6 +303,9 @@ def test_bad_utterances_are_listed_and_the_others_kept(speech_tree, tmp_path):
         "7-1-0015": "no transcript",
         "7-1-0016": "7-1-0016.flac: the transcript is empty",
         "7-1-0017": "7-1-0017.flac: audio and transcript do not align",
+        "7-1-M\ufffdller": "no transcript",
+        "7-3-0000": "no audio file",
+        "7-3-0001": "7-3-0001.wav: no transcript",
     }.items():
         assert reason in failures[name], name
 

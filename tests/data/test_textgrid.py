@@ -118,6 +118,7 @@ def test_corpus_from_textgrids(tmp_path):
     write_speech(root / "train" / "anna", "short", seconds=0.4)
     write_speech(root / "train" / "anna", "broken", text=SHORT[:60])
     (root / "dev" / "bert" / "lone.TextGrid").write_text(SHORT, encoding="utf-8")
+    soundfile.write(root / "dev" / "unaligned.flac", np.zeros(8000), 16000)
     prepare_corpus(TextGridSource(input_dir=str(root)), tmp_path / "corpus")
     corpus = load_corpus(tmp_path / "corpus")
     assert [state["name"] for state in corpus.states] == ["AH0", "SIL", "ə"]
@@ -129,6 +130,7 @@ def test_corpus_from_textgrids(tmp_path):
     for reason in ("short.TextGrid: ends at 0.500 s, the audio at 0.400 s", "not a whole"):
         assert reason in failures
     assert "lone\t" in failures and "no audio file" in failures
+    assert "unaligned.flac: no TextGrid of the same name" in failures
 
 
 def test_empty_folder_and_settings_of_no_use(tmp_path):

@@ -78,6 +78,10 @@ def test_language(call_script, tmp_path, model):
     expected = pytest.approx(best["valid_perplexity"], rel=1e-4)
     assert found["moving_averages"]["perplexity"] == expected
     assert ("recalibrated" in found) == ("batch_statistics" in found) == (model == "batch_norm")
+    config = read_results(run)["config"]
+    config["text"]["sha256"] = 16 * "0"
+    with pytest.raises(CommandError, match="trained on another text"):
+        evaluate.LanguageTask(config, None)
 
 
 def test_scoring_leaves_the_model_as_it_was(call_script, tiny_corpus, tmp_path):
@@ -105,6 +109,10 @@ def test_what_is_refused(call_script, tiny_corpus, tmp_path):
     for split in document["splits"].values():
         split["state_frames"].append(0)
     (other / "corpus.json").write_text(json.dumps(document))
+    with pytest.raises(CommandError, match="trained on another corpus"):
+        call_script(evaluate, f"--run_dir={run}", f"--data_dir={other}")
+    same_states = {**json.loads((tiny_corpus / "corpus.json").read_text()), "seed": 99}
+    (other / "corpus.json").write_text(json.dumps(same_states))
     with pytest.raises(CommandError, match="trained on another corpus"):
         call_script(evaluate, f"--run_dir={run}", f"--data_dir={other}")
     (run / "best.keras").unlink()

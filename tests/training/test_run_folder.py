@@ -246,9 +246,18 @@ time.sleep(60)
 """
 
 
+def test_an_emptied_folder_is_a_new_one(tmp_path):
+    new_run(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock-of-worker-0"]
+    new_run(tmp_path, units=6)
+    with pytest.raises(CommandError, match="units=6 there and 5 here"):
+        new_run(tmp_path)
+
+
 def test_two_processes_are_not_at_work_in_one_folder(tmp_path, monkeypatch, capsys):
     new_run(tmp_path)
-    [lock] = tmp_path.glob(".worker-*.lock")
+    [lock] = tmp_path.glob(".lock*")
     with subprocess.Popen(
         [sys.executable, "-c", HOLD_LOCK, str(lock)], stdout=subprocess.PIPE
     ) as other:

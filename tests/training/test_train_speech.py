@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+import export
 import train_speech
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
@@ -46,6 +47,23 @@ def test_trains_and_writes_results(call_script, corpus, tmp_path, capsys, model)
         f"Epoch {epoch}/3" for epoch in (1, 2, 3)
     ]
     assert "Epoch" not in lines[first + 3].split() and "Epoch" not in lines[first - 1].split()
+
+
+def test_what_is_left_out_is_said(call_script, corpus, tmp_path, capsys):
+    lengths = train_speech.kept_lengths(train_speech.load_corpus(corpus).split("train"))
+    limit = int(np.median(lengths))
+    longer = lengths[lengths > limit]
+    flags = [f"--max_frames={limit}", "--epochs=1"]
+    call_script(train_speech, *arguments(corpus, tmp_path / "run", *flags))
+    share = longer.sum() / lengths.sum()
+    assert (
+        f"Left out of training: {len(longer)} utterances longer than --max_frames={limit}, "
+        f"{share:.1%} of its frames."
+    ) in capsys.readouterr().out
+    exported = tmp_path / "exported"
+    call_script(export, f"--run_dir={tmp_path}/run", f"--output_dir={exported}")
+    card = (exported / "MODEL_CARD.md").read_text()
+    assert f"Trained on {len(lengths) - len(longer)} utterances" in card
 
 
 def test_one_direction(call_script, corpus, tmp_path):

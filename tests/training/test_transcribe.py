@@ -99,6 +99,14 @@ def test_transcripts_of_several_files(exported, audio, tmp_path, call_script, ca
         call_script(transcribe, f"--model={exported}", "--transcript=oh", audio, other)
 
 
+def test_transcripts_of_any_length_and_name(tmp_path):
+    assert transcribe.read_transcripts(100 * "the ", ["a.wav"]) == [100 * "the "]
+    words = tmp_path / "words.tsv"
+    words.write_text("my file.wav\tone two\nother three\n")
+    paths = ["my file.wav", "folder/other.wav"]
+    assert transcribe.read_transcripts(str(words), paths) == ["one two", "three"]
+
+
 def test_plot_without_a_path(exported, audio, tmp_path, call_script, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call_script(transcribe, f"--model={exported}", "--plot", audio)

@@ -58,6 +58,21 @@ def test_archives_hold_posteriors_less_priors(trained, tiny_corpus, tmp_path, ca
         assert archive.keys() == expected.keys()
 
 
+def test_ids_with_spaces(trained, tiny_corpus, tmp_path, call_script, capsys, monkeypatch):
+    def renamed(corpus, split):
+        for number, utterance in enumerate(read_utterances(corpus, split)):
+            yield {**utterance, "id": names.get(number, utterance["id"])}
+
+    monkeypatch.setattr(write_likelihoods, "read_utterances", renamed)
+    names = {0: "take 1"}
+    call(call_script, trained, tiny_corpus, tmp_path / "scores", "--splits=dev")
+    assert "dev: 1 ids held white space, written as _: take_1" in capsys.readouterr().out
+    assert "take_1" in kaldiio.load_scp(str(tmp_path / "scores" / "dev.scp"))
+    names[1] = "take_1"
+    with pytest.raises(CommandError, match="'take 1' and 'take_1' would both be take_1"):
+        call(call_script, trained, tiny_corpus, tmp_path / "others", "--splits=dev")
+
+
 def test_continues_where_it_was_killed(
     trained, tiny_corpus, tmp_path, call_script, capsys, monkeypatch
 ):
