@@ -79,12 +79,13 @@ def recalibrate(model, dataset, steps=None, verbose=1):
             "recalibrate. (keras.layers.BatchNormalization is left to Keras.)"
         )
     # Keras does not list the states of stateful layers among the variables.
-    states = [keras.tree.flatten(getattr(layer, "states", None) or ()) for layer in layers]
-    kept = [*model.variables, *itertools.chain(*states)]
-    before = [(variable, variable.numpy()) for variable in kept]
+    stateful = [layer for layer in layers if getattr(layer, "stateful", False)]
+    states = keras.tree.flatten([getattr(layer, "states", None) for layer in stateful])
+    states = [state for state in states if isinstance(state, keras.Variable)]
+    before = [(variable, variable.numpy()) for variable in (*model.variables, *states)]
     try:
-        for layer in layers:
-            if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
+        for layer in stateful:
+            if hasattr(layer, "reset_state"):
                 layer.reset_state()
         for normalizer in normalizers:
             normalizer.collector = _Collector(normalizer)

@@ -165,5 +165,6 @@ def test_other_activations_are_refused(name):
     for pair in ((ours, other), (other, ours)):
         with pytest.raises(ValueError, match=rf"differ in {name} \(.*relu"):
             keras_bnrnn.copy_weights(*pair)
-    relu = _ours(case, np.random.default_rng(6), **{name: "relu"})
-    keras_bnrnn.copy_weights(relu, other)
+    for same in ("relu", keras.layers.ReLU(), lambda x: keras.ops.maximum(x, 0.0)):
+        relu = _ours(case, np.random.default_rng(6), **{name: same})
+        keras_bnrnn.copy_weights(relu, other)

@@ -143,6 +143,12 @@ def test_nothing_else_moves():
     assert flags == [layer.trainable for layer in model._flatten_layers()]
 
 
+def test_an_attribute_of_that_name_is_no_state():
+    model, data = _rich_model()
+    model.layers[1].states = ["AA", "B"]
+    keras_bnrnn.recalibrate(model, [data])
+
+
 def test_a_failing_pass_is_undone():
     model, data = _rich_model()
     before = _everything(model)

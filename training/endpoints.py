@@ -18,6 +18,7 @@ from keras_bnrnn.data.text import EOS, UNKNOWN, tokenize
 
 FRAME_SECONDS = 0.01
 SMALLEST = 1e-30  # Not zero, and lost in any sum.
+WAV_HEADER_BYTES = 44
 LOUDEST = 100.0  # Well beyond samples in -1…1, however hot, and well below 16-bit numbers.
 
 
@@ -251,7 +252,15 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
             "the audio has {} samples a second, the model was trained on {}: resample it",
             (file_rate, rate),
         )
-        with tf.control_dependencies([tf.debugging.Assert(file_rate == rate, [message])]):
+        # What writes to a pipe may leave a length of zero in the header.
+        told = (tf.shape(samples)[0] > 0) | (tf.strings.length(contents) <= WAV_HEADER_BYTES)
+        untold = "the header of the audio says that no samples follow, but bytes do"
+        with tf.control_dependencies(
+            [
+                tf.debugging.Assert(file_rate == rate, [message]),
+                tf.debugging.Assert(told, [untold]),
+            ]
+        ):
             return tf.reduce_mean(samples, axis=1)
 
     def serve_audio(audio):

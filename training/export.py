@@ -91,7 +91,14 @@ def main(argv):
     if unknown:
         raise CommandError(f"--formats={','.join(unknown)} is not of {', '.join(FORMATS)}")
     model = keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False)
-    model = in_float32(fold_batch_norm(model))
+    try:
+        folded = fold_batch_norm(model)
+    except ValueError as error:
+        raise CommandError(
+            f"--run_dir={run_dir}: its normalisation is no part of a plain model "
+            f"({str(error).splitlines()[1].strip()}), so it cannot be exported"
+        ) from None
+    model = for_any_device(folded)
     signatures = exporters[kind](model, run_dir, results, output_dir)
     best, criterion = results["best"], results["criterion"]
     print(
@@ -103,10 +110,11 @@ def main(argv):
         print(f"Next: python training/transcribe.py --model={output_dir} AUDIO")
 
 
-def in_float32(model):
-    """The model with all its computation in float32, whatever precision it was trained in.
+def for_any_device(model):
+    """The model with all its computation in float32 and without cuDNN.
 
-    Half precision pays on the devices that training ran on, not on those that serve.
+    Half precision pays on the devices that training ran on, not on those that serve; and cuDNN's
+    operations, which Keras writes into the graph where it sees a GPU, run nowhere else.
     """
 
     def replaced(config):
@@ -120,6 +128,9 @@ def in_float32(model):
 
     copy = type(model).from_config(replaced(model.get_config()))
     copy.set_weights(model.get_weights())
+    for layer in copy._flatten_layers():
+        if hasattr(layer, "use_cudnn"):  # Keras has no place for it in a configuration.
+            layer.use_cudnn = False
     return copy
 
 

@@ -40,7 +40,11 @@ def model_card(title, results, data, endpoints, outputs, runtimes):
         "",
         "```python",
         "import tensorflow as tf",
-        *(["import tensorflow_text  # for strings"] if "score" in endpoints else []),
+        *(
+            ["import tensorflow_text  # before loading: the model has its operations"]
+            if "score" in endpoints
+            else []
+        ),
         "",
         'model = tf.saved_model.load("THIS_FOLDER")',
         f'outputs = model.signatures["{next(iter(endpoints))}"](…)  # tensors, by name',

@@ -37,7 +37,7 @@ INTRODUCTION = """# The paper's claims, measured again
 
 Laurent et al., [Batch normalized recurrent neural networks](https://arxiv.org/abs/1510.01378)
 (2016), on data that is small enough to try: `make reproduce DATA=DIR` makes the runs that are not
-here yet, and with a `--results_dir` of its own `training/reproduce.py` makes all of them again.
+here yet; with a `--results_dir` and a `--work_dir` of its own `training/reproduce.py` makes all.
 This page and its figures are computed from the `history.csv` and `results.json` in the folders
 beside it, by `training/report.py`; the runs are listed in `training/experiments.py`.
 

@@ -21,8 +21,9 @@ MEANINGS = {
     "whole.tflite": "the same for one utterance of a fixed length",
     "step.onnx": "frames or tokens [batch, time] and states to log-probabilities and new states, "
     "in the order of the inputs",
-    "step.tflite": "the same for one frame or token of one stream; outputs are called output_0, "
-    "output_1, …, in that order, while the interpreter lists the inputs by the alphabet",
+    "step.tflite": "the same for one frame or token of one stream; call it by names, through the "
+    "signature, whose outputs are output_0, output_1, … in that order: the order in which the "
+    "interpreter lists tensors means nothing",
 }
 
 

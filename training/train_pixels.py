@@ -221,11 +221,13 @@ def wrong_class(y_true, y_pred):
 def describe_run():
     """Everything that decides the numbers of a run's epochs; how many epochs does not."""
     names = (
-        *("model", "normalization", "normalize_recurrent", "normalize_cell_state", "per_step"),
-        *("gamma", "momentum", "permuted", "units", "batch_size", "learning_rate"),
+        *("model", "normalization", "normalize_recurrent", "per_step", "gamma"),
+        *("momentum", "permuted", "units", "batch_size", "learning_rate"),
         *("mixed_precision", "synchronized", "seed"),
     )
-    return {name: FLAGS[name].value for name in names}
+    # Only where it is asked for, so that runs from before the flag go on.
+    more = ("normalize_cell_state",) if FLAGS.normalize_cell_state else ()
+    return {name: FLAGS[name].value for name in (*names, *more)}
 
 
 if __name__ == "__main__":

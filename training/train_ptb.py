@@ -274,6 +274,8 @@ def print_plan(corpus, recipe, model, train, replicas):
         f"on {replicas} device{'s' if replicas > 1 else ''}.",
         flush=True,
     )
+    if normalizes_recurrent():
+        print("It cannot be exported: a normalised recurrent term is no part of a plain layer.")
 
 
 def print_results(run, test_perplexity):
@@ -287,10 +289,16 @@ def print_results(run, test_perplexity):
     other = "baseline" if FLAGS.model == "batch_norm" else "batch_norm"
     print(
         f"Next: the same command with --model={other} and another --output_dir, then\n"
-        f"  python training/compare.py {run.path} OTHER_OUTPUT_DIR\n"
-        f"  python training/export.py --run_dir={run.path} "
-        f"--output_dir={Path(run.path) / 'exported'}"
+        f"  python training/compare.py {run.path} OTHER_OUTPUT_DIR"
     )
+    if not normalizes_recurrent():
+        exported = Path(run.path) / "exported"
+        print(f"  python training/export.py --run_dir={run.path} --output_dir={exported}")
+
+
+def normalizes_recurrent():
+    """Whether the model is one that `export.py` cannot fold into a plain one."""
+    return FLAGS.model == "batch_norm" and FLAGS.normalize_recurrent
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ def main(argv):
     corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
     output_dir = command_line.require_flag(FLAGS, "output_dir")
     kept = kept_lengths(corpus.split("train"), FLAGS.max_frames)
-    check_batch_size(FLAGS.batch_size, len(kept), strategy)
+    if len(kept):  # Else reading says why.
+        check_batch_size(FLAGS.batch_size, len(kept), strategy)
     # Before the run's folder is made: says what is wrong with the shards.
     splits = Splits(
         train=lambda epoch: batches(corpus, "train", worker, first_epoch=epoch),

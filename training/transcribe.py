@@ -13,6 +13,7 @@ soundfile and soxr, and neither keras_bnrnn nor Keras, except to look up a trans
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +33,11 @@ SIXTEEN_BIT = 32768.0
 SILENT_PEAK = 16.0  # of 32768
 CLIPPED_SHARE = 0.001
 FRAME_SECONDS = 0.01
+# As in keras_bnrnn.data.audio, which is not at hand where only the SavedModel is.
+LENGTHS = re.compile(
+    r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE
+)
+UNKNOWN_LENGTH = 0x7FFF0000  # From here on, what programs put that write to a pipe.
 
 
 class PlotParser(flags.ArgumentParser):
@@ -154,11 +160,15 @@ def read_waveform(path, sample_rate):
     if not Path(path).is_file():
         raise CommandError(f"{path}: no such file")
     try:
+        told = soundfile.info(path).extra_info
         samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
     except soundfile.SoundFileError as error:
         raise CommandError(f"{path} cannot be read as audio: {error}") from None
     if not len(samples):
         raise CommandError(f"{path} holds no samples")
+    missing = bytes_cut_off(told)
+    if missing:
+        raise CommandError(f"{path} was cut off: {missing} bytes are missing at its end")
     if not np.isfinite(samples).all():
         raise CommandError(f"{path} holds samples that are not finite numbers")
     samples = samples.mean(axis=1)
@@ -168,6 +178,14 @@ def read_waveform(path, sample_rate):
     # Training saw 16-bit samples: resampling alone would leave an emptier silence than any of it.
     samples = np.clip(np.rint(samples * SIXTEEN_BIT), -SIXTEEN_BIT, SIXTEEN_BIT - 1)
     return (samples / SIXTEEN_BIT).astype(np.float32)
+
+
+def bytes_cut_off(account):
+    """How many bytes of samples a file lacks, by libsndfile's `account` of its header."""
+    for told, there in LENGTHS.findall(account):
+        if int(there) < int(told) < UNKNOWN_LENGTH:
+            return int(told) - int(there)
+    return 0
 
 
 def warn_of_level(path, level):
@@ -192,17 +210,32 @@ def read_transcripts(transcript, paths):
                 f"file only, not for {len(paths)}"
             )
         return [transcript]
+    try:
+        lines = Path(transcript).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"--transcript={transcript} is not UTF-8: {error}") from None
     words = {}
-    for line in Path(transcript).read_text(encoding="utf-8").splitlines():
+    for line in lines:
         name, _, text = line.partition("\t" if "\t" in line else " ")
-        words[name] = words[Path(name).name] = words[Path(name).stem] = text
-    found = [
-        words.get(path, words.get(Path(path).name, words.get(Path(path).stem))) for path in paths
-    ]
-    missing = [path for path, text in zip(paths, found, strict=True) if text is None]
-    if missing:
-        raise CommandError(f"--transcript={transcript} has no line for {missing[0]}")
-    return found
+        for key in {name, Path(name).name, Path(name).stem}:
+            words.setdefault(key, {})[name] = text
+    return [words_of_file(path, words, transcript) for path in paths]
+
+
+def words_of_file(path, words, transcript):
+    """A file's words, from `{path, name or stem: {path of a line: its words}}`."""
+    for key in (path, Path(path).name, Path(path).stem):
+        lines = words.get(key, {})
+        if key in lines:
+            return lines[key]
+        if len(set(lines.values())) > 1:
+            raise CommandError(
+                f"--transcript={transcript} has several lines for {path}: {', '.join(lines)}; give "
+                "the file as one of them does"
+            )
+        if lines:
+            return next(iter(lines.values()))
+    raise CommandError(f"--transcript={transcript} has no line for {path}")
 
 
 def look_up(transcripts):

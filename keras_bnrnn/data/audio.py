@@ -8,7 +8,7 @@ quantisation noise instead of the resampler's.
 """
 
 import functools
-import struct
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,11 @@ from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph")
 DECODERS = ("auto", "tensorflow_io", "soundfile")
 SIXTEEN_BIT = 32768.0
+# What libsndfile says of a header that does not tell the length of the samples that follow.
+LENGTHS = re.compile(
+    r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE
+)
+UNKNOWN_LENGTH = 0x7FFF0000  # From here on, what programs put that write to a pipe.
 
 
 def read_audio(path, sample_rate=16000, decoder="auto"):
@@ -147,8 +152,11 @@ def audio_header(path):
         raise UtteranceError(f"{path}: there is no such audio file") from error
     except (soundfile.LibsndfileError, OSError) as error:
         raise UtteranceError(f"{path}: not an audio file that can be read ({error})") from error
-    if header.format == "WAV":
-        _check_wav_length(path)
+    missing = bytes_cut_off(header.extra_info)
+    if missing:
+        raise UtteranceError(
+            f"{path}: {missing} bytes fewer than its header says: the file was cut off"
+        )
     if header.frames == 0:
         raise UtteranceError(f"{path}: the audio file holds no samples")
     return header
@@ -234,24 +242,12 @@ def _native_header(path, header=None):
     return header
 
 
-def _check_wav_length(path):
-    """Refuses a WAV file that ends before its header says; libsndfile would read what is there."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        position = 12
-        while position + 8 <= size:
-            file.seek(position)
-            name, length = struct.unpack("<4sI", file.read(8))
-            position += 8
-            if name == b"data":
-                # Programs that write to a pipe do not know the length and put one of these.
-                if length not in (0, 0x7FFFFFFF, 0xFFFFFFFF) and position + length > size:
-                    raise UtteranceError(
-                        f"{path}: {size - position} bytes of samples, but the header says "
-                        f"{length}: the file was cut off"
-                    )
-                return
-            position += length + length % 2
+def bytes_cut_off(account):
+    """How many bytes of samples a file lacks, by libsndfile's `account` of its header."""
+    for told, there in LENGTHS.findall(account):
+        if int(there) < int(told) < UNKNOWN_LENGTH:
+            return int(told) - int(there)
+    return 0
 
 
 def _silent_wav():

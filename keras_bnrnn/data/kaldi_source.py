@@ -1,6 +1,7 @@
 """What a Kaldi recipe leaves on disk: features in archives, and alignments to pdf-ids."""
 
 import atexit
+import codecs
 import contextlib
 import functools
 import hashlib
@@ -412,7 +413,8 @@ def read_table(path, repeated=False, not_utf_8=None):
         CorpusError: a line cannot be decoded, and `not_utf_8` is not given.
     """
     pairs = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    contents = path.read_bytes().removeprefix(codecs.BOM_UTF8) if path.is_file() else b""
+    for line in contents.splitlines():
         key, *value = line.split(maxsplit=1) or [b""]
         try:
             if key:
@@ -426,14 +428,15 @@ def read_table(path, repeated=False, not_utf_8=None):
 
 def find_archive(location, folder):
     """An archive's `path:offset`, its path looked for from the data directory upwards too."""
-    path, colon, offset = location.rpartition(":")
-    if not colon or not offset.partition("[")[0].isdigit():
-        path, colon, offset = location, "", ""
+    bare, bracket, rows = location.partition("[")
+    path, colon, offset = bare.rpartition(":")
+    if not colon or not offset.isdigit():
+        path, colon, offset = bare, "", ""
     if location.endswith("|") or Path(path).is_absolute() or Path(path).exists():
         return location
     for base in (folder, *folder.resolve().parents):
         if (base / path).exists():
-            return f"{base / path}{colon}{offset}"
+            return f"{base / path}{colon}{offset}{bracket}{rows}"
     return location
 
 

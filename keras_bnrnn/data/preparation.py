@@ -101,7 +101,8 @@ def prepare_corpus(
                     _make_parts(source, parts, workers, len(failures), progress)
                     summaries = [_read_summary(part.path) for part in parts]
                     _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
-                    shutil.rmtree(parts_dir)
+        # After the lock: where folders are shared, an open file's does not go away.
+        shutil.rmtree(parts_dir, ignore_errors=True)
         corpus = load_corpus(output_dir)
         for split in corpus.splits:
             corpus.check_shards(split)
@@ -158,7 +159,8 @@ def _claim(output_dir, plan):
             there = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CorpusError(f"{path}: not readable as JSON ({error})") from error
-        changed = sorted(key for key in plan if there.get(key) != plan[key])
+        # Older plans say nothing of the lexicon.
+        changed = sorted(key for key in plan if there.get(key, plan[key]) != plan[key])
         if changed:
             raise CorpusError(
                 f"output_dir={output_dir} holds a preparation with another "

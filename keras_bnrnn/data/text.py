@@ -148,6 +148,8 @@ def tokenize(lines, tokenization):
     """
     text = _tensorflow_text()
     if tokenization == "whitespace":
+        # The tokenizer would cut the bytes of other white space in half.
+        lines = tf.strings.regex_replace(lines, r"[\p{Z}\x{85}]", " ")
         return text.WhitespaceTokenizer().tokenize(lines)
     if tokenization == "running_text":
         return text.UnicodeScriptTokenizer().tokenize(text.case_fold_utf8(lines))
@@ -256,15 +258,16 @@ def _split_files(data_dir):
 
 
 def _lines_of_file(path):
-    """The lines of a UTF-8 file, as a dataset."""
+    """The lines of a UTF-8 file, as a dataset; with any system's line ends."""
     try:
-        path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text: byte {error.start} cannot be decoded ({error.reason}). "
             "Convert the file to UTF-8."
         ) from None
-    return tf.data.TextLineDataset(str(path))
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    return tf.data.Dataset.from_tensor_slices(lines)
 
 
 def _prepared_text(files):

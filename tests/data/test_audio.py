@@ -116,6 +116,27 @@ def test_fewer_samples_than_the_header_says(tmp_path, suffix):
         audio.read_audio(path)
 
 
+@pytest.mark.parametrize("kind", ["WAVEX", "RF64", "W64", "AIFF", "AU"])
+def test_other_containers_that_were_cut_off(tmp_path, kind):
+    path = tmp_path / "cut.wav"
+    samples = np.random.default_rng(0).normal(0, 0.1, 16000)
+    soundfile.write(path, samples, 16000, format=kind, subtype="PCM_24")
+    audio.read_audio(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UtteranceError, match=r"cut\.wav.*cut off"):
+        audio.read_audio(path)
+
+
+@pytest.mark.parametrize("length", [0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_header_written_to_a_pipe_does_not_know_the_length(tmp_path, length):
+    path = tmp_path / "pipe.wav"
+    soundfile.write(path, np.zeros(1600), 16000)
+    contents = bytearray(path.read_bytes())
+    contents[40:44] = length.to_bytes(4, "little")
+    path.write_bytes(contents)
+    assert len(audio.read_audio(path)) == 1600
+
+
 def test_a_file_without_samples_is_an_error(tmp_path):
     path = tmp_path / "none.wav"
     soundfile.write(path, np.zeros(0), 16000)

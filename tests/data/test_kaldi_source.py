@@ -238,8 +238,15 @@ def test_relative_archives_are_found_from_the_recipe(tree, tmp_path):
     tree.write_alignments()
     for split in ("train", "dev"):
         scp = tree.data / split / "feats.scp"
-        scp.write_text(scp.read_text().replace(f"{tree.data.parent}/", ""))
-    prepare_corpus(tree.source(), tmp_path / "corpus")
+        lines = scp.read_text().replace(f"{tree.data.parent}/", "").splitlines()
+        # With a range of rows, all of them, and a byte-order mark.
+        lines = [f"{line}[0:{len(tree.features[line.split()[0]]) - 1}]\n" for line in lines]
+        scp.write_text("\ufeff" + "".join(lines))
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert corpus.document["failures"] == 0
+    for split in ("train", "dev"):
+        for utterance in read_utterances(corpus, split):
+            np.testing.assert_array_equal(utterance["features"], tree.features[utterance["id"]])
 
 
 def test_bad_utterances_are_listed_and_the_others_kept(tree, tmp_path):

@@ -154,6 +154,20 @@ def test_words_of_any_script_and_a_last_line_without_an_end(write_corpus):
     assert corpus.words(corpus.valid) == "日本 <eos>"
 
 
+def test_any_white_space_and_line_end(write_corpus):
+    corpus = load_text(
+        write_corpus(
+            train="\ufeffthe\u00a0cat sat\u3000here\r\nthe end\r\n",
+            valid="the\rend\u2028here",
+            test="the\u202fcat\x85sat\r",
+        )
+    )
+    assert corpus.words(corpus.train) == "the cat sat here <eos> the end <eos>"
+    assert corpus.words(corpus.valid) == "the <eos> end here <eos>"
+    assert corpus.words(corpus.test) == "the cat sat <eos>"
+    assert set(corpus.vocabulary) == {"the", "cat", "sat", "here", "end", "<eos>", "<unk>"}
+
+
 def test_penn_treebank(shared_data):
     corpus = load_text(shared_data / "ptb")
     assert len(corpus.train) == 929_589

@@ -149,6 +149,15 @@ def test_audio_of_another_rate_is_refused(signatures, tmp_path):
         signatures["serve_audio"](audio=tf.constant([b"no audio"]))
 
 
+def test_a_header_that_hides_the_samples_is_refused(signatures, tmp_path):
+    contents = bytearray(wav(np.zeros(4000, np.float32), tmp_path))
+    contents[40:44] = bytes(4)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="says that no samples follow"):
+        signatures["serve_audio"](audio=tf.constant([bytes(contents)]))
+    empty = wav(noise(0), tmp_path)
+    assert signatures["serve_audio"](audio=tf.constant([empty]))["frames"].numpy() == 0
+
+
 def test_nothing_silence_and_clipping(signatures):
     serve = signatures["serve_waveform"]
     empty = serve(waveform=tf.zeros([0, 4000]), lengths=tf.zeros([0], tf.int32))

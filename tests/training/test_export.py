@@ -131,7 +131,7 @@ def test_a_run_of_half_precision_is_served_in_float32(
     lengths = tf.constant([7, 7])
     scores = served(features=tf.constant(features), lengths=lengths)["log_posteriors"]
     # The reference is computed in float32 too, so nothing of half precision may be left.
-    exact = export.in_float32(keras_bnrnn.fold_batch_norm(trained))
+    exact = export.for_any_device(keras_bnrnn.fold_batch_norm(trained))
     expected = tf.nn.log_softmax(exact(features))
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     np.testing.assert_allclose(scores, tf.nn.log_softmax(trained(features)), atol=0.1)
@@ -139,3 +139,21 @@ def test_a_run_of_half_precision_is_served_in_float32(
     functions = served.graph.as_graph_def().library.function
     nodes = [node for function in functions for node in function.node_def]
     assert not any(node.attr["T"].type == half.as_datatype_enum for node in nodes)
+
+
+def test_a_model_exported_beside_a_gpu_is_served_without_one(monkeypatch):
+    """Keras writes cuDNN's operations into the graph where it sees a GPU."""
+    keras_rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
+    monkeypatch.setattr(keras_rnn, "_is_gpu_available", lambda: True)
+
+    def operations(model):
+        call = tf.function(model, input_signature=[tf.TensorSpec([None, None, 3])], autograph=False)
+        graph = call.get_concrete_function().graph
+        inner = [function.graph for function in graph._functions.values()]
+        return {operation.type for one in (graph, *inner) for operation in one.get_operations()}
+
+    layers = [keras.layers.LSTM(4, return_sequences=True), keras.layers.GRU(4)]
+    model = keras.Sequential([keras.Input((None, 3)), keras.layers.Bidirectional(layers[0])])
+    model.add(layers[1])
+    assert any("Cudnn" in name for name in operations(model))
+    assert not any("Cudnn" in name for name in operations(export.for_any_device(model)))

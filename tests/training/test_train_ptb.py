@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 import command_line
+import export
 import language_model
 import train_ptb
 
@@ -92,12 +93,19 @@ def test_a_run_writes_history_and_results(model, text_dir, tmp_path, tiny_recipe
     assert scores["perplexity"] == pytest.approx(best["test_perplexity"], rel=1e-5)
 
 
-def test_flags_change_the_recipe_and_the_layers(text_dir, tmp_path, tiny_recipe, capsys):
+def test_flags_change_the_recipe_and_the_layers(
+    text_dir, tmp_path, tiny_recipe, capsys, call_script
+):
     folder = tmp_path / "run"
     flags = ["--dropout=0.5", "--learning_rate=0.5", "--constant_epochs=1", "--decay=4"]
     flags += ["--normalization=sequence", "--normalize_recurrent", "--gamma=0.25", "--epochs=2"]
     train(f"--data_dir={text_dir}", f"--output_dir={folder}", "--model=batch_norm", *flags)
-    assert "see each window's later words" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "see each window's later words" in output
+    assert "cannot be exported" in output and "export.py" not in output
+    refused = r"no part of a plain model \(.*lstm_1.*cannot be exported"
+    with pytest.raises(command_line.CommandError, match=refused):
+        call_script(export, f"--run_dir={folder}", f"--output_dir={tmp_path}/exported")
     assert [float(row["learning_rate"]) for row in history(folder)] == [0.5, 0.125]
     config = json.loads((folder / "config.json").read_text())["config"]
     assert config["recipe"]["dropout"] == 0.5

@@ -105,6 +105,20 @@ def test_transcripts_of_any_length_and_name(tmp_path):
     words.write_text("my file.wav\tone two\nother three\n")
     paths = ["my file.wav", "folder/other.wav"]
     assert transcribe.read_transcripts(str(words), paths) == ["one two", "three"]
+    words.write_bytes(b"\xef\xbb\xbfs1/a.wav\tone\ns2/a.wav\ttwo\nb\tthree\nfolder/b\tthree\n")
+    paths = ["s2/a.wav", "s1/a.wav", "elsewhere/b.wav"]
+    assert transcribe.read_transcripts(str(words), paths) == ["two", "one", "three"]
+    with pytest.raises(CommandError, match=r"several lines for x/a\.wav: s1/a\.wav, s2/a\.wav"):
+        transcribe.read_transcripts(str(words), ["x/a.wav"])
+    words.write_bytes(b"a caf\xe9\n")
+    with pytest.raises(CommandError, match="is not UTF-8"):
+        transcribe.read_transcripts(str(words), ["a.wav"])
+
+
+def test_a_recording_that_was_cut_off(audio):
+    audio.write_bytes(audio.read_bytes()[:30000])
+    with pytest.raises(CommandError, match=r"was cut off: \d+ bytes are missing"):
+        transcribe.read_waveform(audio, 8000)
 
 
 def test_plot_without_a_path(exported, audio, tmp_path, call_script, monkeypatch):
