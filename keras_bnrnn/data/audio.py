@@ -164,7 +164,8 @@ def audio_header(path):
 
 def is_native(header):
     """Whether tensorflow-io decodes a file with this header to the samples soundfile gives."""
-    return header.format in ("WAV", "FLAC") and header.subtype == "PCM_16"
+    told = not LENGTHS.search(header.extra_info)
+    return header.format in ("WAV", "FLAC") and header.subtype == "PCM_16" and told
 
 
 @functools.cache
