@@ -132,7 +132,7 @@ def main(argv):
             jit_compile=FLAGS.jit_compile,
             steps_per_execution=FLAGS.steps_per_execution,
         )
-    print_plan(corpus, model, strategy.num_replicas_in_sync)
+    print_plan(corpus, kept, model, strategy.num_replicas_in_sync)
     with damage_explained(corpus):
         train(
             model,
@@ -233,13 +233,13 @@ def commonest_state_error(corpus):
     return 1.0 - dev["state_frames"][commonest] / dev["frames"]
 
 
-def print_plan(corpus, model, replicas):
+def print_plan(corpus, kept, model, replicas):
     counts = ", ".join(
         f"{entry['utterances']:,} {name} ({entry['frames']:,} frames)"
         for name, entry in corpus.splits.items()
     )
     print(f"Corpus {corpus.path}: utterances {counts}; {corpus.num_states:,} states.")
-    train, kept = corpus.split("train"), kept_lengths(corpus.split("train"), FLAGS.max_frames)
+    train = corpus.split("train")
     if len(kept) < train["utterances"]:
         print(
             f"Left out of training: {train['utterances'] - len(kept):,} utterances longer than "
