@@ -1,4 +1,4 @@
-"""reproduce.py and report.py: what is run, what is skipped, and what the report says."""
+"""reproduce.py, claims.py and report.py: what is run, what is skipped, and what the report says."""
 
 import dataclasses
 import json
@@ -13,13 +13,15 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the `experiments` extra is not installed")
 
+import claims
 import compare
 import report
 import reproduce
 import train_ptb
 from command_line import EXIT_STOPPED, CommandError
+from experiment_results import Results
 from experiments import EXPERIMENTS, Configuration
-from run_folder import read_results
+from run_folder import read_history, read_results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "results"
@@ -184,14 +186,14 @@ def test_claims_follow_the_numbers(tmp_path, errors, expected):
             for seed in range(5):
                 value = error + seed / 1000
                 write_run(tmp_path / name / f"{key}-{seed}", [value], [value])
-    found = {name: report.Results(name, tmp_path) for name in EXPERIMENTS}
+    found = {name: Results(name, tmp_path) for name in EXPERIMENTS}
     parts = []
     for name in ("pixel-digits", "pixel-digits-permuted"):
-        parts.append(report.recurrent_does_not_help(found[name], "there"))
+        parts.append(claims.recurrent_does_not_help(found[name], "there"))
         label = "recurrent, per step, gamma 0.1"
-        parts.append(report.per_step_helps(found[name], "there", label))
-    assert expected in report.verdict(*parts)
-    assert "**not decided**" in list(report.claims(found))[2]  # Nothing was run in language.
+        parts.append(claims.per_step_helps(found[name], "there", label))
+    assert expected in claims.verdict(*parts)
+    assert "**not decided**" in list(claims.sentences(found))[2]  # Nothing was run in language.
 
 
 def write_speech(folder, losses, errors):
@@ -202,7 +204,7 @@ def write_speech(folder, losses, errors):
             rows = ([1.0, 0.9, 0.8], [0.7, 0.6, 0.5])
         for seed in range(configuration.seeds):
             write_run(folder / "digits-speech" / f"{key}-{seed}", *rows, compare.SPEECH)
-    return report.Results("digits-speech", folder)
+    return Results("digits-speech", folder)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_training_is_faster_if_the_lowest_is_passed_before_the_lstm_is_there(
     tmp_path, losses, passed, holds
 ):
     results = write_speech(tmp_path, losses, [0.5] * 3)
-    part = report.faster(results, "sequence-wise", "in speech")
+    part = claims.faster(results, "sequence-wise", "in speech")
     assert part.holds is holds
     assert part.words.count(f"{passed} (0.800, `--learning_rate=0.00") == 3
 
@@ -223,7 +225,7 @@ def test_training_is_faster_if_the_lowest_is_passed_before_the_lstm_is_there(
 )
 def test_no_better_means_in_no_measure(tmp_path, loss, error, holds):
     results = write_speech(tmp_path, [loss], [error])
-    assert report.does_not_generalise(results, "sequence-wise", "in speech").holds is holds
+    assert claims.does_not_generalise(results, "sequence-wise", "in speech").holds is holds
 
 
 @pytest.mark.parametrize(("perplexity", "expected"), [(98.0, "holds"), (98.1, "does not hold")])
@@ -235,10 +237,10 @@ def test_the_step_beyond_is_two_percent_on_validation(tmp_path, perplexity, expe
         valid, test = (100.0, 90.0) if plain else (perplexity, 95.0)
         folder = tmp_path / "ptb-small-regularised" / f"{key}-0"
         write_language_run(folder, valid + number // 2, test + number // 2)
-        found = report.Results("ptb-small-regularised", tmp_path)
+        found = Results("ptb-small-regularised", tmp_path)
         if number < len(keys) - 1:
-            assert report.generalises(found).holds is None
-    assert report.verdict(report.generalises(found)) == (
+            assert claims.generalises(found).holds is None
+    assert claims.verdict(claims.generalises(found)) == (
         f"**{expected}**. In the search it {expected}: the best normalised model has "
         f"valid_perplexity {perplexity:.1f}, the best LSTM 100.0; test_perplexity 95.0 and 90.0."
     )
@@ -248,7 +250,7 @@ def test_committed_tables_are_those_of_the_committed_runs(tmp_path):
     """The text; pixels of figures differ between machines, but all are there."""
     if not (RESULTS / report.REPORT_FILE).is_file():
         pytest.skip("no results are in this checkout")
-    found = {name: report.Results(name, RESULTS) for name in EXPERIMENTS}
+    found = {name: Results(name, RESULTS) for name in EXPERIMENTS}
     assert report.text(found) == (RESULTS / report.REPORT_FILE).read_text()
     figures = re.findall(r"\]\((\S+\.png)\)", report.text(found))
     assert figures and all((RESULTS / figure).is_file() for figure in figures)
@@ -321,7 +323,7 @@ def test_a_stopped_run_leaves_its_epochs_but_not_beside_other_results(
     monkeypatch.setattr(reproduce.time, "sleep", stop)
     with pytest.raises(KeyboardInterrupt):
         reproduce.make([run], 1)
-    kept = len(report.read_history(run.results_dir))
+    kept = len(read_history(run.results_dir))
     assert kept == (2 if other_results else 1)
     assert (run.results_dir / "results.json").is_file() == other_results
 
