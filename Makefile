@@ -5,7 +5,7 @@ WORKERS ?= 2
 DATA ?= data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: venv demo test test-tf216 lint bench reproduce
+.PHONY: venv demo test test-all test-tf216 lint bench reproduce
 
 venv: .venv/installed
 
@@ -28,10 +28,14 @@ demo: venv
 	.venv/bin/python training/demo.py
 
 test: venv
-	.venv/bin/python -m pytest --numprocesses $(WORKERS)
+	.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not exhaustive'
+
+# Every property of every layer in every mode.
+test-all: venv
+	.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 test-tf216: .venv-tf216/installed
-	.venv-tf216/bin/python -m pytest --numprocesses $(WORKERS) -m 'not slow'
+	.venv-tf216/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow and not exhaustive'
 
 lint: venv
 	.venv/bin/ruff check .

@@ -3,9 +3,14 @@
 A `Case` is a layer in one of its modes. `CASES` holds every layer in every mode, in a small size
 and with weights far from their initial values, so that a forgotten term shows. A new layer or
 option is added here and is thereby tested for masks, serialization, numerics and the rest.
+
+Every case is compared with the NumPy model at every change. Of the other properties, those of
+`REPRESENTATIVES` are; the rest carry the mark `exhaustive` (`conftest.py` gives it).
 """
 
 import dataclasses
+import itertools
+import random
 
 import keras
 import numpy as np
@@ -171,6 +176,38 @@ SLOW_CASES = tuple(
         "frame_recurrent_cell_steps" if case.kind == "lstm" else "frame_recurrent_steps",
     }
 )
+
+
+# Every mode and every variation with one layer at least, and every layer with several.
+REPRESENTATIVES = {
+    *("simple_rnn-none", "simple_rnn-sequence", "simple_rnn-frame_steps"),
+    *("simple_rnn-frame_recurrent", "simple_rnn-frame_recurrent_steps"),
+    *("lstm-none", "lstm-sequence", "lstm-frame", "lstm-frame_steps", "lstm-none_cell"),
+    *("lstm-sequence_cell", "lstm-frame_cell", "lstm-sequence_recurrent_cell"),
+    "lstm-frame_recurrent_cell_steps",
+    *(f"lstm-sequence-{variation}" for variation in VARIATIONS),
+    *("lstm-frame_recurrent_cell_steps-backwards", "lstm-frame_recurrent_cell_steps-unroll"),
+    *("gru-none", "gru-sequence", "gru-frame", "gru-none_recurrent", "gru-frame_recurrent_steps"),
+    *("gru_reset_before-sequence", "gru_reset_before-sequence_recurrent"),
+    "gru_reset_before-frame_recurrent_steps",
+}
+
+
+def covering_pairs(*factors):
+    """Of the product of `factors`, enough for any two values of two factors to meet."""
+    combinations = list(itertools.product(*(range(len(factor)) for factor in factors)))
+    random.Random(0).shuffle(combinations)
+
+    def pairs(combination):
+        return set(itertools.combinations(enumerate(combination), 2))
+
+    open_pairs, kept = set().union(*map(pairs, combinations)), []
+    while open_pairs:
+        kept.append(max(combinations, key=lambda one: len(pairs(one) & open_pairs)))
+        open_pairs -= pairs(kept[-1])
+    return [
+        tuple(factor[i] for factor, i in zip(factors, one, strict=True)) for one in sorted(kept)
+    ]
 
 
 def find(name):

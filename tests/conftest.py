@@ -22,6 +22,20 @@ def pytest_configure(config):
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
+def pytest_collection_modifyitems(items):
+    import conformance
+
+    for item in items:
+        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+        if (
+            isinstance(case, conformance.Case)
+            and case.name not in conformance.REPRESENTATIVES
+            and not item.get_closest_marker("every_case")
+        ):
+            item.add_marker("exhaustive")
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real text and speech that measurements use, beside the checkout."""

@@ -14,6 +14,8 @@ import conformance
 import reference
 from conformance import BATCH, CASES, FEATURES, TIME, UNITS
 
+pytestmark = pytest.mark.every_case
+
 MASKS = tuple(conformance.masks())
 TOLERANCE = 1e-10  # of values and gradients of order 1 to 10, in float64
 

@@ -287,12 +287,14 @@ def test_padding_moves_no_weight_in_fit(name):
         np.testing.assert_allclose(short, long, rtol=1e-5, atol=1e-6, err_msg=weight)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("known", ["input", "state"])
 @pytest.mark.parametrize(
-    "case",
-    # Both loops, and the projection that meets rows frame by frame.
-    [*conformance.SLOW_CASES, *(one for one in conformance.MAIN_CASES if one.mode == "frame")],
+    ("case", "known", "training"),
+    conformance.covering_pairs(
+        # Both loops, and the projection that meets rows frame by frame.
+        [*conformance.SLOW_CASES, conformance.find("lstm-frame"), conformance.find("gru-frame")],
+        ["input", "state"],
+        [False, True],
+    ),
     ids=str,
 )
 def test_a_batch_that_is_known_to_be_one_row(case, known, training):

@@ -112,9 +112,11 @@ STATIC = [
 ]
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("masked", [False, True], ids=["no_mask", "masked"])
-@pytest.mark.parametrize("case", map(conformance.find, STATIC), ids=str)
+@pytest.mark.parametrize(
+    ("case", "masked", "training"),
+    conformance.covering_pairs([*map(conformance.find, STATIC)], [False, True], [False, True]),
+    ids=str,
+)
 def test_static_shapes_survive_the_loop(case, masked, training):
     """A layer above may ask for the time: an unrolled one, or Flatten before Dense."""
     layer = case.layer()
@@ -132,7 +134,9 @@ def test_static_shapes_survive_the_loop(case, masked, training):
         assert shapes.pop() == [(batch, time, UNITS), *states]
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize(
+    "jit", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["graph", "xla"]
+)
 @pytest.mark.parametrize("case", SLOW_CASES, ids=str)
 def test_compiled_equals_eager(case, jit):
     rng = np.random.default_rng(2)
@@ -306,10 +310,11 @@ def test_gradients_with_a_large_mean(case):
         )
 
 
-@pytest.mark.parametrize("name", ["simple_rnn", "lstm", "gru"])
-@pytest.mark.parametrize("mode", ["sequence", "frame", "frame_steps", "none"])
-def test_xla_infers(name, mode):
-    case = conformance.find(f"{name}-{mode}")
+INFERRED = ["simple_rnn-none", "lstm-sequence", "lstm-frame_steps", "gru-frame"]
+
+
+@pytest.mark.parametrize("case", map(conformance.find, INFERRED), ids=str)
+def test_xla_infers(case):
     layer = case.layer()
     x = np.random.default_rng(3).normal(size=(BATCH, TIME, FEATURES))
     mask = conformance.masks()["right"]

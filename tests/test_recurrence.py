@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from conformance import covering_pairs
 from keras_bnrnn import BatchNormGRU, BatchNormLSTM, BatchNormSimpleRNN
 from keras_bnrnn.recurrence import differentiated
 
@@ -16,11 +17,11 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-# Fewer frames than a turn of any loop takes, and more.
-@pytest.mark.parametrize("timesteps", [3, 21])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("name", "timesteps", "training", "compiled"),
+    # Fewer frames than a turn of any loop takes, and more.
+    covering_pairs([*LAYERS], [3, 21], [False, True], [False, True]),
+)
 def test_kernel_in_pieces_equals_whole_kernel(monkeypatch, name, timesteps, training, compiled):
     layer_class, arguments = LAYERS[name]
     random = np.random.default_rng(0)

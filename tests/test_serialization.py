@@ -207,8 +207,17 @@ def test_clone_keras_file_and_weights_file(case, tmp_path):
     np.testing.assert_array_equal(fresh(x), expected)
 
 
-@pytest.mark.parametrize("case", SLOW_CASES, ids=str)
-@pytest.mark.parametrize("container", CONTAINERS)
+# Every layer in one container, every container with one layer.
+CONTAINED = [("sequential", case) for case in SLOW_CASES] + [
+    (container, conformance.find("lstm-frame_recurrent_cell_steps"))
+    for container in CONTAINERS
+    if container != "sequential"
+]
+# A subclassed model's class belongs to whoever wrote it: Keras neither clones it nor loads it.
+KNOWN_TO_KERAS = [(container, case) for container, case in CONTAINED if container != "subclassed"]
+
+
+@pytest.mark.parametrize(("container", "case"), CONTAINED, ids=str)
 def test_weights_file_in_every_container(container, case, tmp_path):
     model = conformance.model_of(container, case)
     x = _inputs()
@@ -220,8 +229,7 @@ def test_weights_file_in_every_container(container, case, tmp_path):
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("container", [name for name in CONTAINERS if name != "subclassed"])
-@pytest.mark.parametrize("case", SLOW_CASES, ids=str)
+@pytest.mark.parametrize(("container", "case"), KNOWN_TO_KERAS, ids=str)
 def test_clone_in_every_container(container, case):
     model = conformance.model_of(container, case)
     clone = keras.models.clone_model(model)
@@ -246,15 +254,12 @@ def test_a_new_process_loads_after_importing_only_keras_bnrnn(tmp_path):
     """Every container of every layer, in one process: starting one takes longer than the rest."""
     paths = []
     x = _inputs()
-    for case in SLOW_CASES:
-        for container in CONTAINERS:
-            if container == "subclassed":
-                continue  # its class belongs to whoever wrote it
-            model = conformance.model_of(container, case)
-            path = tmp_path / f"{case}-{container}"
-            model.save(f"{path}.keras")
-            np.savez(path, x=x, y=model(x), trainable=len(model.trainable_weights))
-            paths.append(str(path))
+    for container, case in KNOWN_TO_KERAS:
+        model = conformance.model_of(container, case)
+        path = tmp_path / f"{case}-{container}"
+        model.save(f"{path}.keras")
+        np.savez(path, x=x, y=model(x), trainable=len(model.trainable_weights))
+        paths.append(str(path))
     done = subprocess.run(
         [sys.executable, "-c", LOADER],
         input="\n".join(paths),
@@ -267,15 +272,7 @@ def test_a_new_process_loads_after_importing_only_keras_bnrnn(tmp_path):
     assert done.stdout.count("loaded") == len(paths)
 
 
-# Exporting takes seconds: every layer in one container, every container with one layer.
-EXPORTED = [("sequential", case) for case in SLOW_CASES] + [
-    (container, conformance.find("lstm-frame_recurrent_cell_steps"))
-    for container in CONTAINERS
-    if container != "sequential"
-]
-
-
-@pytest.mark.parametrize(("container", "case"), EXPORTED, ids=lambda value: str(value))
+@pytest.mark.parametrize(("container", "case"), CONTAINED, ids=str)
 def test_saved_model(container, case, tmp_path):
     """The exported function takes any batch and length and answers as the model at inference."""
     model = conformance.model_of(container, case)

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "streaming.py"
 
 
+@pytest.mark.slow
 def test_shared_statistics_stream_and_per_step_statistics_do_not():
     finished = subprocess.run(
         [sys.executable, str(EXAMPLE)], check=True, capture_output=True, text=True

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism
 
 from keras_bnrnn.data.corpus import file_checksum, make_example
 
@@ -117,7 +119,15 @@ def sharded_corpus(tmp_path_factory, request):
 
 
 @pytest.fixture
-def call_script(call_script_in_module):
+def settings_end_with_the_test():
+    """Undoes what the scripts set for the whole process."""
+    yield
+    disable_op_determinism()
+    keras.mixed_precision.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def call_script(call_script_in_module, settings_end_with_the_test):
     """Calls a script's `main` in this process: `call_script(train_speech, "--seed=1", …)`."""
     return call_script_in_module
 

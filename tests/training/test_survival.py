@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.python.framework.config import disable_op_determinism
 
 import checkpoints
 import command_line
@@ -39,13 +38,6 @@ LANGUAGE = ("--epochs=2", "--steps_per_epoch=6", "--checkpoint_steps=2", "--dete
 
 class Killed(Exception):
     """Stands for SIGKILL where a test wants to choose the very step."""
-
-
-@pytest.fixture(autouse=True)
-def settings_end_with_the_test():
-    yield
-    disable_op_determinism()
-    keras.mixed_precision.set_dtype_policy("float32")
 
 
 @pytest.fixture
@@ -89,7 +81,8 @@ def killed_at(monkeypatch, epoch, step):
     return context
 
 
-@pytest.mark.parametrize("strategy", ["none", pytest.param("mirrored", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["none", "mirrored"])
 @pytest.mark.parametrize("kind", ["speech", "language"])
 def test_goes_on_from_the_last_saved_step(train, tmp_path, monkeypatch, capsys, kind, strategy):
     """To the bit: data order, optimizer, dropout, metrics, and each replica's carried states.
@@ -113,6 +106,7 @@ def test_goes_on_from_the_last_saved_step(train, tmp_path, monkeypatch, capsys, 
     assert len(list((tmp_path / "killed" / "checkpoints").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(train, tmp_path, monkeypatch, capsys):
     train("speech", tmp_path / "whole")
     context = killed_at(monkeypatch, 1, 5)
@@ -128,6 +122,7 @@ def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(train, tmp_path, mo
     assert kills.differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(train, tmp_path, monkeypatch):
     """The result is that of one device to rounding, as the whole run would have been."""
     train("language", tmp_path / "whole", "--strategy=none")
@@ -179,6 +174,7 @@ def test_a_checkpoint_without_a_workers_part_is_not_whole(tmp_path, capsys):
     assert "worker-1.npz" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits(tiny_corpus, tmp_path):
     script = str(train_speech.__file__)
     flags = [f"--data_dir={tiny_corpus}", *SPEECH, "--epochs=40"]
@@ -313,19 +309,18 @@ def test_tensorboard_can_be_read_back(train, tmp_path):
         assert sum(tag.endswith(name) for tag in tags) == 2  # two directions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags",
+    ("kind", "flags"),
     [
-        ["--mixed_precision=bfloat16"],
-        ["--mixed_precision=float16"],
-        ["--jit_compile"],
-        ["--steps_per_execution=3"],
-        ["--mixed_precision=bfloat16", "--strategy=mirrored"],
-        ["--mixed_precision=float16", "--jit_compile"],
+        ("language", "--mixed_precision=bfloat16"),
+        ("speech", "--mixed_precision=float16"),
+        ("speech", "--jit_compile"),
+        ("language", "--steps_per_execution=3"),
+        ("speech", "--mixed_precision=bfloat16 --strategy=mirrored"),
+        ("language", "--mixed_precision=float16 --jit_compile"),
     ],
-    ids=" ".join,
 )
-@pytest.mark.parametrize("kind", ["speech", "language"])
 def test_precision_and_speed_flags(train, tmp_path, monkeypatch, kind, flags):
     """The same run within the noise of the arithmetic; dropout would draw other numbers."""
     still = dataclasses.replace(language_model.RECIPES["small"], dropout=0.0)
@@ -333,7 +328,7 @@ def test_precision_and_speed_flags(train, tmp_path, monkeypatch, kind, flags):
     plain = ["--nodeterministic", "--model=batch_norm"]
     if not (tmp_path.parent / f"{kind}-plain").exists():
         train(kind, tmp_path.parent / f"{kind}-plain", *plain)
-    train(kind, tmp_path / "run", *plain, *flags)
+    train(kind, tmp_path / "run", *plain, *flags.split())
     rows = zip(
         read_history(tmp_path.parent / f"{kind}-plain"), read_history(tmp_path / "run"), strict=True
     )

@@ -77,13 +77,15 @@ def test_one_direction(call_script, corpus, tmp_path):
     assert np.abs(first[:, 5:] - second[:, 5:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("strategy", ["none", pytest.param("mirrored", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["none", "mirrored"])
 def test_interrupted_run_ends_like_an_undisturbed_one(call_script, corpus, tmp_path, strategy):
     """The order of the data included: epoch 3 sees the third order, whoever trains it."""
-    flag = f"--strategy={strategy}"
-    call_script(train_speech, *arguments(corpus, tmp_path / "a", "--epochs=4", flag))
+    # Rounding differs with the threads' order, and a frame more or less is wrong.
+    flags = [f"--strategy={strategy}", "--deterministic"]
+    call_script(train_speech, *arguments(corpus, tmp_path / "a", "--epochs=4", *flags))
     for epochs in (1, 3, 4):
-        call_script(train_speech, *arguments(corpus, tmp_path / "b", f"--epochs={epochs}", flag))
+        call_script(train_speech, *arguments(corpus, tmp_path / "b", f"--epochs={epochs}", *flags))
     rows, resumed = read_history(tmp_path / "a"), read_history(tmp_path / "b")
     for row, other in zip(rows, resumed, strict=True):
         assert other == pytest.approx(row, rel=1e-4)
