@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -26,6 +27,7 @@ from run_folder import read_history, read_results
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "results"
 SCRIPT = REPOSITORY / "training" / "reproduce.py"
+PERPLEXITIES = ("train_perplexity", "valid_perplexity")
 
 
 def write_run(folder, losses, errors, measures=compare.PIXELS, **results):
@@ -254,6 +256,32 @@ def test_committed_tables_are_those_of_the_committed_runs(tmp_path):
     assert report.text(found) == (RESULTS / report.REPORT_FILE).read_text()
     figures = re.findall(r"\]\((\S+\.png)\)", report.text(found))
     assert figures and all((RESULTS / figure).is_file() for figure in figures)
+
+
+def test_the_readme_quotes_the_committed_runs():
+    if not RESULTS.is_dir():
+        pytest.skip("no results are in this checkout")
+    readme = (REPOSITORY / "README.md").read_text()
+    speech = Results("digits-speech", RESULTS)
+    ours, plain = speech.model("sequence-wise"), speech.baseline
+    rates = [f"{100 * mean(model.best('dev_fer')):.1f} %" for model in (ours, plain)]
+    passed = sorted(set(ours.passed(mean(plain.training))))
+    words = " ".join(readme.split())
+    assert (
+        f"best training cross-entropy of ten epochs at epoch {passed[0]} or {passed[-1]}" in words
+    )
+    assert f"errs in {rates[0]} of the frames of the dev recordings against {rates[1]}" in words
+
+    language = Results("ptb-small", RESULTS)
+    models = {model.label: model for model in language.models}
+    for name, label in (("LSTM", "LSTM"), ("BatchNormLSTM, frame-wise", "frame-wise")):
+        model = models[label]
+        epochs = [run.rows[0] for run in model.runs], [run.rows[1] for run in model.runs]
+        cells = [[mean(row[key] for row in rows) for key in PERPLEXITIES] for rows in epochs]
+        cells.append([mean(model.best(key)) for key in PERPLEXITIES])
+        cells.append([mean(model.best("test_perplexity"))])
+        cells = [" / ".join(f"{value:.1f}" for value in cell) for cell in cells]
+        assert f"| {name} | {' | '.join(cells)} |" in readme
 
 
 def flags(tmp_path, *more):
