@@ -39,10 +39,13 @@ class Model:
     @property
     def lowest_epoch(self):
         """The epoch in which the training criterion's mean over the seeds is lowest."""
-        column = self.measures[0].training
-        curves = [[row[column] for row in run.rows] for run in self.runs]
-        means = [statistics.mean(values) for values in zip(*curves, strict=True)]
+        means = self.mean_curve(self.measures[0].training)
         return means.index(min(means)) + 1
+
+    def mean_curve(self, column):
+        """A column's mean over the seeds, by epoch."""
+        curves = [[row[column] for row in run.rows] for run in self.runs]
+        return [statistics.mean(values) for values in zip(*curves, strict=True)]
 
     def passed(self, limit):
         """The epoch in which each seed's training criterion falls below a limit; `None`: never."""

@@ -123,7 +123,7 @@ def section(name, results):
     if len(results.data) > 1:
         lines.append(f"These runs are of different data ({', '.join(sorted(results.data))}).\n")
     if results.models:
-        lines += [*table(results), "", times(results), *choices(results)]
+        lines += [*table(results), "", times(results), *choices(results), *leads(results)]
     if results.unfinished:
         lines += by_epoch(results)
     if results.missing:
@@ -191,6 +191,29 @@ def choices(results):
     if not lines:
         return []
     return [row(["chosen from", "", f"best {criterion.validation}"]), row(["---"] * 3), *lines, ""]
+
+
+def leads(results):
+    """How far each candidate's validation is ahead of its plain counterpart's, by epoch.
+
+    The counterpart is the baseline that shares the most flags and has no other.
+    """
+    criterion = results.measures[0]
+    first, *others = results.candidates.values()
+    lines = []
+    for model in itertools.chain(*others) if len(first) > 1 else ():
+        flags = set(claims.without_model(model))
+        plain = [one for one in first if flags.issuperset(claims.without_model(one))]
+        if plain:
+            plain = max(plain, key=lambda one: len(one.arguments))
+            curves = [one.mean_curve(criterion.validation) for one in (model, plain)]
+            cells = [f"{1.0 - ours / theirs:+.1%}" for ours, theirs in zip(*curves, strict=True)]
+            lines.append(row([f"`{' '.join(claims.without_model(model))}`", *cells]))
+    if not lines:
+        return []
+    count = max(line.count("|") for line in lines) - 2
+    header = [f"{criterion.validation} below the LSTM's, epoch", *map(str, range(1, count + 1))]
+    return [row(header), row(["---"] * len(header)), *lines, ""]
 
 
 def populations(found):

@@ -120,6 +120,21 @@ def test_the_report_is_computed_from_the_runs(small_experiments, tmp_path):
     assert (tmp_path / "pixel-digits.png").stat().st_size > 5000
 
 
+def test_candidates_are_compared_with_the_lstm_that_differs_least(tmp_path):
+    values = {"baseline_dropout_0.25": 100.0, "baseline_twice_the_rate": 200.0}
+    values |= {"normalised_dropout_0.25": 98.0, "normalised_twice_the_rate": 150.0}
+    for key, value in values.items():
+        write_language_run(tmp_path / "ptb-small-regularised" / f"{key}-0", value, value)
+    lines = report.leads(Results("ptb-small-regularised", tmp_path))
+    assert lines[0] == "| valid_perplexity below the LSTM's, epoch | 1 |"
+    flags = "--gamma=0.3 --normalization=sequence"
+    assert lines[2:] == [
+        f"| `--dropout=0.25 --decay=1.667 {flags}` | +2.0% |",
+        f"| `--dropout=0.25 --decay=1.667 --learning_rate=2.0 {flags}` | +25.0% |",
+        "",
+    ]
+
+
 def test_times_of_several_machines_are_told_apart(small_experiments, tmp_path):
     folder = tmp_path / "pixel-digits"
     write_run(folder / "baseline-0", [1.0, 1.0], [0.5, 0.5])
