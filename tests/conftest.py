@@ -1,6 +1,7 @@
 """Fixtures and settings that every test shares."""
 
 import gc
+import itertools
 import os
 from pathlib import Path
 
@@ -47,19 +48,25 @@ def shared_data():
     return SHARED_DATA
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def separate_collectives():
-    """Gives each test's `MirroredStrategy` collective keys of its own.
+    """Gives each `MirroredStrategy` collective keys of its own.
 
     Two strategies in one process number their collectives alike, and on CPUs the second then meets
-    shapes of the first.
+    shapes and sums of the first.
     """
     import tensorflow as tf
 
-    strategy = tf.distribute.MirroredStrategy
-    base = getattr(strategy, "_collective_key_base", None)
-    if base is not None:
-        strategy._collective_key_base = base + 100_000
+    bases = itertools.count(100_000, 100_000)
+    make = tf.distribute.MirroredStrategy.__init__
+
+    def make_with_own_keys(strategy, *args, **kwargs):
+        strategy._collective_key_base = next(bases)
+        make(strategy, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.distribute.MirroredStrategy, "__init__", make_with_own_keys)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -150,7 +150,7 @@ def test_help_lists_the_flags(run_script):
 @pytest.mark.slow
 def test_sigkill_at_random_moments(run_script, corpus, tmp_path):
     """The same command, killed again and again, ends like the command that was left alone."""
-    more = ["--epochs=12", "--strategy=none"]
+    more = ["--epochs=6", "--strategy=none"]
     done = run_script("train_speech.py", *arguments(corpus, tmp_path / "a", *more))
     assert done.returncode == 0, done.stderr
     script = str(train_speech.__file__)
