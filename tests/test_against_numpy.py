@@ -122,6 +122,14 @@ def test_last_output_is_that_of_the_sequence(case, training):
         np.testing.assert_allclose(output, expected.last_output, rtol=0, atol=TOLERANCE)
 
 
+def test_representatives_have_every_mode_and_variation():
+    def parts(cases):
+        return {part for case in cases for part in (case.mode, *case.name.split("-")[2:])}
+
+    cases = [conformance.find(name) for name in conformance.REPRESENTATIVES]
+    assert parts(cases) == parts(CASES)
+
+
 def main():
     """Prints a table of the largest deviation per layer and mode over masks and initial states."""
     print("| layer and mode | outputs | states | statistics | gradients |\n|---|---|---|---|---|")
