@@ -14,6 +14,7 @@ import random
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import keras_bnrnn
@@ -193,8 +194,16 @@ REPRESENTATIVES = {
 }
 
 
+def parameters(combinations, kept):
+    """Parameters of a test; those of `combinations` that are not in `kept` are `exhaustive`."""
+    return [
+        pytest.param(*one, marks=() if one in kept else pytest.mark.exhaustive)
+        for one in combinations
+    ]
+
+
 def covering_pairs(*factors):
-    """Of the product of `factors`, enough for any two values of two factors to meet."""
+    """Parameters: the product of `factors`, kept: enough for any two values of two to meet."""
     combinations = list(itertools.product(*(range(len(factor)) for factor in factors)))
     random.Random(0).shuffle(combinations)
 
@@ -205,9 +214,8 @@ def covering_pairs(*factors):
     while open_pairs:
         kept.append(max(combinations, key=lambda one: len(pairs(one) & open_pairs)))
         open_pairs -= pairs(kept[-1])
-    return [
-        tuple(factor[i] for factor, i in zip(factors, one, strict=True)) for one in sorted(kept)
-    ]
+    kept = [tuple(factor[i] for factor, i in zip(factors, one, strict=True)) for one in kept]
+    return parameters(itertools.product(*factors), kept)
 
 
 def find(name):

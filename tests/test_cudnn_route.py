@@ -4,6 +4,8 @@ The stand-in keeps cuDNN's manners: it refuses masks that are not right-padded, 
 masked frames. The layer over it must equal the layer without it in all that can be seen.
 """
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import tensorflow as tf
 from keras.src import backend
 
 import keras_bnrnn
-from conformance import covering_pairs
+from conformance import covering_pairs, parameters
 from keras_bnrnn.recurrence import cudnn
 
 BATCH, TIME, FEATURES, UNITS = 5, 7, 3, 4
@@ -92,7 +94,10 @@ def test_equals_the_loop(monkeypatch, name, normalization, training, options, ma
 
 @pytest.mark.parametrize(
     ("name", "mask_name"),
-    [("lstm", "none"), ("gru", "right"), ("lstm", "left"), ("gru", "empty_row")],
+    parameters(
+        itertools.product(["lstm", "gru"], MASKS),
+        [("lstm", "none"), ("gru", "right"), ("lstm", "left"), ("gru", "empty_row")],
+    ),
 )
 def test_equals_the_loop_in_a_graph(monkeypatch, name, mask_name):
     compare(monkeypatch, name, "sequence", True, {}, mask_name, in_graph=True)

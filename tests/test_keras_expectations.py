@@ -8,6 +8,7 @@ mode then passes Keras's `run_layer_test`, and every option equals its namesake'
 
 import functools
 import importlib
+import itertools
 from unittest import mock
 
 import keras
@@ -299,12 +300,18 @@ def test_time_distributed_of_another_precision(kind, outer, inner):
     assert np.isfinite(np.asarray(wrapper(x, training=True), "float32")).all()
 
 
-JACOBIANS = ["simple_rnn-none", "lstm-frame", "gru-sequence", "gru_reset_before-sequence"]
+JACOBIANS = [
+    *(("simple_rnn", "none"), ("lstm", "frame")),
+    *(("gru", "sequence"), ("gru_reset_before", "sequence")),
+]
 
 
-@pytest.mark.parametrize("case", map(conformance.find, JACOBIANS), ids=str)
-def test_jacobian_of_an_eager_call(case):
-    layer = case.layer(return_state=False, return_sequences=False)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    conformance.parameters(itertools.product(KINDS, ["none", "frame", "sequence"]), JACOBIANS),
+)
+def test_jacobian_of_an_eager_call(kind, mode):
+    layer = conformance.find(f"{kind}-{mode}").layer(return_state=False, return_sequences=False)
     x = tf.constant(np.random.default_rng(3).normal(size=(BATCH, TIME, FEATURES)))
     found = []
     for vectorized in (True, False):

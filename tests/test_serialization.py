@@ -1,6 +1,7 @@
 """Configurations, clones, `.keras` files, weight files and SavedModels of every layer and mode."""
 
 import inspect
+import itertools
 import json
 import subprocess
 import sys
@@ -215,9 +216,13 @@ CONTAINED = [("sequential", case) for case in SLOW_CASES] + [
 ]
 # A subclassed model's class belongs to whoever wrote it: Keras neither clones it nor loads it.
 KNOWN_TO_KERAS = [(container, case) for container, case in CONTAINED if container != "subclassed"]
+ALL_CONTAINED = list(itertools.product(CONTAINERS, SLOW_CASES))
+ALL_KNOWN_TO_KERAS = [one for one in ALL_CONTAINED if one[0] != "subclassed"]
 
 
-@pytest.mark.parametrize(("container", "case"), CONTAINED, ids=str)
+@pytest.mark.parametrize(
+    ("container", "case"), conformance.parameters(ALL_CONTAINED, CONTAINED), ids=str
+)
 def test_weights_file_in_every_container(container, case, tmp_path):
     model = conformance.model_of(container, case)
     x = _inputs()
@@ -229,7 +234,9 @@ def test_weights_file_in_every_container(container, case, tmp_path):
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize(("container", "case"), KNOWN_TO_KERAS, ids=str)
+@pytest.mark.parametrize(
+    ("container", "case"), conformance.parameters(ALL_KNOWN_TO_KERAS, KNOWN_TO_KERAS), ids=str
+)
 def test_clone_in_every_container(container, case):
     model = conformance.model_of(container, case)
     clone = keras.models.clone_model(model)
@@ -250,11 +257,16 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def test_a_new_process_loads_after_importing_only_keras_bnrnn(tmp_path):
+@pytest.mark.parametrize(
+    "models",
+    [KNOWN_TO_KERAS, pytest.param(ALL_KNOWN_TO_KERAS, marks=pytest.mark.exhaustive)],
+    ids=["some", "all"],
+)
+def test_a_new_process_loads_after_importing_only_keras_bnrnn(models, tmp_path):
     """Every container of every layer, in one process: starting one takes longer than the rest."""
     paths = []
     x = _inputs()
-    for container, case in KNOWN_TO_KERAS:
+    for container, case in models:
         model = conformance.model_of(container, case)
         path = tmp_path / f"{case}-{container}"
         model.save(f"{path}.keras")

@@ -1,6 +1,7 @@
 """Killed at a step, told to stop, gone to NaN: what a run leaves behind and how it goes on."""
 
 import dataclasses
+import itertools
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import language_model
 import train_ptb
 import train_speech
 from command_line import CommandError
+from conformance import parameters
 from distribution import Worker
 from run_folder import read_history
 
@@ -33,6 +35,16 @@ SPEECH = (
     "--checkpoint_steps=2",
     "--deterministic",
 )
+KINDS = ("speech", "language")
+# Each of the flags with one kind of model.
+SPEEDS = [
+    ("language", "--mixed_precision=bfloat16"),
+    ("speech", "--mixed_precision=float16"),
+    ("speech", "--jit_compile"),
+    ("language", "--steps_per_execution=3"),
+    ("speech", "--mixed_precision=bfloat16 --strategy=mirrored"),
+    ("language", "--mixed_precision=float16 --jit_compile"),
+]
 LANGUAGE = ("--epochs=2", "--steps_per_epoch=6", "--checkpoint_steps=2", "--deterministic")
 
 
@@ -80,7 +92,13 @@ def killed_at(monkeypatch, epoch, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "strategy"), [("speech", "none"), ("language", "mirrored")])
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    parameters(
+        itertools.product(KINDS, ["none", "mirrored"]),
+        [("speech", "none"), ("language", "mirrored")],
+    ),
+)
 def test_goes_on_from_the_last_saved_step(train, tmp_path, monkeypatch, capsys, kind, strategy):
     """To the bit: data order, optimizer, dropout, metrics, and each replica's carried states.
 
@@ -308,15 +326,7 @@ def test_tensorboard_can_be_read_back(train, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "flags"),
-    [
-        ("language", "--mixed_precision=bfloat16"),
-        ("speech", "--mixed_precision=float16"),
-        ("speech", "--jit_compile"),
-        ("language", "--steps_per_execution=3"),
-        ("speech", "--mixed_precision=bfloat16 --strategy=mirrored"),
-        ("language", "--mixed_precision=float16 --jit_compile"),
-    ],
+    ("kind", "flags"), parameters(itertools.product(KINDS, [flags for _, flags in SPEEDS]), SPEEDS)
 )
 def test_precision_and_speed_flags(train, tmp_path, monkeypatch, kind, flags):
     """The same run within the noise of the arithmetic; dropout would draw other numbers."""

@@ -130,6 +130,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     ("more", "code", "message"),
     [
         (["--layers=0"], 2, "flag --layers=0"),
+        pytest.param(["--model=bogus"], 2, "bogus", marks=pytest.mark.exhaustive),
+        pytest.param(["--nonsense"], 2, "nonsense", marks=pytest.mark.exhaustive),
         (["--data_dir=nowhere"], 1, "no such file"),
     ],
 )
@@ -150,7 +152,7 @@ def test_help_lists_the_flags(run_script):
 @pytest.mark.slow
 def test_sigkill_at_random_moments(run_script, corpus, tmp_path):
     """The same command, killed again and again, ends like the command that was left alone."""
-    more = ["--epochs=6", "--strategy=none"]
+    more = ["--epochs=12", "--strategy=none"]
     done = run_script("train_speech.py", *arguments(corpus, tmp_path / "a", *more))
     assert done.returncode == 0, done.stderr
     script = str(train_speech.__file__)
