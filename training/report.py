@@ -198,22 +198,21 @@ def leads(results):
 
     The counterpart is the baseline that shares the most flags and has no other.
     """
-    criterion = results.measures[0]
+    column = results.measures[0].validation
     first, *others = results.candidates.values()
-    lines = []
-    for model in itertools.chain(*others) if len(first) > 1 else ():
-        flags = set(claims.without_model(model))
-        plain = [one for one in first if flags.issuperset(claims.without_model(one))]
+    if len(first) == 1:
+        return []
+    header, lines = [], []
+    for model in itertools.chain(*others):
+        flags = claims.without_model(model)
+        plain = [one for one in first if set(claims.without_model(one)) <= set(flags)]
         if plain:
             plain = max(plain, key=lambda one: len(one.arguments))
-            curves = [one.mean_curve(criterion.validation) for one in (model, plain)]
-            cells = [f"{1.0 - ours / theirs:+.1%}" for ours, theirs in zip(*curves, strict=True)]
-            lines.append(row([f"`{' '.join(claims.without_model(model))}`", *cells]))
-    if not lines:
-        return []
-    count = max(line.count("|") for line in lines) - 2
-    header = [f"{criterion.validation} below the LSTM's, epoch", *map(str, range(1, count + 1))]
-    return [row(header), row(["---"] * len(header)), *lines, ""]
+            curves = zip(model.mean_curve(column), plain.mean_curve(column), strict=True)
+            cells = [f"{1.0 - ours / theirs:+.1%}" for ours, theirs in curves]
+            header = [f"{column} below the LSTM's, epoch", *map(str, range(1, len(cells) + 1))]
+            lines.append(row([f"`{' '.join(flags)}`", *cells]))
+    return [row(header), row(["---"] * len(header)), *lines, ""] if lines else []
 
 
 def populations(found):
