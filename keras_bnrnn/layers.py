@@ -25,6 +25,11 @@ from keras_bnrnn.recurrence.loop import scan
 _LAYER_ARGUMENTS = {*named_parameters(keras.layers.RNN), "activity_regularizer", "use_cudnn"}
 
 
+def swap_time_and_batch(x):
+    """`[batch, time, …]` as `[time, batch, …]`, and the other way round."""
+    return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
+
+
 class BatchNormRNN(keras.layers.RNN):
     """What the batch-normalised layers share.
 
@@ -98,27 +103,31 @@ class BatchNormRNN(keras.layers.RNN):
             mask = tf.cast(tf.nest.flatten(mask)[0], tf.bool)
             # Padding may hold anything, also what no weight of zero would cancel.
             x = tf.where(mask[..., tf.newaxis], x, tf.zeros_like(x))
-        if self._takes_cudnn(training):
+        if self._takes_cudnn():
             outputs, states = self._cudnn(x, states, mask, training)
             last_output = outputs[:, -1]
         else:
-            x = tf.transpose(x, [1, 0, 2])
-            mask = None if mask is None else tf.transpose(mask)
-            if self.go_backwards:
-                x = tf.reverse(x, [0])
-                mask = None if mask is None else tf.reverse(mask, [0])
-            x = cell.drop_inputs(x, training)
+            mask = None if mask is None else self._in_loop_order(mask)
+            x = cell.drop_inputs(self._in_loop_order(x), training)
             loop = self._recur if cell.has_equations and not self.unroll else self._scan
             last_output, outputs, states = loop(x, states, mask, training)
             if self.return_sequences:
-                outputs = tf.transpose(outputs, [1, 0, 2])
+                outputs = swap_time_and_batch(outputs)
         return last_output, outputs if self.return_sequences else last_output, states
 
-    def _takes_cudnn(self, training):
+    def _in_loop_order(self, x):
+        """`[batch, time, …]` as `[time, batch, …]`, reversed where the layer goes backwards."""
+        x = swap_time_and_batch(x)
+        return tf.reverse(x, [0]) if self.go_backwards else x
+
+    def _from_loop_order(self, x):
+        return swap_time_and_batch(tf.reverse(x, [0]) if self.go_backwards else x)
+
+    def _takes_cudnn(self):
         use_cudnn = getattr(self, "use_cudnn", False)
         takes = (
             use_cudnn in ("auto", True)
-            and self.cell.folds_into_kernel(training)
+            and not self.cell.loop_normalizers
             and not self.cell.recurrent_dropout
             and cudnn.available(self.cell, self.unroll)
         )
@@ -129,28 +138,35 @@ class BatchNormRNN(keras.layers.RNN):
     def _refuse_cudnn(self):
         raise ValueError(
             "use_cudnn=True, but cuDNN cannot run this layer: it needs a GPU, Keras's default "
-            "activations, reset_after=True for a GRU, no unroll, no recurrent_dropout, and a "
-            'normalisation that folds into the kernel ("sequence", or the population\'s '
-            "statistics shared by all time steps, of the inputs' path alone). Pass "
+            "activations, reset_after=True for a GRU, no unroll, no recurrent_dropout, and no "
+            "normalisation within the loop (normalize_recurrent, normalize_cell_state). Pass "
             "use_cudnn='auto' to fall back to the loop."
         )
 
     def _cudnn(self, x, states, mask, training):
-        """The cuDNN kernel on weights that the normalisation is folded into."""
+        """The cuDNN kernel, which knows of no normalisation.
+
+        Where that is one affine function for all frames, it is folded into the weights; else the
+        kernel's inputs are z, projected and normalised already, and the identity its weights.
+        """
         cell = self.cell
-        x = tf.transpose(cell.drop_inputs(tf.transpose(x, [1, 0, 2]), training), [1, 0, 2])
-        x, kernel, bias = cell.fold_inputs(x, mask, training)
+        loop_mask = None if mask is None else self._in_loop_order(mask)
+        inputs = cell.drop_inputs(self._in_loop_order(x), training)
+        folds = cell.folds_into_kernel(training) and not isinstance(inputs, list)
+        if folds:
+            x, kernel, bias = cell.fold_inputs(self._from_loop_order(inputs), mask, training)
+        else:
+            z = cell.project_inputs(inputs, loop_mask, training)
+            if mask is not None:  # The kernel leaves gradients of padded frames undefined.
+                z = tf.where(loop_mask[..., tf.newaxis], z, tf.zeros_like(z))
+            x, kernel = self._from_loop_order(z), tf.eye(z.shape[-1], dtype=z.dtype)
+            bias = tf.zeros_like(kernel[0])
         weights = [kernel, as_tensor(cell.recurrent_kernel), cell.whole_bias(bias)]
 
         def generic():
-            z = project(tf.transpose(x, [1, 0, 2]), kernel, bias)
-            time_mask = None if mask is None else tf.transpose(mask)
-            if self.go_backwards:
-                z = tf.reverse(z, [0])
-                time_mask = None if mask is None else tf.reverse(time_mask, [0])
-            outputs, final = cell.recur_projected(z, states, time_mask)
-            outputs = tf.transpose(outputs, [1, 0, 2])
-            return outputs, final
+            projected = project(self._in_loop_order(x), kernel, bias) if folds else z
+            outputs, final = cell.recur_projected(projected, states, loop_mask)
+            return swap_time_and_batch(outputs), final
 
         outputs, states = cudnn.run_or_else(
             cell,
@@ -163,10 +179,7 @@ class BatchNormRNN(keras.layers.RNN):
             refused=self._refuse_cudnn if self.use_cudnn is True else generic,
         )
         if mask is not None:
-            loop_mask = tf.transpose(tf.reverse(mask, [1]) if self.go_backwards else mask)
-            outputs = tf.transpose(
-                self._shown(tf.transpose(outputs, [1, 0, 2]), loop_mask), [1, 0, 2]
-            )
+            outputs = swap_time_and_batch(self._shown(swap_time_and_batch(outputs), loop_mask))
         return outputs, states
 
     def _recur(self, x, states, mask, training):

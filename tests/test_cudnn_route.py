@@ -1,7 +1,8 @@
 """The route over cuDNN, proved on the CPU with Keras's own loop in the kernel's place.
 
-The stand-in keeps cuDNN's manners: it refuses masks that are not right-padded, and gives zeros in
-masked frames. The layer over it must equal the layer without it in all that can be seen.
+The stand-in keeps cuDNN's manners: it refuses masks that are not right-padded, gives zeros in
+masked frames, and leaves the gradients of masked inputs undefined. The layer over it must equal
+the layer without it in all that can be seen. Where there is a GPU the kernel is held to the same.
 """
 
 import itertools
@@ -33,6 +34,14 @@ MASKS = {
 }
 
 
+has_gpu = bool(tf.config.list_physical_devices("GPU"))
+
+
+@tf.custom_gradient
+def undefined_gradient_where_masked(x, mask):
+    return tf.identity(x), lambda dx: (tf.where(mask[..., tf.newaxis], dx, np.nan), None)
+
+
 class StandIn:
     """In place of the kernel; counts how often it was traced."""
 
@@ -51,7 +60,7 @@ class StandIn:
             with tf.control_dependencies(
                 [tf.debugging.Assert(right_padded & tf.reduce_all(lengths > 0), ["bad mask"])]
             ):
-                x = tf.identity(x)
+                x = undefined_gradient_where_masked(x, mask)
         _, outputs, final = backend.rnn(
             lambda x_t, h: plain(x_t, list(h)),
             x,
@@ -82,14 +91,30 @@ def observe(layer, x, mask, states, training, in_graph):
 
 
 OPTIONS = ({}, {"go_backwards": True}, {"zero_output_for_mask": True})
+NORMALIZATIONS = {
+    "sequence": {"normalization": "sequence"},
+    "frame": {"normalization": "frame"},
+    "by_step": {"normalization": "frame", "max_timesteps": TIME - 2},
+    "none": {"normalization": None},
+}
 
 
-@pytest.mark.parametrize(
+every_case = pytest.mark.parametrize(
     ("name", "normalization", "training", "options", "mask_name"),
-    covering_pairs([*LAYERS], ["sequence", None], [True, False], OPTIONS, [*MASKS]),
+    covering_pairs([*LAYERS], [*NORMALIZATIONS], [True, False], OPTIONS, [*MASKS]),
 )
+
+
+@every_case
 def test_equals_the_loop(monkeypatch, name, normalization, training, options, mask_name):
     compare(monkeypatch, name, normalization, training, options, mask_name, in_graph=False)
+
+
+@pytest.mark.skipif(not has_gpu, reason="there is no GPU to run cuDNN on")
+@pytest.mark.parametrize("in_graph", [False, True])
+@every_case
+def test_cudnn_equals_the_loop(name, normalization, training, options, mask_name, in_graph):
+    compare(None, name, normalization, training, options, mask_name, in_graph)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +129,7 @@ def test_equals_the_loop_in_a_graph(monkeypatch, name, mask_name):
 
 
 def compare(monkeypatch, name, normalization, training, options, mask_name, in_graph):
+    """A layer over cuDNN, or over the stand-in that `monkeypatch` puts there, against the loop."""
     cls, kwargs = LAYERS[name]
     random = np.random.default_rng(1)
     x = tf.constant(random.normal(size=(BATCH, TIME, FEATURES)) + 2.0)
@@ -115,22 +141,22 @@ def compare(monkeypatch, name, normalization, training, options, mask_name, in_g
     for use_cudnn in (False, "auto"):
         layer = cls(
             UNITS,
-            normalization=normalization,
             return_sequences=True,
             return_state=True,
             use_cudnn=use_cudnn,
             dtype="float64",
+            **NORMALIZATIONS[normalization],
             **kwargs,
             **options,
         )
         layer.build(x.shape)
         values = np.random.default_rng(2)
         layer.set_weights([values.uniform(0.2, 1.0, w.shape) for w in layer.get_weights()])
-        if use_cudnn:
+        if use_cudnn and monkeypatch is not None:
             monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
             monkeypatch.setattr(cudnn, "kernel", stand_in)
         seen.append(observe(layer, x, mask, states, training, in_graph))
-    if in_graph or mask_name in ("none", "right"):
+    if monkeypatch is not None and (in_graph or mask_name in ("none", "right")):
         assert stand_in.calls
     for loop, kernel in zip(*seen, strict=True):
         np.testing.assert_allclose(kernel, loop, atol=1e-9, rtol=1e-9)
@@ -139,13 +165,12 @@ def compare(monkeypatch, name, normalization, training, options, mask_name, in_g
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {"normalization": "frame"},
         {"recurrent_dropout": 0.3},
         {"normalize_recurrent": True},
         {"normalize_cell_state": True},
     ],
 )
-def test_what_does_not_fold_takes_the_loop(monkeypatch, kwargs):
+def test_what_the_kernel_cannot_do_takes_the_loop(monkeypatch, kwargs):
     monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
     monkeypatch.setattr(cudnn, "kernel", None)
     layer = keras_bnrnn.BatchNormLSTM(UNITS, **kwargs)
@@ -155,25 +180,57 @@ def test_what_does_not_fold_takes_the_loop(monkeypatch, kwargs):
         layer(np.ones((BATCH, TIME, FEATURES), "float32"), training=True)
 
 
-def test_frame_wise_folds_at_inference(monkeypatch):
-    stand_in = StandIn()
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_what_folds_gives_the_kernel_the_inputs_themselves(monkeypatch, normalization, training):
+    widths = []
+
+    def note(cell, x, states, *further):
+        widths.append(x.shape[-1])
+        return tf.zeros([BATCH, TIME, UNITS]), states
+
     monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
-    monkeypatch.setattr(cudnn, "kernel", stand_in)
-    layer = keras_bnrnn.BatchNormLSTM(UNITS, normalization="frame")
-    layer(np.ones((BATCH, TIME, FEATURES), "float32"), training=False)
+    monkeypatch.setattr(cudnn, "kernel", note)
+    layer = keras_bnrnn.BatchNormLSTM(UNITS, **NORMALIZATIONS[normalization])
+    layer(np.ones((BATCH, TIME, FEATURES), "float32"), training=training)
+    folds = normalization in ("sequence", "none") or (normalization == "frame" and not training)
+    assert widths == [FEATURES if folds else 4 * UNITS]
+
+
+@pytest.mark.parametrize("implementation", [1, 2])
+@pytest.mark.parametrize("normalization", ["sequence", "frame"])
+def test_dropout_of_the_inputs_equals_the_loop(monkeypatch, normalization, implementation):
+    x = np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+    found, stand_in = [], StandIn()
+    for use_cudnn in (False, "auto"):
+        layer = keras_bnrnn.BatchNormLSTM(
+            UNITS,
+            normalization=normalization,
+            dropout=0.5,
+            seed=3,
+            implementation=implementation,
+            use_cudnn=use_cudnn,
+            kernel_initializer=keras.initializers.GlorotUniform(seed=1),
+            recurrent_initializer=keras.initializers.Orthogonal(seed=2),
+        )
+        found.append((layer(x, training=True), *layer.weights))
+        monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
+        monkeypatch.setattr(cudnn, "kernel", stand_in)
     assert stand_in.calls
+    for expected, value in zip(*found, strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-6)
 
 
 def test_without_a_gpu_cudnn_is_an_error_when_demanded():
     layer = keras_bnrnn.BatchNormLSTM(UNITS, use_cudnn=True)
-    if tf.config.list_physical_devices("GPU"):
+    if has_gpu:
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="needs a GPU"):
         layer(np.ones((BATCH, TIME, FEATURES), "float32"))
 
 
 def test_supports_jit_follows_cudnn(monkeypatch):
-    assert keras_bnrnn.BatchNormLSTM(UNITS).supports_jit
+    assert keras_bnrnn.BatchNormLSTM(UNITS).supports_jit != has_gpu
     monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
     assert not keras_bnrnn.BatchNormLSTM(UNITS).supports_jit
     assert keras_bnrnn.BatchNormLSTM(UNITS, use_cudnn=False).supports_jit
