@@ -34,6 +34,8 @@ def fold_batch_norm(model, strict=True):
         A new model of the same kind with weights of its own, in which every `BatchNormLSTM`,
         `BatchNormGRU` and `BatchNormSimpleRNN` is the `keras.layers` layer of that name (their
         cells and `Bidirectional` likewise), and layers and weights that were shared are shared.
+        On a GPU they keep Keras's manners: where cuDNN runs them masked frames show zeros, and
+        masks other than of padding on the right are an error unless `use_cudnn=False`.
         It is not compiled. A subclassed model stays of its class, whose constructor is not run
         again; `export` it, since Keras runs that constructor to load a `.keras` file. `model` is
         left as it is.

@@ -141,6 +141,11 @@ class Case:
         defaults = {"dtype": "float64", "return_sequences": True, "return_state": True}
         return self.layer_class(units, **{**defaults, **self.kwargs, **overrides})
 
+    @property
+    def for_xla(self):
+        """What a layer has to be told before XLA compiles it on a GPU."""
+        return {} if self.namesake_name == "SimpleRNN" else {"use_cudnn": False}
+
     def weights(self, rng, features=FEATURES, units=UNITS):
         """Random weights by name, in the order of `get_weights()`."""
         return reference.random_weights(self.options, features, units, rng)

@@ -66,7 +66,12 @@ def test_models_of_every_kind(kind, container):
     folded = keras_bnrnn.fold_batch_norm(model)
     assert folded is not model
     assert not _holds_ours(folded)
-    np.testing.assert_allclose(folded(x), model(x), rtol=1e-5, atol=1e-5)
+    outputs, expected = np.array(folded(x)), np.array(model(x))
+    if tf.config.list_physical_devices("GPU"):
+        # Keras's layers show zeros in masked frames where cuDNN runs them.
+        live = np.any(x, axis=-1)
+        outputs, expected = outputs[live], expected[live]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
     for left, right in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(left, right)
 

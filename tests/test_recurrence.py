@@ -17,6 +17,9 @@ LAYERS = {
 }
 
 
+@pytest.mark.skipif(
+    bool(tf.config.list_physical_devices("GPU")), reason="with a GPU no kernel is divided"
+)
 @pytest.mark.parametrize(
     ("name", "timesteps", "training", "compiled"),
     # Fewer frames than a turn of any loop takes, and more.
