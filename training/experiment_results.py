@@ -83,7 +83,7 @@ class Results:
         models: a `Model` per label, of what was chosen on validation.
         candidates: `{label: [Model]}` of all that could be chosen.
         missing: the label of each run that is not there, there in part, or there with other flags.
-        unfinished: `{name: rows of history.csv}` of those that are there in part.
+        unfinished: `{label and folder: rows of history.csv}` of those that are there in part.
         data: the checksums of what the runs were trained on.
     """
 
@@ -99,8 +99,9 @@ class Results:
                 if not (path / "results.json").is_file():
                     self.missing.append(configuration.label)
                     if (path / "history.csv").is_file():
-                        self.unfinished[path.name] = read_history(path)
-                        self.measures = measures_of(self.unfinished[path.name])
+                        rows = read_history(path)
+                        self.unfinished[f"{configuration.label}, {path.name}"] = rows
+                        self.measures = measures_of(rows)
                     continue
                 results = read_results(path)
                 wanted = self.experiment.arguments_of(configuration, seed, quick)

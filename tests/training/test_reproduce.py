@@ -169,7 +169,8 @@ def test_runs_that_are_there_in_part_are_reported_by_epoch(small_experiments, tm
         (tmp_path / "pixel-digits" / name / "results.json").unlink()
     report.write(tmp_path)
     lines = (tmp_path / "README.md").read_text().splitlines()
-    start = lines.index("| train_loss / valid_loss, epoch | baseline-0 | frame_rate_1-0 |")
+    header = "| train_loss / valid_loss, epoch | LSTM, baseline-0 | frame-wise, frame_rate_1-0 |"
+    start = lines.index(header)
     assert lines[start + 2 : start + 4] == [
         "| 1 | 2.000 / 2.100 | 1.500 / 1.600 |",
         "| 2 | 1.000 / 1.100 |  |",
