@@ -19,7 +19,7 @@ LSTM in all measures of validation.
 
 
 def sentences(found):
-    """One sentence for each claim of the paper.
+    """One sentence for each claim of the paper, and a line for each part of it.
 
     Args:
         found: `{experiment's name: Results}`.
@@ -77,7 +77,7 @@ class Part(NamedTuple):
 
 
 def verdict(*parts):
-    """Joins the `Part`s of a claim to one sentence."""
+    """What the `Part`s of a claim come to, and then the parts, listed where there are several."""
     outcomes = [part.holds for part in parts]
     if None in outcomes:
         summary = "not decided"
@@ -88,8 +88,10 @@ def verdict(*parts):
     else:
         summary = "does not hold"
     told = {True: " it holds", False: " it does not hold", None: ""}
-    words = "; ".join(f"{part.where}{told[part.holds]}: {part.words}" for part in parts)
-    return f"**{summary}**. {words[0].upper()}{words[1:]}."
+    lines = [f"{part.where}{told[part.holds]}: {part.words}." for part in parts]
+    lines = [f"{line[0].upper()}{line[1:]}" for line in lines]
+    start = " " if len(lines) == 1 else "\n   - "
+    return f"**{summary}**.{''.join(start + line for line in lines)}"
 
 
 def faster(results, label, where):
