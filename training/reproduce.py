@@ -19,6 +19,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from command_line import CommandError, Stopped
 from evaluate import EVALUATION_FILE
 from experiments import EXPERIMENTS, QUICK_EPOCHS
 from run_folder import read_history, read_results
+from train_ptb import read_corpus
 
 SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
@@ -105,12 +107,15 @@ def main(argv):
         work_dir = work_dir / "quick"
         results_dir = work_dir / "results"
     names = FLAGS.only or list(EXPERIMENTS)
-    data = {name: data_of(EXPERIMENTS[name].data) for name in names}
+    needed = dict.fromkeys(EXPERIMENTS[name].data for name in names)
+    corpora = {corpus: data_of(corpus) for corpus in needed}
+    for folder in (work_dir, results_dir):
+        check_writable(folder)
+    if "spoken-digits" in corpora:
+        corpora["spoken-digits"] = prepare_digits(corpora["spoken-digits"], work_dir)
     runs = []
     for name in names:
-        if data[name] and EXPERIMENTS[name].data == "spoken-digits":
-            data[name] = prepare_digits(data[name], work_dir)
-        runs += runs_of(name, data[name], work_dir, results_dir)
+        runs += runs_of(name, corpora[EXPERIMENTS[name].data], work_dir, results_dir)
     failed = make([run for run in runs if not run.done], len(runs))
     report.write(results_dir, FLAGS.quick)
     print(f"Written: {results_dir}/README.md, its figures, and a folder for each run.")
@@ -121,6 +126,16 @@ def main(argv):
         )
 
 
+def check_writable(folder):
+    """Makes a folder, so that what is wrong with it is known before the first run has ended."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CommandError(f"{folder} cannot be written to: {error.strerror}") from None
+
+
 def data_of(name):
     """The folder of a corpus, `None` for an experiment that needs none."""
     if name is None:
@@ -128,6 +143,8 @@ def data_of(name):
     folder = Path(command_line.require_flag(FLAGS, "data_dir")) / name
     if not folder.is_dir():
         raise CommandError(f"--data_dir={FLAGS.data_dir} has no folder {name}")
+    if name == "ptb":
+        read_corpus(folder)  # The audio is judged by its preparation.
     return folder
 
 
@@ -207,9 +224,15 @@ class Process:
             return None
         return None if code is None else code == 0
 
+    @property
+    def last_words(self):
+        """What it said last: the reason, if it failed."""
+        lines = Path(self.log.name).read_text(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
+
 
 def make(runs, total):
-    """Makes the runs that are not done; returns the names of those that failed."""
+    """Makes the runs that are not done; returns the names of those that failed, with reasons."""
     waiting, active, failed = list(runs), [], []
     before = signal.signal(signal.SIGTERM, stop)
     bar = tqdm(total=total, initial=total - len(runs), unit="run", disable=not sys.stderr.isatty())
@@ -225,10 +248,10 @@ def make(runs, total):
                 if succeeded:
                     keep(process.run)
                 else:
-                    failed.append(process.run.name)
+                    failed.append(f"{process.run.name} ({process.last_words})")
                 bar.update()
                 if bar.disable:
-                    state = "done" if succeeded else "FAILED"
+                    state = "done" if succeeded else f"FAILED ({process.last_words})"
                     left = left_over([*waiting, *(one.run for one in active)], runs)
                     print(f"{process.run.name} {state}; {left}", flush=True)
             bar.set_postfix_str(left_over([*waiting, *(one.run for one in active)], runs))

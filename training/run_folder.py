@@ -322,16 +322,25 @@ def read_results(path):
 
 
 def read_history(path):
-    """Returns the rows of a run's `history.csv` as dictionaries of numbers."""
+    """Returns a run's `history.csv`, a dictionary of numbers for each of one or more epochs.
+
+    A `CommandError` says what is wrong with it.
+    """
     history = Path(path) / "history.csv"
     if not history.is_file():
         raise CommandError(
             f"{path} has no history.csv: it is no run's folder, or no epoch has ended"
         )
-    with history.open(newline="") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    for row in rows:
-        row["epoch"] = int(row["epoch"])
+    try:
+        with history.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        rows = [{name: float(value) for name, value in line.items()} for line in lines]
+        for row in rows:
+            row["epoch"] = int(row["epoch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CommandError(f"{history} cannot be read: {error!r}") from None
+    if not rows:
+        raise CommandError(f"{history} has no epoch")
     return rows
 
 

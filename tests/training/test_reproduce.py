@@ -336,7 +336,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
 ):
     def commands(run):
         failing = "frame_rate_1" in run.name
-        write = f"import sys; sys.exit({int(failing)})"
+        write = "raise SystemExit('out of paper')" if failing else ""
         return dataclasses.replace(run, commands=((sys.executable, "-c", write),))
 
     make, kept = reproduce.make, []
@@ -345,7 +345,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     monkeypatch.setattr(
         reproduce, "make", lambda runs, total: make([commands(run) for run in runs], total)
     )
-    with pytest.raises(CommandError, match=r"1 run\(s\) failed: pixel-digits/frame_rate_1-0"):
+    with pytest.raises(CommandError, match=r"1 run\(s\) failed: \S+rate_1-0 \(out of paper\)"):
         call_script(reproduce, *flags(tmp_path))
     assert sorted(kept) == ["pixel-digits/baseline-0", "pixel-digits/frame_rate_2-0"]
 
@@ -394,6 +394,32 @@ def test_only_the_same_arguments_are_done(small_experiments, tmp_path):
 def test_what_is_refused(call_script, tmp_path, arguments, message):
     with pytest.raises(CommandError, match=message):
         call_script(reproduce, *arguments, f"--work_dir={tmp_path}")
+
+
+def test_what_would_fail_later_is_refused_before_the_first_run(call_script, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "make", lambda runs, total: pytest.fail("a run was begun"))
+    (tmp_path / "ptb").mkdir()
+    with pytest.raises(OSError, match=r"has no ptb\.train\.txt"):
+        call_script(reproduce, "--only=ptb-small", f"--data_dir={tmp_path}", *flags(tmp_path))
+    (tmp_path / "file").write_text("")
+    for name in ("work_dir", "results_dir"):
+        folders = {
+            "work_dir": tmp_path,
+            "results_dir": tmp_path,
+            name: tmp_path / "file" / "folder",
+        }
+        arguments = [f"--{flag}={folder}" for flag, folder in folders.items()]
+        with pytest.raises(CommandError, match="cannot be written to: Not a directory"):
+            call_script(reproduce, "--only=pixel-digits", *arguments)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch,loss\n", "a,b\n1,2\n", "epoch,loss\n1\n", "epoch\nx\n"]
+)
+def test_a_damaged_history_is_named(tmp_path, text):
+    (tmp_path / "history.csv").write_text(text)
+    with pytest.raises(CommandError, match=r"history\.csv (has no epoch|cannot be read)"):
+        read_history(tmp_path)
 
 
 def test_every_configuration_is_one_that_its_script_takes(call_script):
