@@ -219,8 +219,8 @@ EXPERIMENTS = {
             "constant (6 epochs, or as many as the flags say) and as it decays; dropout, which "
             "makes the variance of training greater than that of validation, by the recalibrated "
             "statistics at the end of this page, which were taken without it; and statistics of 20 "
-            "rows a frame, by the candidate that has them. Of one seed each, differences as small as "
-            f"those between the seeds of ptb-small say nothing. {FUTURE_NOTE}"
+            "rows a frame, by the candidate that has them. Of one seed each, differences as small "
+            f"as those between the seeds of ptb-small say nothing. {FUTURE_NOTE}"
         ),
     ),
     "digits-speech-large": Experiment(
