@@ -246,3 +246,17 @@ EXPERIMENTS = {
         },
     ),
 }
+
+# One trained model of each kind, in which kinds of population statistics are compared. They are
+# runs of the experiments above: evaluate.py makes the comparison for every normalised one.
+POPULATION = (
+    "pixel-digits/frame-0",
+    "pixel-digits/recurrent_shared-0",
+    "pixel-digits/frame_gamma_0.1-0",
+    "pixel-digits/recurrent_gamma_0.1-0",
+    "pixel-digits/cell_state_gamma_0.1-0",
+    "digits-speech/sequence_rate_0.002-0",
+    "ptb-small/frame-0",
+    "ptb-small/sequence-0",
+    "ptb-small/recurrent-0",
+)

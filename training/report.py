@@ -50,7 +50,7 @@ some runs.
 """
 
 POPULATION = """
-## Population statistics
+## population: Normalised models with three kinds of statistics
 
 Validation of the normalised models above with three kinds of statistics: *moving averages* as
 training left them, with which the epoch was chosen and the claims are judged; *recalibrated*,

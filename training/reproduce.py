@@ -33,13 +33,14 @@ import report
 from checkpoints import write_aside
 from command_line import CommandError, Stopped
 from evaluate import EVALUATION_FILE
-from experiments import EXPERIMENTS, QUICK_EPOCHS
+from experiments import EXPERIMENTS, POPULATION, QUICK_EPOCHS
 from run_folder import read_history, read_results
 from train_ptb import read_corpus
 
 SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
 POLL_SECONDS = 2.0
+SPEECH = "spoken-digits"
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -55,7 +56,12 @@ flags.DEFINE_string(
     "results_dir", str(REPOSITORY / "results"), "Folder of the finished ones.", flag_values=FLAGS
 )
 flags.DEFINE_multi_enum(
-    "only", None, list(EXPERIMENTS), "Make these experiments alone.", flag_values=FLAGS
+    "only",
+    None,
+    [*EXPERIMENTS, "population"],
+    "Make these experiments alone; population: those runs of the others that show a normalised "
+    "model of each kind with three kinds of statistics.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_integer("jobs", 2, "Runs side by side.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_bool(
@@ -77,6 +83,10 @@ class Run:
     work_dir: Path
     results_dir: Path
     commands: tuple
+
+    @property
+    def experiment(self):
+        return self.name.partition("/")[0]
 
     @property
     def done(self):
@@ -107,16 +117,25 @@ def main(argv):
         work_dir = work_dir / "quick"
         results_dir = work_dir / "results"
     names = FLAGS.only or list(EXPERIMENTS)
-    needed = dict.fromkeys(EXPERIMENTS[name].data for name in names)
-    corpora = {corpus: data_of(corpus) for corpus in needed}
+    chosen = POPULATION if "population" in names else ()
+    experiments = [
+        name
+        for name in EXPERIMENTS
+        if name in names or any(run.startswith(f"{name}/") for run in chosen)
+    ]
+    needed = dict.fromkeys(EXPERIMENTS[name].data for name in experiments)
+    sources = {corpus: data_of(corpus) for corpus in needed}
+    corpora = {**sources, SPEECH: work_dir / "digits-corpus"}  # What the scripts read.
     for folder in (work_dir, results_dir):
         check_writable(folder)
-    if "spoken-digits" in corpora:
-        corpora["spoken-digits"] = prepare_digits(corpora["spoken-digits"], work_dir)
     runs = []
-    for name in names:
-        runs += runs_of(name, corpora[EXPERIMENTS[name].data], work_dir, results_dir)
-    failed = make([run for run in runs if not run.done], len(runs))
+    for name in experiments:
+        of_experiment = runs_of(name, corpora[EXPERIMENTS[name].data], work_dir, results_dir)
+        runs += [run for run in of_experiment if name in names or run.name in chosen]
+    left = [run for run in runs if not run.done]
+    if any(EXPERIMENTS[run.experiment].data == SPEECH for run in left):
+        prepare_digits(sources[SPEECH], corpora[SPEECH])
+    failed = make(left, len(runs))
     report.write(results_dir, FLAGS.quick)
     print(f"Written: {results_dir}/README.md, its figures, and a folder for each run.")
     if failed:
@@ -148,9 +167,8 @@ def data_of(name):
     return folder
 
 
-def prepare_digits(audio, work_dir):
-    """The prepared corpus; made at the first time."""
-    corpus = work_dir / "digits-corpus"
+def prepare_digits(audio, corpus):
+    """Makes the corpus that is trained on from the audio, at the first time."""
     command = [
         *(sys.executable, str(SCRIPTS / "prepare_speech.py"), "--source=librispeech"),
         *(f"--input_dir={audio}", f"--output_dir={corpus}", f"--workers={FLAGS.jobs}"),
@@ -158,7 +176,6 @@ def prepare_digits(audio, work_dir):
     environment = command_line.child_environment()
     if subprocess.run(command, env=environment, check=False).returncode:
         raise CommandError(f"{audio} could not be prepared; the reason is above")
-    return corpus
 
 
 def runs_of(name, data, work_dir, results_dir):
@@ -298,10 +315,10 @@ def left_over(left, runs):
         if run.seconds_per_epoch is not None:
             configuration = run.name.rpartition("-")[0]
             paces.setdefault(configuration, []).append(run.seconds_per_epoch)
-            paces.setdefault(run.name.partition("/")[0], []).append(run.seconds_per_epoch)
+            paces.setdefault(run.experiment, []).append(run.seconds_per_epoch)
     seconds, unknown = 0.0, 0
     for run in left:
-        pace = paces.get(run.name.rpartition("-")[0]) or paces.get(run.name.partition("/")[0])
+        pace = paces.get(run.name.rpartition("-")[0]) or paces.get(run.experiment)
         if pace is None:
             unknown += 1
         else:

@@ -21,7 +21,7 @@ import reproduce
 import train_ptb
 from command_line import EXIT_STOPPED, CommandError
 from experiment_results import Results
-from experiments import EXPERIMENTS, Configuration
+from experiments import EXPERIMENTS, POPULATION, Configuration
 from run_folder import read_history, read_results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -394,6 +394,24 @@ def test_only_the_same_arguments_are_done(small_experiments, tmp_path):
 def test_what_is_refused(call_script, tmp_path, arguments, message):
     with pytest.raises(CommandError, match=message):
         call_script(reproduce, *arguments, f"--work_dir={tmp_path}")
+
+
+def test_a_model_of_each_kind_can_be_made_for_the_comparison_of_statistics(
+    call_script, tmp_path, monkeypatch
+):
+    made, prepared = [], []
+    monkeypatch.setattr(reproduce, "make", lambda runs, total: made.extend(runs))
+    monkeypatch.setattr(reproduce, "data_of", lambda name: name)
+    monkeypatch.setattr(reproduce, "prepare_digits", lambda *folders: prepared.append(folders))
+    arguments = ["--only=population", f"--work_dir={tmp_path}", "--quick"]
+    call_script(reproduce, *arguments)
+    assert {run.name for run in made} == set(POPULATION)
+    assert not any("--model=baseline" in run.arguments for run in made)
+    assert prepared == [("spoken-digits", tmp_path / "quick" / "digits-corpus")]
+    call_script(reproduce, *arguments, "--only=pixel-digits")
+    assert {run.name for run in made} > {*POPULATION, "pixel-digits/baseline-0"}
+    call_script(reproduce, "--only=pixel-digits", f"--work_dir={tmp_path}", "--quick")
+    assert len(prepared) == 2  # Not for pixels alone.
 
 
 def test_what_would_fail_later_is_refused_before_the_first_run(call_script, tmp_path, monkeypatch):
