@@ -118,6 +118,21 @@ def sharded_corpus(tmp_path_factory, request):
     return write_corpus(folder, (27, 7), 1, request.param)
 
 
+@pytest.fixture(scope="session")
+def parse_flags():
+    """Gives a script these flags, the others their defaults; returns what is left for `main`."""
+    import command_line
+
+    def parse(module, *arguments):
+        module.FLAGS.unparse_flags()
+        for name in module.FLAGS:
+            module.FLAGS[name].unparse()
+        program = f"{module.__name__}.py"
+        return [program, *command_line.parse(module.FLAGS, [program, *map(str, arguments)])]
+
+    return parse
+
+
 @pytest.fixture
 def settings_end_with_the_test():
     """Undoes what the scripts set for the whole process."""
@@ -133,17 +148,11 @@ def call_script(call_script_in_module, settings_end_with_the_test):
 
 
 @pytest.fixture(scope="session")
-def call_script_in_module():
+def call_script_in_module(parse_flags):
     """The same for fixtures that outlive a test."""
-    import command_line
 
     def call(module, *arguments):
-        module.FLAGS.unparse_flags()
-        for name in module.FLAGS:
-            module.FLAGS[name].unparse()
-        program = f"{module.__name__}.py"
-        positional = command_line.parse(module.FLAGS, [program, *map(str, arguments)])
-        return module.main([program, *positional])
+        return module.main(parse_flags(module, *arguments))
 
     return call
 

@@ -84,11 +84,10 @@ def test_language(call_script, tmp_path, model):
         evaluate.LanguageTask(config, None)
 
 
-def test_scoring_leaves_the_model_as_it_was(call_script, tiny_corpus, tmp_path):
+def test_scoring_leaves_the_model_as_it_was(parse_flags, call_script, tiny_corpus, tmp_path):
     run = tmp_path / "run"
     call_script(train_speech, *SPEECH, f"--data_dir={tiny_corpus}", f"--output_dir={run}")
-    evaluate.FLAGS.unparse_flags()
-    evaluate.FLAGS(["evaluate.py", f"--run_dir={run}", f"--data_dir={tiny_corpus}"])
+    parse_flags(evaluate, f"--run_dir={run}", f"--data_dir={tiny_corpus}")
     task = evaluate.SpeechTask(read_results(run)["config"], str(tiny_corpus))
     model = keras.models.load_model(run / "best.keras", compile=False)
     before = model.get_weights()

@@ -179,13 +179,12 @@ def test_runs_that_are_there_in_part_are_reported_by_epoch(small_experiments, tm
     assert (tmp_path / "pixel-digits.png").stat().st_size > 5000
 
 
-def test_the_commands_for_the_large_model_are_ones_that_the_script_takes():
+def test_the_commands_for_the_large_model_are_ones_that_the_script_takes(parse_flags):
     lines = report.LARGE.replace("\\\n", "")
     commands = re.findall(r"python training/train_ptb.py (.*)", lines)
     assert len(commands) == 2
     for command in commands:
-        train_ptb.FLAGS.unparse_flags()
-        train_ptb.FLAGS(["train_ptb.py", *command.split()])
+        parse_flags(train_ptb, *command.split())
 
 
 @pytest.mark.parametrize(
@@ -352,11 +351,12 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
 
 @pytest.mark.parametrize("other_results", [False, True])
 def test_a_stopped_run_leaves_its_epochs_but_not_beside_other_results(
-    tmp_path, monkeypatch, other_results
+    parse_flags, tmp_path, monkeypatch, other_results
 ):
     def stop(seconds):
         raise KeyboardInterrupt
 
+    parse_flags(reproduce)
     run = reproduce.Run(
         *("frame-0", ("--units=9",), 2, tmp_path / "work", tmp_path / "results"),
         ((sys.executable, "-c", "import time; time.sleep(60)"),),
@@ -372,9 +372,8 @@ def test_a_stopped_run_leaves_its_epochs_but_not_beside_other_results(
     assert (run.results_dir / "results.json").is_file() == other_results
 
 
-def test_only_the_same_arguments_are_done(small_experiments, tmp_path):
-    reproduce.FLAGS.unparse_flags()
-    reproduce.FLAGS(["reproduce.py"])
+def test_only_the_same_arguments_are_done(parse_flags, small_experiments, tmp_path):
+    parse_flags(reproduce)
     first, *rest = reproduce.runs_of("pixel-digits", None, tmp_path / "work", tmp_path)
     assert [run.name.rpartition("-")[2] for run in [first, *rest]] == ["0"] * 3 + ["1"] * 3
     assert not first.done
@@ -440,14 +439,12 @@ def test_a_damaged_history_is_named(tmp_path, text):
         read_history(tmp_path)
 
 
-def test_every_configuration_is_one_that_its_script_takes(call_script):
+def test_every_configuration_is_one_that_its_script_takes(parse_flags):
     """Each line of the table parses, names are folders', and seeds are counted."""
     for experiment in EXPERIMENTS.values():
         script = __import__(Path(experiment.script).stem)
         for key, configuration in experiment.configurations.items():
             assert re.fullmatch(r"[\w.]+", key)
             arguments = [*experiment.arguments, *configuration.arguments]
-            for name in script.FLAGS:
-                script.FLAGS[name].unparse()
-            script.FLAGS([experiment.script, *arguments])
+            parse_flags(script, *arguments)
             assert configuration.seeds >= 1

@@ -91,12 +91,11 @@ def test_interrupted_run_ends_like_an_undisturbed_one(call_script, corpus, tmp_p
         assert other == pytest.approx(row, rel=1e-4)
 
 
-def test_orders_differ_between_epochs_and_seeds(call_script, corpus, tmp_path):
+def test_orders_differ_between_epochs_and_seeds(parse_flags, corpus, tmp_path):
     loaded = train_speech.load_corpus(corpus)
 
     def order(seed, first_epoch):
-        train_speech.FLAGS.unparse_flags()
-        train_speech.FLAGS(["x", *arguments(corpus, tmp_path, f"--seed={seed}")])
+        parse_flags(train_speech, *arguments(corpus, tmp_path, f"--seed={seed}"))
         batches = train_speech.batches(loaded, "train", first_epoch=first_epoch)
         return np.concatenate([features[:, 0, 0] for features, _, _ in batches]).tolist()
 
@@ -152,7 +151,7 @@ def test_help_lists_the_flags(run_script):
 @pytest.mark.slow
 def test_sigkill_at_random_moments(run_script, corpus, tmp_path):
     """The same command, killed again and again, ends like the command that was left alone."""
-    more = ["--epochs=12", "--strategy=none"]
+    more = ["--epochs=6", "--strategy=none"]
     done = run_script("train_speech.py", *arguments(corpus, tmp_path / "a", *more))
     assert done.returncode == 0, done.stderr
     script = str(train_speech.__file__)
@@ -185,12 +184,11 @@ def test_sigkill_at_random_moments(run_script, corpus, tmp_path):
         assert other == pytest.approx(row, rel=1e-4)
 
 
-def test_augmentation_is_for_training_alone(call_script, corpus, tmp_path):
+def test_augmentation_is_for_training_alone(parse_flags, call_script, corpus, tmp_path):
     loaded = train_speech.load_corpus(corpus)
     seen = {}
     for flag in ("--augment", "--noaugment"):
-        train_speech.FLAGS.unparse_flags()
-        train_speech.FLAGS(["x", *arguments(corpus, tmp_path, flag)])
+        parse_flags(train_speech, *arguments(corpus, tmp_path, flag))
         for split in ("train", "dev"):
             batches = train_speech.batches(loaded, split)
             seen[flag, split] = [features.numpy() for features, _, _ in batches]
