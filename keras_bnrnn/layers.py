@@ -6,7 +6,6 @@ the time loop: one matrix product for all frames, and a loop that does the recur
 
 import keras
 import tensorflow as tf
-from keras.src import backend
 
 from keras_bnrnn.cells import (
     BatchNormGRUCell,
@@ -16,6 +15,7 @@ from keras_bnrnn.cells import (
     joined_signature,
     named_parameters,
 )
+from keras_bnrnn.keras_internals import autocast_scope
 from keras_bnrnn.normalization import as_tensor
 from keras_bnrnn.projection import project
 from keras_bnrnn.recurrence import cudnn
@@ -92,7 +92,7 @@ class BatchNormRNN(keras.layers.RNN):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         # Wrappers such as TimeDistributed come here under a scope of their own.
-        with backend.AutocastScope(self.compute_dtype):
+        with autocast_scope(self.compute_dtype):
             return self._inner_loop(sequences, initial_state, mask, training)
 
     def _inner_loop(self, sequences, initial_state, mask, training):

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_bnrnn.keras_internals import mask_of
 from keras_bnrnn.moments import over_replicas
 
 
@@ -61,7 +62,7 @@ def live_frames(values, y_pred, sample_weight):
             the last axes fewer as its weights have in common; or `None`.
     """
     weights = ops.ones_like(values)
-    for factor in (sample_weight, getattr(y_pred, "_keras_mask", None)):
+    for factor in (sample_weight, mask_of(y_pred)):
         if factor is None:
             continue
         factor = ops.cast(factor, values.dtype)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.normalization import BatchNormalizer
 
 
@@ -71,7 +72,7 @@ def recalibrate(model, dataset, steps=None, verbose=1):
             raise ValueError("dataset is empty: it gave no mini-batch to recalibrate with.")
         model(first)
         inputs = itertools.chain([first], inputs)
-    layers = model._flatten_layers(include_self=True, recursive=True)
+    layers = flattened_layers(model)
     normalizers = [layer for layer in layers if isinstance(layer, BatchNormalizer)]
     if not normalizers:
         raise ValueError(

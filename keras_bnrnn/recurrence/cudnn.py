@@ -5,7 +5,8 @@ last output. Which kernel runs is decided when the mask is known.
 """
 
 import tensorflow as tf
-from keras.src import backend
+
+from keras_bnrnn.keras_internals import cudnn_functions
 
 
 def available(cell, unroll):
@@ -16,7 +17,8 @@ def available(cell, unroll):
         reset_after = {}
     else:
         return False
-    return backend.cudnn_ok(
+    functions = cudnn_functions()
+    return functions is not None and functions.supports(
         cell.activation, cell.recurrent_activation, unroll, use_bias=True, **reset_after
     )
 
@@ -29,8 +31,11 @@ def kernel(cell, x, states, mask, weights, go_backwards):
         list of final states.
     """
     W, U, bias = weights
+    functions = cudnn_functions()
     run, extra = (
-        (backend.gru, {"reset_after": True}) if hasattr(cell, "reset_after") else (backend.lstm, {})
+        (functions.gru, {"reset_after": True})
+        if hasattr(cell, "reset_after")
+        else (functions.lstm, {})
     )
     _, outputs, final = run(
         x,
