@@ -1,12 +1,11 @@
 """Batch-normalised cells: one time step each, in the symbols of the equations.
 
-A cell holds the weights and the normalisers. Its `step` takes an input that has been projected
-and normalised already, which is how the layers call it; its `call` also projects and normalises
-one frame, which is how a bare `keras.layers.RNN` calls it.
+`BatchNormCell` is what a layer needs: weights, normalisers, and a `step` on inputs that have been
+projected and normalised already. `StandaloneCell` is what a bare `keras.layers.RNN` needs besides:
+states, a step counter, and a `call` that also projects and normalises one frame.
 """
 
 import inspect
-from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -14,8 +13,8 @@ import tensorflow as tf
 from keras_bnrnn.moments import Moments, statistics_dtype
 from keras_bnrnn.normalization import BatchNormalizer, as_tensor
 from keras_bnrnn.projection import plain_projection, project
-from keras_bnrnn.recurrence.differentiated import infer, recur
 from keras_bnrnn.recurrence.gru import ResetAfterGRUEquations, ResetBeforeGRUEquations
+from keras_bnrnn.recurrence.loop import StepContext
 from keras_bnrnn.recurrence.lstm import LSTMEquations
 from keras_bnrnn.recurrence.simple_rnn import SimpleRNNEquations
 
@@ -42,30 +41,21 @@ def joined_signature(namesake, own):
     )
 
 
-class Frame(NamedTuple):
-    """What a step is told about its frame.
-
-    Attributes:
-        mask: Boolean `[batch]`, or `None` when all rows are live.
-        time: Index of the frame, an integer tensor.
-        training: Python boolean.
-    """
-
-    mask: Any = None
-    time: Any = 0
-    training: bool = False
-
-
 class BatchNormCell:
-    """What the batch-normalised cells share; mixed into a `keras.layers` cell."""
+    """What a layer needs of its cell; mixed into a `keras.layers` cell.
+
+    Its signature is the normalisation's part of the signatures of all cells and layers.
+    """
 
     gates = 1
     has_cell_state = False
     plain_class = None
+    equations = None  # The class in `recurrence` that has the derivative by hand.
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        cls.__signature__ = joined_signature(cls.plain_class, cls.normalization_parameters())
+        if cls.plain_class is not None:
+            cls.__signature__ = joined_signature(cls.plain_class, cls.normalization_parameters())
 
     @classmethod
     def normalization_parameters(cls):
@@ -94,23 +84,11 @@ class BatchNormCell:
         moving_variance_initializer="ones",
         **kwargs,
     ):
-        name = type(self).__name__
-        if normalization == "sequence":
-            raise ValueError(
-                f'{name} sees one frame at a time, so normalization="sequence" cannot work in it. '
-                f"Use the layer keras_bnrnn.{name.removesuffix('Cell')}, which sees the whole "
-                'sequence, or normalization="frame".'
-            )
-        if synchronized:
-            raise ValueError(
-                f"{name} normalises inside the time loop, where replicas cannot exchange moments, "
-                "so synchronized=True cannot work in it. Use the layer "
-                f"keras_bnrnn.{name.removesuffix('Cell')}."
-            )
         if normalize_cell_state and not self.has_cell_state:
             raise ValueError(
-                f"normalize_cell_state=True needs a cell state, which {name} does not have; it is "
-                "for BatchNormLSTM and BatchNormLSTMCell. Leave it at False."
+                "normalize_cell_state=True needs a cell state, which "
+                f"{type(self).__name__} does not have; it is for BatchNormLSTM and "
+                "BatchNormLSTMCell. Leave it at False."
             )
         if normalization not in NORMALIZATIONS:
             raise ValueError(
@@ -131,12 +109,24 @@ class BatchNormCell:
                 "normalization=None and neither recurrent nor cell-state normalisation there "
                 'are none. Use normalization="frame" or leave max_timesteps at None.'
             )
+        if max_timesteps is not None and normalization == "sequence":
+            raise ValueError(
+                "max_timesteps keeps statistics for each time step, but "
+                'normalization="sequence" takes one mean and variance over all of them. Use '
+                'normalization="frame", or leave max_timesteps at None.'
+            )
+        if synchronized and (normalize_recurrent or normalize_cell_state):
+            raise ValueError(
+                "synchronized=True cannot be combined with normalize_recurrent or "
+                "normalize_cell_state: their moments are taken inside the time loop, where the "
+                "replicas of a tf.distribute strategy cannot exchange them."
+            )
         super().__init__(units, *args, **kwargs)
         self.normalization = normalization
         self.normalize_recurrent = bool(normalize_recurrent)
         self.normalize_cell_state = bool(normalize_cell_state)
         self.max_timesteps = max_timesteps
-        self.synchronized = False
+        self.synchronized = bool(synchronized)
         self.momentum = momentum
         self.epsilon = epsilon
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
@@ -145,16 +135,15 @@ class BatchNormCell:
         self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
         self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
         # In the order in which their weights are listed, after the cell's own.
-        self.normalizer = self._normalizer() if normalization else None
+        self.normalizer = (
+            self._normalizer(synchronized=self.synchronized) if normalization else None
+        )
         self.recurrent_normalizer = (
             self._normalizer(prefix="recurrent_") if normalize_recurrent else None
         )
         self.cell_normalizer = (
             self._normalizer(prefix="cell_", use_beta=True) if normalize_cell_state else None
         )
-        self._step_states = list(keras.tree.flatten(self.state_size))
-        if max_timesteps is not None:
-            self.state_size = [*self._step_states, 1]
 
     def _normalizer(self, **kwargs):
         return BatchNormalizer(
@@ -171,42 +160,11 @@ class BatchNormCell:
             **kwargs,
         )
 
-    def join_layer(self, normalization, synchronized):
-        """Makes this the cell of a layer, which counts time steps and sees whole sequences.
-
-        Args:
-            normalization: The layer's mode.
-            synchronized: Whether the input moments are taken over all replicas.
-        """
-        if normalization == "sequence" and self.max_timesteps is not None:
-            raise ValueError(
-                "max_timesteps keeps statistics for each time step, but "
-                'normalization="sequence" takes one mean and variance over all of them. Use '
-                'normalization="frame", or leave max_timesteps at None.'
-            )
-        if synchronized and self.loop_normalizers:
-            raise ValueError(
-                "synchronized=True cannot be combined with normalize_recurrent or "
-                "normalize_cell_state: their moments are taken inside the time loop, where the "
-                "replicas of a tf.distribute strategy cannot exchange them."
-            )
-        self.normalization = normalization
-        self.synchronized = bool(synchronized)
-        if self.normalizer is not None:
-            self.normalizer.synchronized = self.synchronized
-        sizes = self._step_states
-        self.state_size = sizes[0] if len(sizes) == 1 else list(sizes)
-
     @property
     def loop_normalizers(self):
         """The normalisers whose moments depend on the states, in the order a step uses them."""
         both = (self.recurrent_normalizer, self.cell_normalizer)
         return [normalizer for normalizer in both if normalizer is not None]
-
-    @property
-    def counts_steps(self):
-        """Whether the last state is a step counter, as in a bare `keras.layers.RNN`."""
-        return len(keras.tree.flatten(self.state_size)) > len(self._step_states)
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -215,21 +173,6 @@ class BatchNormCell:
                 normalizer.build(self.gates * self.units)
         if self.cell_normalizer is not None:
             self.cell_normalizer.build(self.units)
-        if self.counts_steps:
-            exact = {"bfloat16": 2**8, "float16": 2**11}.get(self.compute_dtype, 2**24)
-            if self.max_timesteps > exact:
-                raise ValueError(
-                    f"A {type(self).__name__} in a bare keras.layers.RNN counts time steps in a "
-                    f"state of its compute dtype, and {self.compute_dtype} counts only to "
-                    f"{exact}, not to max_timesteps={self.max_timesteps}. Use the layer, or a "
-                    "wider compute dtype."
-                )
-
-    def get_initial_state(self, batch_size=None):
-        return [
-            tf.zeros((batch_size, size), dtype=self.compute_dtype)
-            for size in keras.tree.flatten(self.state_size)
-        ]
 
     @property
     def input_bias(self):
@@ -268,8 +211,8 @@ class BatchNormCell:
             first_time=first_time,
         )
 
-    def measured_specs(self, training):
-        """The `tf.TensorSpec` of all that `step` measures."""
+    def moments_specs(self, training):
+        """The `tf.TensorSpec` of each of the moments that `step` takes."""
         dtype = statistics_dtype(self.compute_dtype)
         specs = []
         for normalizer in self.loop_normalizers:
@@ -278,18 +221,192 @@ class BatchNormCell:
                 specs += [tf.TensorSpec(s, dtype) for s in (shape, shape, (1,))]
         return specs
 
-    def update_statistics(self, measured, first_time=0, *, after):
-        """Updates the loop's normalisers with what `step` measured, stacked over time.
+    def update_statistics(self, moments, first_time=0, *, not_before):
+        """Updates the loop's normalisers with the moments that `step` took, stacked over time.
 
-        `after` is what was computed with the statistics as they were.
+        `not_before` is what was computed with the statistics as they were.
         """
-        moments = [Moments(*measured[i : i + 3]) for i in range(0, len(measured), 3)]
+        moments = [Moments(*moments[i : i + 3]) for i in range(0, len(moments), 3)]
         if moments:
             for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
-                normalizer.update(batch, first_time, after=after)
+                normalizer.update(batch, first_time, after=not_before)
+
+    @property
+    def has_equations(self):
+        """Whether `equations` are what `step` does: default activations, nothing normalised."""
+        defaults = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+        return not self.loop_normalizers and all(
+            getattr(self, name) is keras.activations.get(default)
+            for name, default in defaults.items()
+            if hasattr(self, name)
+        )
+
+    @property
+    def equation_parameters(self):
+        """The weights that `equations` take."""
+        return [self.recurrent_kernel]
+
+    def equations_for(self, states, training):
+        """A function that makes `equations` from tensors of their parameters; these tensors."""
+        equations, rows = self.equations, states[0].shape[0]
+        masks = self.get_recurrent_dropout_mask(states[0]) if training else None
+        parameters = [as_tensor(parameter) for parameter in self.equation_parameters]
+        return lambda tensors: equations(tensors, masks, rows), parameters
+
+    def takes_input_moments(self, training):
+        """Whether the inputs are normalised with this call's moments, not the population's."""
+        return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
+
+    def frame_projection(self):
+        """`project_inputs` with the population's statistics, for any frames by themselves.
+
+        Returns:
+            A function of frames, the index of the first of them and some arrays; these arrays.
+        """
+        projection = plain_projection
+        if self.normalizer is not None:
+            projection = self.normalizer.population_projection
+        return projection(as_tensor(self.kernel), self.input_bias)
+
+    def fold_inputs(self, x, mask, training):
+        """Inputs, kernel and bias whose plain projection is that of `project_inputs`.
+
+        Returns:
+            x, the plain projection as `frame_projection` returns it, kernel and bias being its
+            arrays; `None` where normalisation is not one affine function for all frames.
+        """
+        if isinstance(x, list) or self.loop_normalizers or self.max_timesteps is not None:
+            return None
+        kernel, bias = as_tensor(self.kernel), self.input_bias
+        if self.normalizer is None:
+            folded = kernel, tf.zeros(kernel.shape[1:], kernel.dtype) if bias is None else bias
+        elif not self.takes_input_moments(training):
+            folded = self.normalizer.fold(kernel, bias)
+        elif self.normalization == "sequence":
+            x, *folded = self.normalizer.fold_batch(x, kernel, bias, mask)
+        else:
+            return None
+        return x, *plain_projection(*(tf.cast(array, kernel.dtype) for array in folded))
+
+    def step(self, z, states, context):
+        """One time step on projected inputs.
+
+        Args:
+            z: `[batch, gates * units]`.
+            states: List of `[batch, units]`.
+            context: `StepContext`.
+
+        Returns:
+            The output `[batch, units]`, the list of new states, and a list of the moments that the
+            loop's normalisers took: mean, variance and count of each.
+        """
+        raise NotImplementedError
+
+    def _recurrent(self, h, context, gates=slice(None)):
+        """`h U` of some gates' columns, normalised where asked; and the moments of it."""
+        channels = slice(
+            *(None if end is None else end * self.units for end in (gates.start, gates.stop))
+        )
+        U = as_tensor(self.recurrent_kernel)[:, channels]
+        mask = self.get_recurrent_dropout_mask(h) if context.training else None
+        if isinstance(mask, list):
+            mask = mask[gates]
+        hU = project(h if mask is None else _dropped(h, mask), U, None)
+        return self._normalize(self.recurrent_normalizer, hU, context, channels)
+
+    def _normalize(self, normalizer, a, context, channels=slice(None)):
+        if normalizer is None:
+            return a, []
+        y, batch = normalizer.normalize_frame(
+            a, context.mask, context.time, context.training, channels=channels
+        )
+        return y, [] if batch is None else list(batch)
+
+    def get_config(self):
+        cell_state = (
+            {"normalize_cell_state": self.normalize_cell_state} if self.has_cell_state else {}
+        )
+        return {
+            **super().get_config(),
+            **cell_state,
+            "normalization": self.normalization,
+            "normalize_recurrent": self.normalize_recurrent,
+            "max_timesteps": self.max_timesteps,
+            "synchronized": self.synchronized,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
+            "gamma_regularizer": keras.regularizers.serialize(self.gamma_regularizer),
+            "gamma_constraint": keras.constraints.serialize(self.gamma_constraint),
+            "moving_mean_initializer": keras.initializers.serialize(self.moving_mean_initializer),
+            "moving_variance_initializer": keras.initializers.serialize(
+                self.moving_variance_initializer
+            ),
+        }
+
+
+class StandaloneCell(BatchNormCell):
+    """What a bare `keras.layers.RNN` needs of a cell besides.
+
+    Args:
+        in_layer: Whether the cell belongs to a layer of this package. That sees whole sequences
+            and counts time steps itself, so the cell has no counter among its states, and takes
+            `normalization="sequence"` and `synchronized=True`.
+    """
+
+    def __init__(
+        self,
+        units,
+        *args,
+        normalization="frame",
+        synchronized=False,
+        in_layer=False,
+        **kwargs,
+    ):
+        name = type(self).__name__
+        if normalization == "sequence" and not in_layer:
+            raise ValueError(
+                f'{name} sees one frame at a time, so normalization="sequence" cannot work in it. '
+                f"Use the layer keras_bnrnn.{name.removesuffix('Cell')}, which sees the whole "
+                'sequence, or normalization="frame".'
+            )
+        if synchronized and not in_layer:
+            raise ValueError(
+                f"{name} normalises inside the time loop, where replicas cannot exchange moments, "
+                "so synchronized=True cannot work in it. Use the layer "
+                f"keras_bnrnn.{name.removesuffix('Cell')}."
+            )
+        super().__init__(
+            units, *args, normalization=normalization, synchronized=synchronized, **kwargs
+        )
+        self.in_layer = in_layer
+        if self.counts_steps:
+            self.state_size = [*keras.tree.flatten(self.state_size), 1]
+
+    @property
+    def counts_steps(self):
+        """Whether the last state is a step counter."""
+        return self.max_timesteps is not None and not self.in_layer
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        exact = {"bfloat16": 2**8, "float16": 2**11}.get(self.compute_dtype, 2**24)
+        if self.counts_steps and self.max_timesteps > exact:
+            raise ValueError(
+                f"A {type(self).__name__} in a bare keras.layers.RNN counts time steps in a "
+                f"state of its compute dtype, and {self.compute_dtype} counts only to "
+                f"{exact}, not to max_timesteps={self.max_timesteps}. Use the layer, or a "
+                "wider compute dtype."
+            )
+
+    def get_initial_state(self, batch_size=None):
+        return [
+            tf.zeros((batch_size, size), dtype=self.compute_dtype)
+            for size in keras.tree.flatten(self.state_size)
+        ]
 
     def call(self, inputs, states, training=False):
-        """One step of a bare `keras.layers.RNN`, where every row of every call counts."""
+        """One step, in which every row counts."""
         nested = isinstance(states, (list, tuple))
         states = list(states) if nested else [states]
         time = 0
@@ -307,133 +424,15 @@ class BatchNormCell:
         x = self.drop_inputs(tf.convert_to_tensor(inputs), training)
         x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
         z = self.project_inputs(x, training=training, first_time=time)[0]
-        output, states, measured = self.step(z, states, Frame(None, time, training))
-        self.update_statistics([value[tf.newaxis] for value in measured], time, after=output)
+        output, states, moments = self.step(z, states, StepContext(None, time, training))
+        moments = [value[tf.newaxis] for value in moments]
+        self.update_statistics(moments, time, not_before=output)
         states = states + [count + 1 for count in counter]
         return output, states if nested else states[0]
 
-    def equations(self):
-        """The class of this cell's equations in `recurrence`, and the parameters they take."""
-        raise NotImplementedError
-
-    @property
-    def has_equations(self):
-        """Whether the equations in `recurrence` are this cell's, normalising nothing."""
-        defaults = {"activation": "tanh", "recurrent_activation": "sigmoid"}
-        return not self.loop_normalizers and all(
-            getattr(self, name) is keras.activations.get(default)
-            for name, default in defaults.items()
-            if hasattr(self, name)
-        )
-
-    def folds_into_kernel(self, training):
-        """Whether a call's normalisation is the same affine function for all its frames."""
-        if self.loop_normalizers or self.max_timesteps is not None:
-            return False
-        by_batch = self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
-        return not by_batch or self.normalization == "sequence"
-
-    def fold_inputs(self, x, mask, training):
-        """Inputs, kernel and bias whose plain projection is that of `project_inputs`.
-
-        Args:
-            x: `[batch, time, features]`.
-            mask: Boolean `[batch, time]` or `None`.
-            training: Python boolean.
-        """
-        kernel, bias = as_tensor(self.kernel), self.input_bias
-        if self.normalizer is None:
-            return x, kernel, tf.zeros(kernel.shape[1:], kernel.dtype) if bias is None else bias
-        if self.normalizer.normalizes_by_batch(training):
-            x, folded, shift = self.normalizer.fold_batch(x, kernel, bias, mask)
-        else:
-            folded, shift = self.normalizer.fold(kernel, bias)
-        return x, tf.cast(folded, kernel.dtype), tf.cast(shift, kernel.dtype)
-
-    def recur_projected(self, z, states, mask, training=False):
-        """Runs the equations over projected inputs; see `recurrence.differentiated.recur`."""
-        masks = self.get_recurrent_dropout_mask(states[0]) if training else None
-        make, parameters = self._equations_for(states, masks)
-        return recur(make, z, parameters, states, mask)
-
-    def recur(self, x, states, mask, training, all_outputs):
-        """Projects the inputs and runs the equations; see `recurrence.differentiated`."""
-        normalizer = self.normalizer
-        if training or (normalizer is not None and normalizer.normalizes_by_batch(training)):
-            z = self.project_inputs(x, mask, training)
-            return self.recur_projected(z, states, mask, training)
-        make, parameters = self._equations_for(states)
-        projection = plain_projection if normalizer is None else normalizer.population_projection
-        project_frames, arrays = projection(as_tensor(self.kernel), self.input_bias)
-        return infer(
-            make, project_frames, x, arrays, parameters, states, mask, all_outputs=all_outputs
-        )
-
-    def _equations_for(self, states, masks=None):
-        """What the loops take: a function of the parameters' tensors, and these."""
-        equations, parameters = self.equations()
-        rows = states[0].shape[0]
-        return (
-            lambda tensors: equations(tensors, masks, rows),
-            [as_tensor(parameter) for parameter in parameters],
-        )
-
-    def step(self, z, states, frame):
-        """One time step on projected inputs.
-
-        Args:
-            z: `[batch, gates * units]`.
-            states: List of `[batch, units]`.
-            frame: `Frame`.
-
-        Returns:
-            The output `[batch, units]`, the list of new states, and the list of what the loop's
-            normalisers measured.
-        """
-        raise NotImplementedError
-
-    def _recurrent(self, h, frame, gates=slice(None)):
-        """`h U` of some gates' columns, normalised where asked; and the moments of it."""
-        channels = slice(
-            *(None if end is None else end * self.units for end in (gates.start, gates.stop))
-        )
-        U = as_tensor(self.recurrent_kernel)[:, channels]
-        mask = self.get_recurrent_dropout_mask(h) if frame.training else None
-        if isinstance(mask, list):
-            mask = mask[gates]
-        hU = project(h if mask is None else _dropped(h, mask), U, None)
-        return self._normalize(self.recurrent_normalizer, hU, frame, channels)
-
-    def _normalize(self, normalizer, a, frame, channels=slice(None)):
-        if normalizer is None:
-            return a, []
-        y, batch = normalizer.normalize_frame(
-            a, frame.mask, frame.time, frame.training, channels=channels
-        )
-        return y, [] if batch is None else list(batch)
-
     def get_config(self):
-        cell_state = (
-            {"normalize_cell_state": self.normalize_cell_state} if self.has_cell_state else {}
-        )
-        return {
-            **super().get_config(),
-            **cell_state,
-            # A cell's own view: what it was in a layer is the layer's to tell.
-            "normalization": "frame" if self.normalization == "sequence" else self.normalization,
-            "normalize_recurrent": self.normalize_recurrent,
-            "max_timesteps": self.max_timesteps,
-            "synchronized": False,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
-            "gamma_regularizer": keras.regularizers.serialize(self.gamma_regularizer),
-            "gamma_constraint": keras.constraints.serialize(self.gamma_constraint),
-            "moving_mean_initializer": keras.initializers.serialize(self.moving_mean_initializer),
-            "moving_variance_initializer": keras.initializers.serialize(
-                self.moving_variance_initializer
-            ),
-        }
+        config = super().get_config()
+        return {**config, "in_layer": True} if self.in_layer else config
 
 
 def _dropped(x, mask):
@@ -441,7 +440,7 @@ def _dropped(x, mask):
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
-class BatchNormSimpleRNNCell(BatchNormCell, keras.layers.SimpleRNNCell):
+class BatchNormSimpleRNNCell(StandaloneCell, keras.layers.SimpleRNNCell):
     """One step of a simple RNN whose inputs' path is batch-normalised.
 
         h_t = tanh(BN(x_t W) + h_{t-1} U + bias)
@@ -491,19 +490,17 @@ class BatchNormSimpleRNNCell(BatchNormCell, keras.layers.SimpleRNNCell):
     """
 
     plain_class = keras.layers.SimpleRNNCell
+    equations = SimpleRNNEquations
 
-    def equations(self):
-        return SimpleRNNEquations, [self.recurrent_kernel]
-
-    def step(self, z, states, frame):
+    def step(self, z, states, context):
         (h,) = states
-        hU, measured = self._recurrent(h, frame)
+        hU, moments = self._recurrent(h, context)
         h = self.activation(z + hU)
-        return h, [h], measured
+        return h, [h], moments
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
-class BatchNormLSTMCell(BatchNormCell, keras.layers.LSTMCell):
+class BatchNormLSTMCell(StandaloneCell, keras.layers.LSTMCell):
     """One step of an LSTM whose inputs' path is batch-normalised.
 
         z_t = BN(x_t W) + h_{t-1} U + bias,   then the equations of `keras.layers.LSTM` on z_t
@@ -557,22 +554,20 @@ class BatchNormLSTMCell(BatchNormCell, keras.layers.LSTMCell):
     plain_class = keras.layers.LSTMCell
     gates = 4
     has_cell_state = True
+    equations = LSTMEquations
 
-    def equations(self):
-        return LSTMEquations, [self.recurrent_kernel]
-
-    def step(self, z, states, frame):
+    def step(self, z, states, context):
         h, c = states
-        hU, measured = self._recurrent(h, frame)
+        hU, moments = self._recurrent(h, context)
         i, f, g, o = tf.split(z + hU, 4, axis=-1)
         c = self.recurrent_activation(f) * c + self.recurrent_activation(i) * self.activation(g)
-        normalized_c, cell_measured = self._normalize(self.cell_normalizer, c, frame)
+        normalized_c, cell_moments = self._normalize(self.cell_normalizer, c, context)
         h = self.recurrent_activation(o) * self.activation(normalized_c)
-        return h, [h, c], measured + cell_measured
+        return h, [h, c], moments + cell_moments
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
-class BatchNormGRUCell(BatchNormCell, keras.layers.GRUCell):
+class BatchNormGRUCell(StandaloneCell, keras.layers.GRUCell):
     """One step of a GRU whose inputs' path is batch-normalised.
 
         z_t = BN(x_t W) + input bias,   then the equations of `keras.layers.GRU` with z_t for x_t W
@@ -645,34 +640,37 @@ class BatchNormGRUCell(BatchNormCell, keras.layers.GRUCell):
         """The bias that is added to the recurrent term: a tensor `[3 * units]` or `None`."""
         return as_tensor(self.bias)[1] if self.use_bias and self.reset_after else None
 
+    @property
     def equations(self):
-        if not self.reset_after:
-            return ResetBeforeGRUEquations, [self.recurrent_kernel]
-        bias = [self.recurrent_bias] if self.use_bias else []
-        return ResetAfterGRUEquations, [self.recurrent_kernel, *bias]
+        return ResetAfterGRUEquations if self.reset_after else ResetBeforeGRUEquations
 
-    def step(self, z, states, frame):
+    @property
+    def equation_parameters(self):
+        bias = self.recurrent_bias
+        return super().equation_parameters + ([] if bias is None else [bias])
+
+    def step(self, z, states, context):
         (h,) = states
-        z_z, z_r, z_h = tf.split(z, 3, axis=-1)
+        z_update, z_reset, z_candidate = tf.split(z, 3, axis=-1)
         if self.reset_after:
-            hU, measured = self._recurrent(h, frame)
+            hU, moments = self._recurrent(h, context)
             if self.use_bias:
                 hU += self.recurrent_bias
-            u_z, u_r, u_h = tf.split(hU, 3, axis=-1)
+            u_update, u_reset, u_candidate = tf.split(hU, 3, axis=-1)
         else:
-            hU, measured = self._recurrent(h, frame, slice(0, 2))
-            u_z, u_r = tf.split(hU, 2, axis=-1)
-        z = self.recurrent_activation(z_z + u_z)
-        r = self.recurrent_activation(z_r + u_r)
+            hU, moments = self._recurrent(h, context, slice(0, 2))
+            u_update, u_reset = tf.split(hU, 2, axis=-1)
+        update = self.recurrent_activation(z_update + u_update)
+        reset = self.recurrent_activation(z_reset + u_reset)
         if self.reset_after:
-            u_h = r * u_h
+            u_candidate = reset * u_candidate
         else:
-            u_h, candidate_measured = self._recurrent(r * h, frame, slice(2, 3))
-            if measured:
+            u_candidate, candidate_moments = self._recurrent(reset * h, context, slice(2, 3))
+            if moments:
                 mean, variance = (
                     tf.concat(pair, -1)
-                    for pair in zip(measured[:2], candidate_measured[:2], strict=True)
+                    for pair in zip(moments[:2], candidate_moments[:2], strict=True)
                 )
-                measured = [mean, variance, measured[2]]
-        h = z * h + (1 - z) * self.activation(z_h + u_h)
-        return h, [h], measured
+                moments = [mean, variance, moments[2]]
+        h = update * h + (1 - update) * self.activation(z_candidate + u_candidate)
+        return h, [h], moments

@@ -430,6 +430,7 @@ def _plain_config(layer):
     config = next(base for base in type(layer).__mro__ if _is_ours(base)).get_config(layer)
     for name in cell.normalization_parameters():
         del config[name]
+    config.pop("in_layer", None)
     if cell.normalizer is not None:
         config["use_bias"] = True
     return config

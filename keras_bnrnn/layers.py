@@ -11,23 +11,16 @@ from keras_bnrnn.cells import (
     BatchNormGRUCell,
     BatchNormLSTMCell,
     BatchNormSimpleRNNCell,
-    Frame,
     joined_signature,
     named_parameters,
 )
 from keras_bnrnn.keras_internals import autocast_scope
 from keras_bnrnn.normalization import as_tensor
-from keras_bnrnn.projection import project
 from keras_bnrnn.recurrence import cudnn
-from keras_bnrnn.recurrence.loop import scan
+from keras_bnrnn.recurrence.routes import Call, run, swap_time_and_batch
 
 # What a layer in keras.layers takes beside the arguments of its cell.
 _LAYER_ARGUMENTS = {*named_parameters(keras.layers.RNN), "activity_regularizer", "use_cudnn"}
-
-
-def swap_time_and_batch(x):
-    """`[batch, time, …]` as `[time, batch, …]`, and the other way round."""
-    return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
 
 
 class BatchNormRNN(keras.layers.RNN):
@@ -63,17 +56,13 @@ class BatchNormRNN(keras.layers.RNN):
             for name in [*self._cell_arguments, "implementation"]
             if name in arguments
         }
-        normalization = cell_arguments.pop("normalization")
-        synchronized = cell_arguments.pop("synchronized")
         cell = self.cell_class(
-            # To the cell, a layer's whole sequence comes as frames that are normalised already.
-            normalization="frame" if normalization == "sequence" else normalization,
+            in_layer=True,
             dtype=arguments.get("dtype"),
             trainable=arguments.get("trainable", True),
             name=self.cell_name,
             **cell_arguments,
         )
-        cell.join_layer(normalization, synchronized)
         # A SimpleRNN has no such argument; then it is left for Keras to refuse.
         takes_use_cudnn = "use_cudnn" in self.__signature__.parameters
         use_cudnn = arguments.pop("use_cudnn") if takes_use_cudnn else False
@@ -91,141 +80,38 @@ class BatchNormRNN(keras.layers.RNN):
                 self.supports_jit = False  # As in Keras: XLA does not have the kernel.
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
+        def in_loop_order(x):
+            x = swap_time_and_batch(x)
+            return tf.reverse(x, [0]) if self.go_backwards else x
+
         # Wrappers such as TimeDistributed come here under a scope of their own.
         with autocast_scope(self.compute_dtype):
-            return self._inner_loop(sequences, initial_state, mask, training)
-
-    def _inner_loop(self, sequences, initial_state, mask, training):
-        cell = self.cell
-        x = tf.cast(sequences, self.compute_dtype)
-        states = [as_tensor(state) for state in keras.tree.flatten(initial_state)]
-        if mask is not None:
-            mask = tf.cast(tf.nest.flatten(mask)[0], tf.bool)
-            # Padding may hold anything, also what no weight of zero would cancel.
-            x = tf.where(mask[..., tf.newaxis], x, tf.zeros_like(x))
-        if self._takes_cudnn():
-            outputs, states = self._cudnn(x, states, mask, training)
-            last_output = outputs[:, -1]
-        else:
-            mask = None if mask is None else self._in_loop_order(mask)
-            x = cell.drop_inputs(self._in_loop_order(x), training)
-            loop = self._recur if cell.has_equations and not self.unroll else self._scan
-            last_output, outputs, states = loop(x, states, mask, training)
+            x = in_loop_order(tf.cast(sequences, self.compute_dtype))
+            states = [as_tensor(state) for state in keras.tree.flatten(initial_state)]
+            if mask is not None:
+                mask = in_loop_order(tf.cast(tf.nest.flatten(mask)[0], tf.bool))
+                # Padding may hold anything, also what no weight of zero would cancel.
+                x = tf.where(mask[..., tf.newaxis], x, tf.zeros_like(x))
+            call = Call(
+                training=training,
+                all_outputs=self.return_sequences,
+                zero_output_for_mask=self.zero_output_for_mask,
+                unroll=self.unroll,
+                go_backwards=self.go_backwards,
+                use_cudnn=getattr(self, "use_cudnn", False),
+            )
+            result = run(self.cell, self.cell.drop_inputs(x, training), states, mask, call)
+            self.cell.update_statistics(result.records, not_before=result.last_output)
+            outputs = result.last_output
             if self.return_sequences:
-                outputs = swap_time_and_batch(outputs)
-        return last_output, outputs if self.return_sequences else last_output, states
-
-    def _in_loop_order(self, x):
-        """`[batch, time, …]` as `[time, batch, …]`, reversed where the layer goes backwards."""
-        x = swap_time_and_batch(x)
-        return tf.reverse(x, [0]) if self.go_backwards else x
-
-    def _from_loop_order(self, x):
-        return swap_time_and_batch(tf.reverse(x, [0]) if self.go_backwards else x)
-
-    def _takes_cudnn(self):
-        use_cudnn = getattr(self, "use_cudnn", False)
-        takes = (
-            use_cudnn in ("auto", True)
-            and not self.cell.loop_normalizers
-            and not self.cell.recurrent_dropout
-            and cudnn.available(self.cell, self.unroll)
-        )
-        if use_cudnn is True and not takes:
-            self._refuse_cudnn()
-        return takes
-
-    def _refuse_cudnn(self):
-        raise ValueError(
-            "use_cudnn=True, but cuDNN cannot run this layer: it needs a GPU, Keras's default "
-            "activations, reset_after=True for a GRU, no unroll, no recurrent_dropout, and no "
-            "normalisation within the loop (normalize_recurrent, normalize_cell_state). Pass "
-            "use_cudnn='auto' to fall back to the loop."
-        )
-
-    def _cudnn(self, x, states, mask, training):
-        """The cuDNN kernel, which knows of no normalisation.
-
-        Where that is one affine function for all frames, it is folded into the weights; else the
-        kernel's inputs are z, projected and normalised already, and the identity its weights.
-        """
-        cell = self.cell
-        loop_mask = None if mask is None else self._in_loop_order(mask)
-        inputs = cell.drop_inputs(self._in_loop_order(x), training)
-        folds = cell.folds_into_kernel(training) and not isinstance(inputs, list)
-        if folds:
-            x, kernel, bias = cell.fold_inputs(self._from_loop_order(inputs), mask, training)
-        else:
-            z = cell.project_inputs(inputs, loop_mask, training)
-            if mask is not None:  # The kernel leaves gradients of padded frames undefined.
-                z = tf.where(loop_mask[..., tf.newaxis], z, tf.zeros_like(z))
-            x, kernel = self._from_loop_order(z), tf.eye(z.shape[-1], dtype=z.dtype)
-            bias = tf.zeros_like(kernel[0])
-        weights = [kernel, as_tensor(cell.recurrent_kernel), cell.whole_bias(bias)]
-
-        def generic():
-            projected = project(self._in_loop_order(x), kernel, bias) if folds else z
-            outputs, final = cell.recur_projected(projected, states, loop_mask)
-            return swap_time_and_batch(outputs), final
-
-        outputs, states = cudnn.run_or_else(
-            cell,
-            x,
-            states,
-            mask,
-            weights,
-            self.go_backwards,
-            generic,
-            refused=self._refuse_cudnn if self.use_cudnn is True else generic,
-        )
-        if mask is not None:
-            outputs = swap_time_and_batch(self._shown(swap_time_and_batch(outputs), loop_mask))
-        return outputs, states
-
-    def _recur(self, x, states, mask, training):
-        """The fast loop, for cells that are plain within it."""
-        outputs, states = self.cell.recur(x, states, mask, training, self.return_sequences)
-        last_output = states[0]
-        if mask is not None:
-            last_output = self._shown(last_output, mask, last_only=True)
-            outputs = self._shown(outputs, mask) if self.return_sequences else None
-        return last_output, outputs, states
-
-    def _shown(self, outputs, mask, time_axis=0, last_only=False):
-        """What Keras shows of h, which our loops repeat in masked frames.
-
-        It repeats the output, which is zero before the first live frame whatever the initial state,
-        or has zeros in all masked frames.
-        """
-        shown = mask
-        if not self.zero_output_for_mask:
-            shown = tf.cumsum(tf.cast(mask, tf.int32), axis=time_axis) > 0
-        if last_only:
-            shown = tf.gather(shown, tf.shape(mask)[time_axis] - 1, axis=time_axis)
-        return tf.where(shown[..., tf.newaxis], outputs, tf.zeros_like(outputs))
-
-    def _scan(self, x, states, mask, training):
-        """The general loop."""
-        cell = self.cell
-        result = scan(
-            lambda z_t, states, mask_t, time: cell.step(z_t, states, Frame(mask_t, time, training)),
-            cell.project_inputs(x, mask, training),
-            states,
-            mask,
-            measured_specs=cell.measured_specs(training),
-            zero_output_for_mask=self.zero_output_for_mask,
-            all_outputs=self.return_sequences,
-            unroll=self.unroll,
-        )
-        cell.update_statistics(result.measured, after=result.last_output)
-        return result.last_output, result.outputs, result.states
+                outputs = swap_time_and_batch(result.outputs)
+        return result.last_output, outputs, result.states
 
     def get_config(self):
         config = super().get_config()
         del config["cell"]
         cell_config = self.cell.get_config()
         own = {name: cell_config[name] for name in self._cell_arguments}
-        own.update(normalization=self.normalization, synchronized=self.synchronized)
         own["activity_regularizer"] = keras.regularizers.serialize(self.activity_regularizer)
         if hasattr(self, "use_cudnn"):
             own["use_cudnn"] = self.use_cudnn

@@ -29,7 +29,7 @@ PIECE = 2**16
 
 # Outside these sizes of the kernel, and with fewer rows, there is nothing to gain.
 DIVIDED_SIZES = range(2**15, 2**19)
-FEWEST_ROWS = 4
+FEWEST_DIVIDED_ROWS = 4
 
 
 class RecurrentProduct:
@@ -104,7 +104,7 @@ class RecurrentProduct:
 
 def divides(kernel, rows):
     """Whether products of so many rows with the kernel are taken in pieces."""
-    if rows is not None and rows < FEWEST_ROWS:
+    if rows is not None and rows < FEWEST_DIVIDED_ROWS:
         return False
     on_cpu = not tf.config.list_logical_devices("GPU")
     return on_cpu and kernel.shape.num_elements() in DIVIDED_SIZES
@@ -134,7 +134,7 @@ def _outer(h, d):
     )
 
 
-def recur(make_equations, z, parameters, states, mask=None):
+def recur(make_equations, parameters, z, states, mask=None):
     """Runs a cell over time, keeping what the derivative written by hand needs.
 
     Args:
@@ -143,8 +143,8 @@ def recur(make_equations, z, parameters, states, mask=None):
             `backward(saved, before, after, d_after)`, giving the gradient for z_t, further
             gradients that the parameters' need, and the gradients for the states before; and
             `parameter_gradients(h_before, dz, further)` over all frames.
-        z: Projected inputs, `[time, batch, gates * units]`.
         parameters: List of tensors that get a gradient.
+        z: Projected inputs, `[time, batch, gates * units]`.
         states: List of `[batch, units]`.
         mask: Boolean `[time, batch]` or `None`; a masked row keeps its states.
 
@@ -180,7 +180,7 @@ def recur(make_equations, z, parameters, states, mask=None):
     return outputs, final
 
 
-def infer(make_equations, project, x, arrays, parameters, states, mask=None, *, all_outputs=True):
+def infer(make_equations, parameters, project, arrays, x, states, mask=None, *, all_outputs=True):
     """Projects the inputs and runs a cell over them, keeping nothing for a backward pass.
 
     The inputs are projected a few frames at a time within the loop: nothing of the size of all
@@ -190,8 +190,8 @@ def infer(make_equations, project, x, arrays, parameters, states, mask=None, *, 
     Args:
         make_equations, parameters, states, mask: As in `recur`.
         project: Maps some frames of x, the index of their first, and `arrays`, to z.
-        x: `[time, batch, features]`.
         arrays: List of tensors that `project` uses and that get a gradient.
+        x: `[time, batch, features]`.
         all_outputs: Whether h of every frame is wanted.
 
     Returns:
@@ -210,9 +210,8 @@ def infer(make_equations, project, x, arrays, parameters, states, mask=None, *, 
         def gradient(*d_kept):
             with tf.GradientTape() as tape:
                 tape.watch(tensors)
-                outputs, final = recur(
-                    make_equations, project(x, 0, *arrays), parameters, states, mask
-                )
+                z = project(x, 0, *arrays)
+                outputs, final = recur(make_equations, parameters, z, states, mask)
                 kept = [outputs, *final] if all_outputs else final
             return tape.gradient(kept, tensors, d_kept, unconnected_gradients="zero")
 

@@ -1,24 +1,38 @@
-"""The general time loop: any step function, masks, and accumulators for what a step measures."""
+"""The general time loop: any step function, masks, and what each step puts on record."""
 
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 
-class Scan(NamedTuple):
-    """What a loop over time returns.
+class StepContext(NamedTuple):
+    """Where and how a step is taken.
+
+    Attributes:
+        mask: Boolean `[batch]`, or `None` when all rows are live.
+        time: Index of the frame, an integer tensor.
+        training: Python boolean.
+    """
+
+    mask: Any = None
+    time: Any = 0
+    training: bool = False
+
+
+class Result(NamedTuple):
+    """What a run over all frames returns.
 
     Attributes:
         outputs: `[time, batch, units]`, or `None` when only the last output was asked for.
         last_output: `[batch, units]`.
         states: List of the final states.
-        measured: List of what the step measured, each stacked over time.
+        records: List of what the steps put on record, each stacked over time.
     """
 
     outputs: Any
     last_output: Any
     states: list
-    measured: Any
+    records: Any = ()
 
 
 def scan(
@@ -27,7 +41,7 @@ def scan(
     states,
     mask=None,
     *,
-    measured_specs=(),
+    record_specs=(),
     zero_output_for_mask=False,
     all_outputs=True,
     unroll=False,
@@ -39,23 +53,23 @@ def scan(
     call `step` an extra time.
 
     Args:
-        step: Maps `(inputs_t, states, mask_t, time)` to `(output, states, measured)`; `measured` is
+        step: Maps `(inputs_t, states, mask_t, time)` to `(output, states, records)`; `records` is
             a list of tensors.
         inputs: `[time, batch, channels]`.
         states: List of `[batch, units]`.
         mask: Boolean `[time, batch]` or `None`.
-        measured_specs: The `tf.TensorSpec` of each tensor in `measured`.
+        record_specs: The `tf.TensorSpec` of each tensor in `records`.
         zero_output_for_mask: Whether masked outputs are zeros.
         all_outputs: Whether to keep every output.
         unroll: Whether to write the loop out; needs a static number of frames.
 
     Returns:
-        A `Scan`.
+        A `Result`.
     """
 
     def masked_step(time, previous_output, states):
         mask_t = None if mask is None else mask[time]
-        output, new_states, measured = step(inputs[time], states, mask_t, time)
+        output, new_states, records = step(inputs[time], states, mask_t, time)
         if mask is not None:
             live = mask_t[:, tf.newaxis]
             output = tf.where(
@@ -67,31 +81,31 @@ def scan(
         # A batch of one row, known before, and one of unknown rows would give unknown rows.
         for new, old in zip([output, *new_states], [previous_output, *states], strict=True):
             new.set_shape(old.shape)
-        return output, list(new_states), measured
+        return output, list(new_states), records
 
     output = tf.zeros_like(states[0])
     if unroll:
-        outputs, measurements = [], []
+        outputs, histories = [], []
         for time in range(inputs.shape[0]):
-            output, states, measured = masked_step(time, output, states)
+            output, states, records = masked_step(time, output, states)
             outputs.append(output)
-            measurements.append(measured)
-        measured = [tf.stack(values) for values in zip(*measurements, strict=True)]
-        return Scan(tf.stack(outputs) if all_outputs else None, output, states, measured)
+            histories.append(records)
+        records = [tf.stack(values) for values in zip(*histories, strict=True)]
+        return Result(tf.stack(outputs) if all_outputs else None, output, states, records)
 
     timesteps = tf.shape(inputs)[0]
 
     def array(dtype, shape):
         return tf.TensorArray(dtype, timesteps, element_shape=shape)
 
-    def body(time, output, states, kept, measured):
+    def body(time, output, states, kept, records):
         output, states, values = masked_step(time, output, states)
         if all_outputs:
             kept = kept.write(time, output)
-        measured = [held.write(time, value) for held, value in zip(measured, values, strict=True)]
-        return time + 1, output, states, kept, measured
+        records = [held.write(time, value) for held, value in zip(records, values, strict=True)]
+        return time + 1, output, states, kept, records
 
-    _, output, states, kept, measured = tf.while_loop(
+    _, output, states, kept, records = tf.while_loop(
         lambda time, *_: time < timesteps,
         body,
         (
@@ -99,7 +113,7 @@ def scan(
             output,
             list(states),
             array(output.dtype, output.shape) if all_outputs else 0,
-            [array(spec.dtype, spec.shape) for spec in measured_specs],
+            [array(spec.dtype, spec.shape) for spec in record_specs],
         ),
         maximum_iterations=timesteps,
     )
@@ -107,9 +121,4 @@ def scan(
     if all_outputs:
         outputs = kept.stack()
         outputs.set_shape([inputs.shape[0], *output.shape])
-    return Scan(
-        outputs,
-        output,
-        states,
-        [held.stack() for held in measured],
-    )
+    return Result(outputs, output, states, [held.stack() for held in records])
