@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_bnrnn.moments import Moments, statistics_dtype
-from keras_bnrnn.normalization import BatchNormalizer, as_tensor
+from keras_bnrnn.normalization import BatchNormalizer, as_tensor, statistics_config
 from keras_bnrnn.projection import plain_projection, project
 from keras_bnrnn.recurrence.gru import ResetAfterGRUEquations, ResetBeforeGRUEquations
 from keras_bnrnn.recurrence.loop import StepContext
@@ -51,6 +51,7 @@ class BatchNormCell:
     has_cell_state = False
     plain_class = None
     equations = None  # The class in `recurrence` that has the derivative by hand.
+    recurrent_bias = None  # A GRU's, added to the recurrent term.
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -241,16 +242,12 @@ class BatchNormCell:
             if hasattr(self, name)
         )
 
-    @property
-    def equation_parameters(self):
-        """The weights that `equations` take."""
-        return [self.recurrent_kernel]
-
     def equations_for(self, states, training):
         """A function that makes `equations` from tensors of their parameters; these tensors."""
         equations, rows = self.equations, states[0].shape[0]
         masks = self.get_recurrent_dropout_mask(states[0]) if training else None
-        parameters = [as_tensor(parameter) for parameter in self.equation_parameters]
+        parameters = [as_tensor(self.recurrent_kernel), self.recurrent_bias]
+        parameters = [parameter for parameter in parameters if parameter is not None]
         return lambda tensors: equations(tensors, masks, rows), parameters
 
     def takes_input_moments(self, training):
@@ -323,26 +320,16 @@ class BatchNormCell:
         return y, [] if batch is None else list(batch)
 
     def get_config(self):
-        cell_state = (
-            {"normalize_cell_state": self.normalize_cell_state} if self.has_cell_state else {}
-        )
-        return {
+        config = {
             **super().get_config(),
-            **cell_state,
+            **statistics_config(self),
             "normalization": self.normalization,
             "normalize_recurrent": self.normalize_recurrent,
-            "max_timesteps": self.max_timesteps,
             "synchronized": self.synchronized,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
-            "gamma_regularizer": keras.regularizers.serialize(self.gamma_regularizer),
-            "gamma_constraint": keras.constraints.serialize(self.gamma_constraint),
-            "moving_mean_initializer": keras.initializers.serialize(self.moving_mean_initializer),
-            "moving_variance_initializer": keras.initializers.serialize(
-                self.moving_variance_initializer
-            ),
         }
+        if self.has_cell_state:
+            config["normalize_cell_state"] = self.normalize_cell_state
+        return config
 
 
 class StandaloneCell(BatchNormCell):
@@ -643,11 +630,6 @@ class BatchNormGRUCell(StandaloneCell, keras.layers.GRUCell):
     @property
     def equations(self):
         return ResetAfterGRUEquations if self.reset_after else ResetBeforeGRUEquations
-
-    @property
-    def equation_parameters(self):
-        bias = self.recurrent_bias
-        return super().equation_parameters + ([] if bias is None else [bias])
 
     def step(self, z, states, context):
         (h,) = states

@@ -80,16 +80,14 @@ class BatchNormRNN(keras.layers.RNN):
                 self.supports_jit = False  # As in Keras: XLA does not have the kernel.
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        def in_loop_order(x):
-            x = swap_time_and_batch(x)
-            return tf.reverse(x, [0]) if self.go_backwards else x
-
         # Wrappers such as TimeDistributed come here under a scope of their own.
         with autocast_scope(self.compute_dtype):
-            x = in_loop_order(tf.cast(sequences, self.compute_dtype))
+            x = swap_time_and_batch(tf.cast(sequences, self.compute_dtype))
+            x = tf.reverse(x, [0]) if self.go_backwards else x
             states = [as_tensor(state) for state in keras.tree.flatten(initial_state)]
             if mask is not None:
-                mask = in_loop_order(tf.cast(tf.nest.flatten(mask)[0], tf.bool))
+                mask = swap_time_and_batch(tf.cast(tf.nest.flatten(mask)[0], tf.bool))
+                mask = tf.reverse(mask, [0]) if self.go_backwards else mask
                 # Padding may hold anything, also what no weight of zero would cancel.
                 x = tf.where(mask[..., tf.newaxis], x, tf.zeros_like(x))
             call = Call(

@@ -29,6 +29,21 @@ def as_tensor(value):
     return tf.convert_to_tensor(keras.ops.convert_to_tensor(value))
 
 
+def statistics_config(one):
+    """What the configuration of a normaliser and that of its cell have in common."""
+    initializers = keras.initializers
+    return {
+        "max_timesteps": one.max_timesteps,
+        "momentum": one.momentum,
+        "epsilon": one.epsilon,
+        "gamma_initializer": initializers.serialize(one.gamma_initializer),
+        "gamma_regularizer": keras.regularizers.serialize(one.gamma_regularizer),
+        "gamma_constraint": keras.constraints.serialize(one.gamma_constraint),
+        "moving_mean_initializer": initializers.serialize(one.moving_mean_initializer),
+        "moving_variance_initializer": initializers.serialize(one.moving_variance_initializer),
+    }
+
+
 class BatchNormalizer(keras.layers.Layer):
     """Normalises pre-activations of `channels` channels; part of a cell, not of the public API.
 
@@ -75,6 +90,10 @@ class BatchNormalizer(keras.layers.Layer):
         self.beta = None
         # While set, batch statistics are used and collected here instead of averaged.
         self.collector = None
+
+    def get_config(self):
+        own = {"use_beta": self.use_beta, "synchronized": self.synchronized, "prefix": self.prefix}
+        return {**super().get_config(), **statistics_config(self), **own}
 
     def build(self, channels):
         self.gamma = self.add_weight(

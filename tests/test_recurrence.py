@@ -1,4 +1,4 @@
-"""The hand-derived loop: how it multiplies by the recurrent kernel changes no number."""
+"""Which route a call takes; and the recurrent product in pieces, which changes no number."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from conformance import covering_pairs
 from keras_bnrnn import BatchNormGRU, BatchNormLSTM, BatchNormSimpleRNN
-from keras_bnrnn.recurrence import differentiated
+from keras_bnrnn.recurrence import cudnn, differentiated, routes
 
 UNITS = 5  # so that pieces of a kernel differ in size
 LAYERS = {
@@ -66,3 +66,47 @@ def test_few_rows_meet_the_whole_kernel():
     assert not differentiated.divides(kernel, rows=1)
     assert differentiated.divides(kernel, rows=24)
     assert differentiated.divides(kernel, rows=None)
+
+
+@pytest.mark.parametrize(
+    ("route", "training", "arguments"),
+    [
+        ("differentiated", True, {}),
+        ("inference", False, {}),
+        ("inference", False, {"normalization": None}),
+        ("differentiated", True, {"trainable": False}),
+        *(("general", training, {"activation": "relu"}) for training in (True, False)),
+        *(("general", training, {"unroll": True}) for training in (True, False)),
+        *(("general", training, {"normalize_recurrent": True}) for training in (True, False)),
+        *(("over_cudnn", training, {"use_cudnn": "auto"}) for training in (True, False)),
+        ("differentiated", True, {"use_cudnn": "auto", "recurrent_dropout": 0.5}),
+        ("general", True, {"use_cudnn": "auto", "normalize_cell_state": True}),
+    ],
+)
+def test_the_route_of_a_call(monkeypatch, route, training, arguments):
+    taken = []
+    for name in ("general", "differentiated", "inference", "over_cudnn"):
+
+        def note(*call, name=name):
+            taken.append(name)
+            return routes.Result(None, call[2][0], call[2])
+
+        monkeypatch.setattr(routes, name, note)
+    monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
+    layer = BatchNormLSTM(UNITS, **{"use_cudnn": False, **arguments})
+    layer(np.ones((2, 3, 4), "float32"), training=training)
+    assert taken == [route]
+
+
+def test_recalibration_takes_the_moments_of_a_call_at_inference(monkeypatch):
+    layer = BatchNormLSTM(UNITS, use_cudnn=False)
+    layer.build((None, None, 4))
+    calls = []
+    monkeypatch.setattr(
+        routes,
+        "differentiated",
+        lambda *call: calls.append(call) or routes.Result(None, call[2][0], call[2]),
+    )
+    layer.cell.normalizer.collector = object()
+    layer(np.ones((2, 3, 4), "float32"), training=False)
+    assert calls

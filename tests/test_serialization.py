@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -169,6 +170,49 @@ def test_the_signature_shows_the_arguments(layer_class):
     assert list(parameters)[: len(names)] == names
     for name in OWN_ARGUMENTS:
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize("layer_class", LAYERS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"normalization": "sequence", "synchronized": True},
+        {"normalization": "frame", "normalize_recurrent": True, "max_timesteps": 3},
+        {"normalization": None},
+    ],
+    ids=["sequence", "frame", "none"],
+)
+def test_the_configuration_of_each_part_describes_it(layer_class, arguments):
+    """Of a layer, its cell, a cell by itself, and their normalisers."""
+    layer = layer_class(UNITS, **arguments)
+    objects = [layer, layer.cell]
+    if arguments["normalization"] != "sequence":
+        objects.append(layer_class.cell_class(UNITS, **arguments))
+        assert set(layer.cell.get_config()) - set(objects[-1].get_config()) == {"in_layer"}
+    for cell in objects[1:]:
+        normalizers = (cell.normalizer, cell.recurrent_normalizer)
+        objects += [normalizer for normalizer in normalizers if normalizer is not None]
+    for one in objects:
+        config = one.get_config()
+        again = type(one).from_config(_json(config))
+        assert _json(again.get_config()) == _json(config)
+        for name in {"state_size", "normalization", "synchronized", "max_timesteps"} & {*dir(one)}:
+            assert getattr(again, name) == getattr(one, name), (one, name)
+    assert {name: getattr(layer.cell, name) for name in arguments} == arguments
+    assert type(layer.cell) is layer_class.cell_class
+
+
+def test_a_file_of_version_0_1_still_loads():
+    """Layers in a wrapper and not, counting cells in a bare RNN, a layer's cell called alone."""
+    model = keras.models.load_model(Path(__file__).parent / "saved" / "layers_and_cells.keras")
+    expected = [
+        [0.39637375, 0.00168851],
+        [0.38021064, -0.0012299],
+        [0.3696152, -0.00597334],
+        [0.3915229, 0.01015392],
+    ]
+    x = np.random.default_rng(0).normal(size=(4, 5, FEATURES)).astype("float32")
+    np.testing.assert_allclose(model(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

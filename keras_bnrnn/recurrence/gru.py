@@ -16,11 +16,12 @@ from keras_bnrnn.recurrence.differentiated import (
 class ResetAfterGRUEquations:
     """One step forward and back, with the reset gate after the product, as in cuDNN.
 
-        [u_z, u_r, u_n] = h U + b
-        z = sigmoid(z_z + u_z),  r = sigmoid(z_r + u_r),  n = tanh(z_n + r u_n)
-        h' = z h + (1 - z) n
+        [u_update, u_reset, u_n] = h U + b
+        update = sigmoid(z_update + u_update),  reset = sigmoid(z_reset + u_reset)
+        n = tanh(z_n + reset u_n)
+        h' = update h + (1 - update) n
 
-    Saves z and r, n and u_n: `[batch, 4 * units]`.
+    Saves both gates, n and u_n: `[batch, 4 * units]`.
 
     Args:
         parameters: `[U]` or `[U, b]`, of shapes `[units, 3 * units]` and `[3 * units]`.
@@ -38,25 +39,26 @@ class ResetAfterGRUEquations:
 
     def forward(self, z, states):
         (h,) = states
-        u_zr, u_n = self.recurrent.forward(h)
+        u_gates, u_n = self.recurrent.forward(h)
         if self.biases is not None:
-            u_zr, u_n = map(tf.nn.bias_add, (u_zr, u_n), self.biases)
-        z_zr, z_n = tf.split(z, self.sizes, axis=-1)
-        zr = tf.sigmoid(z_zr + u_zr)
-        z, r = tf.split(zr, 2, axis=-1)
-        n = tf.tanh(z_n + r * u_n)
-        return [n + z * (h - n)], [zr, n, u_n]
+            u_gates, u_n = map(tf.nn.bias_add, (u_gates, u_n), self.biases)
+        z_gates, z_n = tf.split(z, self.sizes, axis=-1)
+        gates = tf.sigmoid(z_gates + u_gates)
+        update, reset = tf.split(gates, 2, axis=-1)
+        n = tf.tanh(z_n + reset * u_n)
+        return [n + update * (h - n)], [gates, n, u_n]
 
     def backward(self, saved, before, after, d_after):
-        zr, n, u_n = saved
-        z, r = tf.split(zr, 2, axis=-1)
+        gates, n, u_n = saved
+        update, reset = tf.split(gates, 2, axis=-1)
         (dh,) = d_after
-        dh_z = dh * z
-        da_z = sigmoid_gradient(z, dh * (before[0] - n))
-        da_n = tanh_gradient(n, dh - dh_z)
-        da_r = sigmoid_gradient(r, da_n * u_n)
-        d_u = tf.concat([da_z, da_r, da_n * r], -1)
-        return [tf.concat([da_z, da_r, da_n], -1), d_u], [self.recurrent.backward(d_u) + dh_z]
+        dh_update = dh * update
+        d_update = sigmoid_gradient(update, dh * (before[0] - n))
+        d_n = tanh_gradient(n, dh - dh_update)
+        d_reset = sigmoid_gradient(reset, d_n * u_n)
+        d_u = tf.concat([d_update, d_reset, d_n * reset], -1)
+        dz = tf.concat([d_update, d_reset, d_n], -1)
+        return [dz, d_u], [self.recurrent.backward(d_u) + dh_update]
 
     def parameter_gradients(self, h_before, dz, further):
         (d_u,) = further
@@ -69,23 +71,24 @@ class ResetAfterGRUEquations:
 class ResetBeforeGRUEquations:
     """One step forward and back, with the reset gate before the product, as first published.
 
-        z = sigmoid(z_z + h U_z),  r = sigmoid(z_r + h U_r),  n = tanh(z_n + (r h) U_n)
-        h' = z h + (1 - z) n
+        update = sigmoid(z_update + h U_update),  reset = sigmoid(z_reset + h U_reset)
+        n = tanh(z_n + (reset h) U_n)
+        h' = update h + (1 - update) n
 
-    Saves z and r, n: `[batch, 3 * units]`.
+    Saves both gates and n: `[batch, 3 * units]`.
 
     Args:
         parameters: `[U]`, of shape `[units, 3 * units]`.
-        masks: Of the recurrent dropout: `None` or a list of three, for z, r and n.
+        masks: Of the recurrent dropout: `None` or a list of three, for the gates and n.
         rows: As `RecurrentProduct` takes it.
     """
 
     def __init__(self, parameters, masks=None, rows=None):
         (U,) = parameters
         units = U.shape[0]
-        U_zr, U_n = tf.split(U, [2 * units, units], axis=1)
-        masks_zr, mask_n = (None, None) if masks is None else (masks[:2], masks[2])
-        self.recurrent = RecurrentProduct(U_zr, [2 * units], masks_zr, rows)
+        U_gates, U_n = tf.split(U, [2 * units, units], axis=1)
+        masks_gates, mask_n = (None, None) if masks is None else (masks[:2], masks[2])
+        self.recurrent = RecurrentProduct(U_gates, [2 * units], masks_gates, rows)
         self.candidate = RecurrentProduct(U_n, [units], mask_n, rows)
         self.sizes = [2 * units, units]
         self.saved_channels = [2 * units, units]
@@ -93,35 +96,35 @@ class ResetBeforeGRUEquations:
 
     def forward(self, z, states):
         (h,) = states
-        z_zr, z_n = tf.split(z, self.sizes, axis=-1)
-        (a_zr,) = self.recurrent.forward_onto(z_zr, h)
-        zr = tf.sigmoid(a_zr)
-        z, r = tf.split(zr, 2, axis=-1)
-        (a_n,) = self.candidate.forward_onto(z_n, r * h)
+        z_gates, z_n = tf.split(z, self.sizes, axis=-1)
+        (a_gates,) = self.recurrent.forward_onto(z_gates, h)
+        gates = tf.sigmoid(a_gates)
+        update, reset = tf.split(gates, 2, axis=-1)
+        (a_n,) = self.candidate.forward_onto(z_n, reset * h)
         n = tf.tanh(a_n)
-        return [n + z * (h - n)], [zr, n]
+        return [n + update * (h - n)], [gates, n]
 
     def backward(self, saved, before, after, d_after):
-        zr, n = saved
-        z, r = tf.split(zr, 2, axis=-1)
+        gates, n = saved
+        update, reset = tf.split(gates, 2, axis=-1)
         (h,) = before
         (dh,) = d_after
-        dh_z = dh * z
-        da_z = sigmoid_gradient(z, dh * (h - n))
-        da_n = tanh_gradient(n, dh - dh_z)
-        d_rh = self.candidate.backward(da_n)
-        da_zr = tf.concat([da_z, sigmoid_gradient(r, d_rh * h)], -1)
-        dh = self.recurrent.backward(da_zr) + dh_z + d_rh * r
-        return [tf.concat([da_zr, da_n], -1), r * h], [dh]
+        dh_update = dh * update
+        d_update = sigmoid_gradient(update, dh * (h - n))
+        d_n = tanh_gradient(n, dh - dh_update)
+        d_reset_h = self.candidate.backward(d_n)
+        d_gates = tf.concat([d_update, sigmoid_gradient(reset, d_reset_h * h)], -1)
+        dh = self.recurrent.backward(d_gates) + dh_update + d_reset_h * reset
+        return [tf.concat([d_gates, d_n], -1), reset * h], [dh]
 
     def parameter_gradients(self, h_before, dz, further):
-        (rh,) = further
-        d_zr, d_n = tf.split(dz, self.sizes, axis=-1)
+        (reset_h,) = further
+        d_gates, d_n = tf.split(dz, self.sizes, axis=-1)
         return [
             tf.concat(
                 [
-                    self.recurrent.kernel_gradient(h_before, d_zr),
-                    self.candidate.kernel_gradient(rh, d_n),
+                    self.recurrent.kernel_gradient(h_before, d_gates),
+                    self.candidate.kernel_gradient(reset_h, d_n),
                 ],
                 -1,
             )
