@@ -1,0 +1,51 @@
+"""What editors and type checkers are told of layers and cells is what the classes take."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import keras
+import pytest
+
+import keras_bnrnn
+import stubs
+
+CLASSES = [(module, cls) for module, classes in stubs.MODULES.items() for cls in classes]
+ADVICE = "the signatures have changed: run `python tests/stubs.py`"
+
+
+def stub_of(module):
+    return Path(module.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+
+
+def arguments(function):
+    """`[(name, kind, default), …]`."""
+    parameters = inspect.signature(function).parameters.values()
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
+
+
+def stubbed_init(cls, module):
+    """The `__init__` that the stub has for a class, without its annotations."""
+    classes = {getattr(node, "name", ""): node for node in ast.parse(stub_of(module)).body}
+    (init,) = classes[cls.__name__].body
+    for argument in ast.walk(init):
+        if isinstance(argument, ast.arg) and argument.arg != "self":
+            assert argument.annotation, f"{argument.arg} has no type"
+            argument.annotation = None
+    namespace = {}
+    exec(ast.unparse(init), namespace)
+    return namespace["__init__"]
+
+
+@pytest.mark.parametrize("module,cls", CLASSES, ids=lambda value: value.__name__)
+def test_the_stub_has_the_arguments_of_the_class(module, cls):
+    assert arguments(stubbed_init(cls, module))[1:] == arguments(cls), ADVICE
+
+
+@pytest.mark.parametrize("module", stubs.MODULES, ids=lambda module: module.__name__)
+def test_the_stub_is_as_written(module):
+    assert stub_of(module) == stubs.stub(module), ADVICE
+
+
+def test_bidirectional_takes_what_its_namesake_takes():
+    assert arguments(keras_bnrnn.Bidirectional) == arguments(keras.layers.Bidirectional)
