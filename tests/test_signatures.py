@@ -7,10 +7,23 @@ from pathlib import Path
 import keras
 import pytest
 
-import keras_bnrnn
+import keras_bnrnn.data
 import stubs
 
 CLASSES = [(module, cls) for module, classes in stubs.MODULES.items() for cls in classes]
+PUBLIC = [
+    keras_bnrnn.Bidirectional,
+    keras_bnrnn.recalibrate,
+    keras_bnrnn.losses.FrameMeanCrossEntropy,
+    keras_bnrnn.metrics.FrameCrossEntropy,
+    keras_bnrnn.metrics.FrameErrorRate,
+    keras_bnrnn.metrics.Perplexity,
+    *(
+        getattr(keras_bnrnn.data, name)
+        for name in keras_bnrnn.data.__all__
+        if not name.endswith("Error")
+    ),
+]
 ADVICE = "the signatures have changed: run `python tests/stubs.py`"
 
 
@@ -49,3 +62,16 @@ def test_the_stub_is_as_written(module):
 
 def test_bidirectional_takes_what_its_namesake_takes():
     assert arguments(keras_bnrnn.Bidirectional) == arguments(keras.layers.Bidirectional)
+
+
+@pytest.mark.parametrize("function", PUBLIC, ids=lambda value: value.__name__)
+def test_public_functions_have_types(function):
+    parameters = inspect.signature(function).parameters.values()
+    untyped = [
+        parameter.name
+        for parameter in parameters
+        if parameter.annotation is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    assert untyped == []
+    if inspect.isfunction(function):
+        assert "return" in function.__annotations__

@@ -11,10 +11,14 @@ not normalised) and `labels` (int64, `[T]`: indices into the states of `corpus.j
 import hashlib
 import itertools
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_bnrnn.data.errors import CorpusError
@@ -45,29 +49,29 @@ class Corpus:
     path: str
     source: str
     sample_rate: int | None
-    features: dict
-    states: list
-    splits: dict
+    features: dict[str, Any]
+    states: list[dict[str, Any]]
+    splits: dict[str, Any]
     mean: np.ndarray
     variance: np.ndarray
-    document: dict = field(repr=False)
+    document: dict[str, Any] = field(repr=False)
 
     @property
-    def num_states(self):
+    def num_states(self) -> int:
         """Number of labels."""
         return len(self.states)
 
     @property
-    def dimension(self):
+    def dimension(self) -> int:
         """Number of features per frame."""
         return self.features["dimension"]
 
     @property
-    def checksum(self):
+    def checksum(self) -> str:
         """SHA-256 of `document`, in hexadecimal: tells corpora apart."""
         return hashlib.sha256(json.dumps(self.document, sort_keys=True).encode()).hexdigest()
 
-    def phones(self, labels):
+    def phones(self, labels: npt.ArrayLike) -> list[str]:
         """The phone string of a label sequence: one name per run of frames in the same phone.
 
         Args:
@@ -79,7 +83,7 @@ class Corpus:
         names = [self.states[k].get("phone", self.states[k]["name"]) for k in np.asarray(labels)]
         return [name for name, _ in itertools.groupby(names)]
 
-    def split(self, name):
+    def split(self, name: str) -> dict[str, Any]:
         """The entry of a split.
 
         Raises:
@@ -89,11 +93,11 @@ class Corpus:
             raise CorpusError(f"{self.path}: no split {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
 
-    def shard_paths(self, split):
+    def shard_paths(self, split: str) -> list[str]:
         """Paths of a split's shards, in order."""
         return [_join(self.path, shard["file"]) for shard in self.split(split)["shards"]]
 
-    def damaged_shards(self):
+    def damaged_shards(self) -> list[str]:
         """Paths of the shards whose checksums differ from `corpus.json`'s. Reads every byte."""
         return [
             path
@@ -102,7 +106,7 @@ class Corpus:
             if file_checksum(path) != shard["sha256"]
         ]
 
-    def check_shards(self, split):
+    def check_shards(self, split: str) -> None:
         """Checks that a split's shards are there and as long as they were written.
 
         Raises:
@@ -121,7 +125,7 @@ class Corpus:
                 )
 
 
-def load_corpus(data_dir):
+def load_corpus(data_dir: str | os.PathLike[str]) -> Corpus:
     """Reads `corpus.json`.
 
     Args:
@@ -273,7 +277,7 @@ def read_example(record, dimension):
     }
 
 
-def read_utterances(corpus, split):
+def read_utterances(corpus: Corpus, split: str) -> Iterator[dict[str, Any]]:
     """Yields a split's utterances one after the other, as `read_example` gives them.
 
     Raises:

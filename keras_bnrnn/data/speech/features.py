@@ -4,6 +4,8 @@ Preparation and an exported model both compute their features with `LogMelFilter
 what a model is served cannot differ from what it was trained on.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -62,13 +64,13 @@ class LogMelFilterBank(keras.layers.Layer):
 
     def __init__(
         self,
-        sample_rate=16000,
-        num_mel_bins=40,
-        use_energy=True,
-        delta_order=2,
-        snip_edges=True,
-        **kwargs,
-    ):
+        sample_rate: int = 16000,
+        num_mel_bins: int = 40,
+        use_energy: bool = True,
+        delta_order: int = 2,
+        snip_edges: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if sample_rate < 1000:
             raise ValueError(
@@ -96,7 +98,7 @@ class LogMelFilterBank(keras.layers.Layer):
         )
 
     @property
-    def feature_dimension(self):
+    def feature_dimension(self) -> int:
         """Number of features per frame."""
         return (1 + self.delta_order) * (int(self.use_energy) + self.num_mel_bins)
 

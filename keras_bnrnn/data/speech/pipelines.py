@@ -1,13 +1,14 @@
 """The `tf.data` pipeline from a prepared corpus to batches for `model.fit`."""
 
 import itertools
+import os
 
 import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech.augmentation import HIDDEN_VALUE, channels_of
-from keras_bnrnn.data.speech.corpus import load_corpus
+from keras_bnrnn.data.speech.augmentation import HIDDEN_VALUE, SpecAugment, channels_of
+from keras_bnrnn.data.speech.corpus import Corpus, load_corpus
 
 MAX_FRAMES = 1300
 MAX_BUCKETS = 10
@@ -18,20 +19,20 @@ VARIANCE_FLOOR = 1e-8
 
 
 def speech_dataset(
-    data_dir,
-    split,
-    batch_size,
-    max_frames=MAX_FRAMES,
-    shuffle=None,
-    seed=0,
-    first_epoch=0,
-    bucket=True,
-    drop_remainder=False,
-    augment=None,
-    shuffle_buffer=SHUFFLE_BUFFER,
-    worker=(0, 1),
-    with_ids=False,
-):
+    data_dir: str | os.PathLike[str] | Corpus,
+    split: str,
+    batch_size: int,
+    max_frames: int | None = MAX_FRAMES,
+    shuffle: bool | None = None,
+    seed: int = 0,
+    first_epoch: int = 0,
+    bucket: bool = True,
+    drop_remainder: bool = False,
+    augment: SpecAugment | None = None,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
+    worker: tuple[int, int] = (0, 1),
+    with_ids: bool = False,
+) -> tf.data.Dataset:
     """Batches of a corpus's split, normalised and padded.
 
     `model.fit(speech_dataset(...))` works as it stands: Keras takes the mask as sample weights.
