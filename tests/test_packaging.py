@@ -18,7 +18,8 @@ from packaging.utils import canonicalize_name
 import keras_bnrnn
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/*.md")]
+FOLDERS = (".", "benchmarks", "docs", "results")
+PAGES = [page for folder in FOLDERS for page in (REPOSITORY / folder).glob("*.md")]
 
 
 def read(name):
