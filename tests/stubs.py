@@ -70,12 +70,11 @@ TYPES = {
 
 def stub(module):
     """The text of a module's stub."""
-    bases = {
-        base: None for cls in MODULES[module] for base in cls.__bases__ if _is_of(base, module)
-    }
+    ancestors = [base for cls in MODULES[module] for base in reversed(cls.__mro__[1:])]
     shared = [
         f"{_class_line(base, module)}\n    def __getattr__(self, name: str) -> Any: ...\n"
-        for base in bases
+        for base in dict.fromkeys(ancestors)
+        if _is_of(base, module)
     ]
     public = [_class(cls, module) for cls in MODULES[module]]
     return "\n".join([HEADS[module], *shared, *public, "def __getattr__(name: str) -> Any: ...\n"])
