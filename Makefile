@@ -5,7 +5,7 @@ WORKERS ?= 2
 DATA ?= data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: venv demo test test-all test-tf216 lint bench reproduce
+.PHONY: venv demo test test-all test-tf216 lint dist bench reproduce
 
 venv: .venv/installed
 
@@ -40,6 +40,11 @@ test-tf216: .venv-tf216/installed
 lint: venv
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+# Builds from what is installed, so that it needs no network.
+dist: venv
+	rm -rf dist
+	.venv/bin/python -m build --no-isolation
 
 bench: venv
 	.venv/bin/python benchmarks/layers.py

@@ -34,7 +34,7 @@ def speech(model, strategy):
     import numpy as np
     import tensorflow as tf
 
-    from speech_model import build_speech_model, compile_speech_model
+    from recipes.speech_model import build_speech_model, compile_speech_model
 
     with strategy.scope():
         network = build_speech_model(
@@ -75,7 +75,7 @@ def language(model, strategy):
     import numpy as np
     import tensorflow as tf
 
-    import language_model
+    from recipes import language_model
 
     # So small a bound is met by every gradient.
     recipe = dataclasses.replace(
@@ -118,8 +118,8 @@ def train(kind, model, strategy_name, path):
     import keras
     import numpy as np
 
-    from distribution import make_strategy, worker_of
-    from fitting import prepare
+    from keras_bnrnn.fit.distribution import make_strategy, worker_of
+    from keras_bnrnn.fit.loop import prepare
 
     strategy = make_strategy(strategy_name)
     worker = worker_of(strategy)

@@ -38,9 +38,9 @@ def serve(connection, variant, layers, units):
     import numpy as np
     import tensorflow as tf
 
-    from endpoints import CarriedStack, plain_stack, speech_step
     from keras_bnrnn import fold_batch_norm
-    from speech_model import build_speech_model
+    from keras_bnrnn.serving.endpoints import CarriedStack, plain_stack, speech_step
+    from recipes.speech_model import build_speech_model
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -23,8 +23,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from keras_bnrnn.data.alignment import State
-from keras_bnrnn.data.speech_sources import LabelledFrames, Source, Utterance
+from keras_bnrnn.data.speech.alignment import State
+from keras_bnrnn.data.speech.sources import LabelledFrames, Source, Utterance
 
 DIMENSION = 123
 STATES = 3000
@@ -92,7 +92,7 @@ def main():
 
 def generate(folder, arguments):
     """Prepares a random corpus of about the wanted size."""
-    from keras_bnrnn.data.preparation import prepare_corpus
+    from keras_bnrnn.data.speech.preparation import prepare_corpus
 
     count = int(arguments.generate_gigabytes * 1e9 / (MEAN_FRAMES * BYTES_PER_FRAME))
     start = time.perf_counter()
@@ -107,8 +107,8 @@ def generate(folder, arguments):
 
 def measure(data_dir, arguments):
     """Prints and returns the figures of a corpus."""
-    from keras_bnrnn.data.corpus import load_corpus
-    from keras_bnrnn.data.speech import speech_dataset
+    from keras_bnrnn.data.speech.corpus import load_corpus
+    from keras_bnrnn.data.speech.pipelines import speech_dataset
 
     corpus = load_corpus(data_dir)
     figures = {"padding": {}, "utterances": corpus.split("train")["utterances"]}

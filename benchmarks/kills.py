@@ -32,7 +32,7 @@ DELAY = 1.5  # Longest wait between a new checkpoint and the kill, in seconds.
 def make_corpus(folder):
     """A small corpus of random features."""
     from input_pipeline import RandomSource
-    from keras_bnrnn.data.preparation import prepare_corpus
+    from keras_bnrnn.data.speech.preparation import prepare_corpus
 
     prepare_corpus(RandomSource(60), folder)
 

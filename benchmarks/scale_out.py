@@ -58,7 +58,7 @@ SECONDS_PER_TIME_STEP = 15e-6
 
 
 def timesteps_of(task, measured=True):
-    import language_model
+    from recipes import language_model
 
     if task == "speech":
         return MEASURED_FRAMES if measured else FRAMES
@@ -66,7 +66,7 @@ def timesteps_of(task, measured=True):
 
 
 def rows_of(task):
-    import language_model
+    from recipes import language_model
 
     return SPEECH_ROWS if task == "speech" else language_model.RECIPES[task].batch_size
 
@@ -75,8 +75,8 @@ def build(task, model, strategy):
     """The compiled model of the paper, each replica with a batch of the paper's size."""
     import dataclasses
 
-    import language_model
-    from speech_model import build_speech_model, compile_speech_model
+    from recipes import language_model
+    from recipes.speech_model import build_speech_model, compile_speech_model
 
     normalized, several = model == "batch_norm", strategy.num_replicas_in_sync > 1
     with strategy.scope():
@@ -146,8 +146,8 @@ def work(task, model, workers, steps, index, path):
     import numpy as np
     import tensorflow as tf
 
-    from distribution import make_strategy
-    from fitting import prepare
+    from keras_bnrnn.fit.distribution import make_strategy
+    from keras_bnrnn.fit.loop import prepare
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     strategy = make_strategy("multi_worker" if workers > 1 else "none")
@@ -202,7 +202,7 @@ def measure(task, model, workers, steps, side_by_side=1):
 
 def seconds_on_a_gpu(task, weights):
     """Assumed time of a step: products at the sustained rate, and the recurrence one by one."""
-    import language_model
+    from recipes import language_model
 
     steps = timesteps_of(task, measured=False)
     layers = 5 if task == "speech" else 2

@@ -1,5 +1,7 @@
 """`Bidirectional` that keeps the mask on every Keras version."""
 
+from typing import Any
+
 import keras
 
 
@@ -21,6 +23,13 @@ class Bidirectional(keras.layers.Bidirectional):
     (None, None, 8)
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        merge_mode: str | None = "concat",
+        weights: list[Any] | None = None,
+        backward_layer: keras.layers.Layer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(layer, merge_mode, weights, backward_layer, **kwargs)
         self.supports_masking = True

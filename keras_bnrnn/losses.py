@@ -38,7 +38,12 @@ class FrameMeanCrossEntropy(keras.losses.Loss):
     0.6931
     """
 
-    def __init__(self, from_logits=False, name="frame_mean_cross_entropy", dtype=None):
+    def __init__(
+        self,
+        from_logits: bool = False,
+        name: str = "frame_mean_cross_entropy",
+        dtype: str | keras.DTypePolicy | None = None,
+    ) -> None:
         super().__init__(name=name, reduction="sum", dtype=dtype)
         self.from_logits = from_logits
 

@@ -80,7 +80,12 @@ class FrameCrossEntropy(_CrossEntropy):
     1.0397
     """
 
-    def __init__(self, from_logits=False, name="fce", dtype=None):
+    def __init__(
+        self,
+        from_logits: bool = False,
+        name: str = "fce",
+        dtype: str | keras.DTypePolicy | None = None,
+    ) -> None:
         super().__init__(from_logits, name, dtype)
 
 
@@ -105,7 +110,12 @@ class Perplexity(_CrossEntropy):
     50.000
     """
 
-    def __init__(self, from_logits=False, name="perplexity", dtype=None):
+    def __init__(
+        self,
+        from_logits: bool = False,
+        name: str = "perplexity",
+        dtype: str | keras.DTypePolicy | None = None,
+    ) -> None:
         super().__init__(from_logits, name, dtype)
 
     def result(self):
@@ -134,7 +144,7 @@ class FrameErrorRate(_LiveFrameMean):
     0.333
     """
 
-    def __init__(self, name="fer", dtype=None):
+    def __init__(self, name: str = "fer", dtype: str | keras.DTypePolicy | None = None) -> None:
         super().__init__(name=name, dtype=dtype)
         self._direction = "down"
 

@@ -1,6 +1,8 @@
 """Exact population statistics from a dataset, in place of moving averages."""
 
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,7 +31,9 @@ class _Collector:
         self.count.assign(total)
 
 
-def recalibrate(model, dataset, steps=None, verbose=1):
+def recalibrate(
+    model: keras.Layer, dataset: Iterable[Any], steps: int | None = None, verbose: int = 1
+) -> None:
     """Replaces every population statistic in a model by the exact one over a dataset.
 
     One pass over `dataset`, in which the batch-normalised recurrent layers normalise with the

@@ -10,6 +10,17 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import pytest
 
+from script_fixtures import (  # noqa: F401  fixtures
+    call_script,
+    call_script_in_module,
+    parse_flags,
+    run_script,
+    run_without,
+    settings_end_with_the_test,
+    sharded_corpus,
+    tiny_corpus,
+)
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 

@@ -23,22 +23,19 @@ import signal
 import sys
 
 import absl.logging
+import keras
+import tensorflow as tf
 from absl import app, flags
 
+from keras_bnrnn.fit.distribution import STRATEGIES
+from keras_bnrnn.fit.errors import FitError as CommandError
+from keras_bnrnn.fit.errors import Stopped
+from keras_bnrnn.fit.precision import PRECISIONS
+
 MODELS = ("baseline", "batch_norm")
-STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
-PRECISIONS = {"none": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 EXIT_STOPPED = 143  # as a shell has it for a process that SIGTERM ended
 PARENT = "KERAS_BNRNN_PARENT"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-
-
-class CommandError(Exception):
-    """Something the caller of a script can put right; printed as one line, without a traceback."""
-
-
-class Stopped(Exception):
-    """The script was told to stop and has; printed as one line."""
 
 
 def define_run_flags(flag_values):
@@ -233,6 +230,31 @@ def stop_with_parent():
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):
         raise Stopped("what had started it is gone")
+
+
+def set_up_tensorflow(flag_values, strategy):
+    """Applies the flags on precision and determinism, and refuses what Keras cannot do together.
+
+    Raises:
+        CommandError: with the reason.
+    """
+    if strategy.num_replicas_in_sync > 1:
+        for name, harmless in (("jit_compile", False), ("steps_per_execution", 1)):
+            if flag_values[name].value != harmless:
+                raise CommandError(
+                    f"--{name} cannot be combined with several devices: Keras's fit fails under "
+                    "tf.distribute then (docs/SCALING.md); leave it away or use --strategy=none"
+                )
+        for name in ("normalize_recurrent", "normalize_cell_state"):
+            asked = name in flag_values and flag_values[name].value
+            if asked and flag_values.model == "batch_norm" and flag_values.synchronized:
+                raise CommandError(
+                    f"--{name} cannot be synchronised over several devices: that would take "
+                    "collectives inside the time loop; add --nosynchronized or use --strategy=none"
+                )
+    keras.mixed_precision.set_dtype_policy(PRECISIONS[flag_values.mixed_precision])
+    if flag_values.deterministic:
+        tf.config.experimental.enable_op_determinism()
 
 
 def fit_verbosity():

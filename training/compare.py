@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 import command_line
 from command_line import CommandError
-from run_folder import read_history, read_results
+from keras_bnrnn.fit.run_folder import read_history, read_results
 
 PICTURE_FILE = "compare.png"
 

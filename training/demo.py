@@ -19,10 +19,10 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
-from keras_bnrnn.data.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech_sources import SyntheticSource
-from run_folder import read_results
+from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
+from keras_bnrnn.data.speech.sources import SyntheticSource
+from keras_bnrnn.fit.run_folder import read_results
 
 SCRIPTS = Path(__file__).resolve().parent
 

@@ -20,17 +20,17 @@ from absl import flags
 from tqdm import tqdm
 
 import command_line
-import language_model
 import train_pixels
 import train_ptb
-from checkpoints import write_aside
 from command_line import CommandError
 from keras_bnrnn import recalibrate
-from keras_bnrnn.data.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech import speech_dataset
+from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
+from keras_bnrnn.data.speech.pipelines import speech_dataset
+from keras_bnrnn.files import write_aside
+from keras_bnrnn.fit.run_folder import BEST_MODEL_FILE, read_results
 from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate, Perplexity
-from run_folder import BEST_MODEL_FILE, read_results
+from recipes import language_model
 
 EVALUATION_FILE = "evaluation.json"
 

@@ -36,14 +36,19 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
-from endpoints import language_endpoints, speech_endpoints
 from keras_bnrnn import fold_batch_norm
-from keras_bnrnn.data.corpus import CORPUS_FILE, load_corpus
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech import kept_lengths
-from model_card import model_card
-from run_folder import BEST_MODEL_FILE, PHONE_COUNTS_FILE, VOCABULARY_FILE, read_results
-from runtimes import FORMATS, export_runtime, runtime_models
+from keras_bnrnn.data.speech.corpus import CORPUS_FILE, load_corpus
+from keras_bnrnn.data.speech.pipelines import kept_lengths
+from keras_bnrnn.fit.run_folder import (
+    BEST_MODEL_FILE,
+    PHONE_COUNTS_FILE,
+    VOCABULARY_FILE,
+    read_results,
+)
+from keras_bnrnn.serving.endpoints import language_endpoints, speech_endpoints
+from keras_bnrnn.serving.model_card import model_card
+from keras_bnrnn.serving.runtimes import FORMATS, export_runtime, runtime_models
 
 MODEL_CARD_FILE = "MODEL_CARD.md"
 SPEECH_DESCRIPTION_FILE = "speech_model.json"

@@ -14,10 +14,10 @@ import numpy as np
 from absl import flags
 
 import command_line
-from keras_bnrnn.data.corpus import CORPUS_FILE, find_utterance, load_corpus
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech import VARIANCE_FLOOR, kept_lengths
-from phone_model import phone_segments
+from keras_bnrnn.data.speech.corpus import CORPUS_FILE, find_utterance, load_corpus
+from keras_bnrnn.data.speech.pipelines import VARIANCE_FLOOR, kept_lengths
+from recipes.phone_model import phone_segments
 
 FRAMES_PER_SECOND = 100
 FREQUENT_STATES = 10

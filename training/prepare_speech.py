@@ -17,12 +17,12 @@ from absl import flags
 from tqdm import tqdm
 
 import command_line
-from keras_bnrnn.data import speech_sources
-from keras_bnrnn.data.alignment import LABEL_KINDS
-from keras_bnrnn.data.corpus import FAILURES_FILE, verify_corpus
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.kaldi_source import CMVN_KINDS, KaldiSource
-from keras_bnrnn.data.preparation import prepare_corpus
+from keras_bnrnn.data.speech import sources
+from keras_bnrnn.data.speech.alignment import LABEL_KINDS
+from keras_bnrnn.data.speech.corpus import FAILURES_FILE, verify_corpus
+from keras_bnrnn.data.speech.kaldi import CMVN_KINDS, KaldiSource
+from keras_bnrnn.data.speech.preparation import prepare_corpus
 
 SOURCES = ("synthetic", "librispeech", "manifest", "textgrid", "kaldi")
 SYNTHETIC_UTTERANCES = 360
@@ -157,25 +157,25 @@ def make_source(name):
     dealt = {"splits": FLAGS.splits, "seed": FLAGS.seed}
     if name == "synthetic":
         count = FLAGS.utterances or SYNTHETIC_UTTERANCES
-        return speech_sources.SyntheticSource(count=count, seed=FLAGS.seed, **aligned)
+        return sources.SyntheticSource(count=count, seed=FLAGS.seed, **aligned)
     if name == "manifest":
         manifest = command_line.require_flag(FLAGS, "manifest")
-        return speech_sources.ManifestSource(manifest=manifest, **aligned, **dealt)
+        return sources.ManifestSource(manifest=manifest, **aligned, **dealt)
     input_dir = command_line.require_flag(FLAGS, "input_dir")
     if name == "librispeech":
-        return speech_sources.LibriSpeechSource(input_dir=input_dir, **aligned, **dealt)
+        return sources.LibriSpeechSource(input_dir=input_dir, **aligned, **dealt)
     if name == "textgrid":
-        return speech_sources.TextGridSource(input_dir=input_dir, tier=FLAGS.tier, **dealt)
+        return sources.TextGridSource(input_dir=input_dir, tier=FLAGS.tier, **dealt)
     alignment_dir = command_line.require_flag(FLAGS, "alignment_dir")
     return KaldiSource(input_dir=input_dir, alignment_dir=alignment_dir, cmvn=FLAGS.cmvn, **dealt)
 
 
 def refuse_other_sources_flags(name):
     """A flag that the source does not read was given by mistake."""
-    for flag, sources in FLAGS_OF_SOURCES.items():
-        if FLAGS[flag].present and name not in sources:
+    for flag, readers in FLAGS_OF_SOURCES.items():
+        if FLAGS[flag].present and name not in readers:
             raise command_line.CommandError(
-                f"--{flag} is of no use with --source={name}: it belongs to {', '.join(sources)}"
+                f"--{flag} is of no use with --source={name}: it belongs to {', '.join(readers)}"
             )
 
 

@@ -29,12 +29,12 @@ from absl import flags
 from tqdm import tqdm
 
 import command_line
-import report
-from checkpoints import write_aside
 from command_line import CommandError, Stopped
 from evaluate import EVALUATION_FILE
-from experiments import EXPERIMENTS, POPULATION, QUICK_EPOCHS
-from run_folder import read_history, read_results
+from keras_bnrnn.files import write_aside
+from keras_bnrnn.fit.run_folder import read_history, read_results
+from paper import report
+from paper.experiments import EXPERIMENTS, POPULATION, QUICK_EPOCHS
 from train_ptb import read_corpus
 
 SCRIPTS = Path(__file__).resolve().parent

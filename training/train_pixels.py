@@ -20,18 +20,18 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
-from distribution import (
+from keras_bnrnn import BatchNormLSTM
+from keras_bnrnn.fit.distribution import (
     Worker,
     check_batch_size,
     make_strategy,
     rejoined_after_losing_a_worker,
     worker_of,
 )
-from fitting import Splits, evaluate, train, watchers
-from keras_bnrnn import BatchNormLSTM
+from keras_bnrnn.fit.loop import Splits, evaluate, train, watchers
+from keras_bnrnn.fit.precision import scaled
+from keras_bnrnn.fit.run_folder import RunFolder
 from keras_bnrnn.losses import FrameMeanCrossEntropy
-from precision import scaled, set_up_tensorflow
-from run_folder import RunFolder
 
 COLUMNS = {
     "train_loss": "cross_entropy",
@@ -72,7 +72,7 @@ def main(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     strategy = make_strategy(FLAGS.strategy)
-    set_up_tensorflow(FLAGS, strategy)
+    command_line.set_up_tensorflow(FLAGS, strategy)
     worker = worker_of(strategy)
     output_dir = command_line.require_flag(FLAGS, "output_dir")
     if FLAGS.normalization == "sequence" and FLAGS.per_step:

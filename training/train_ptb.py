@@ -27,17 +27,16 @@ import keras
 from absl import flags
 
 import command_line
-import language_model
 from command_line import CommandError
-from distribution import (
+from keras_bnrnn.data.text import SPLITS, load_text, token_windows
+from keras_bnrnn.fit.distribution import (
     make_strategy,
     rejoined_after_losing_a_worker,
     worker_of,
 )
-from fitting import Splits, evaluate, prepare, train, watchers
-from keras_bnrnn.data.text import SPLITS, load_text, token_windows
-from precision import set_up_tensorflow
-from run_folder import LANGUAGE_COLUMNS, VOCABULARY_FILE, RunFolder
+from keras_bnrnn.fit.loop import Splits, evaluate, prepare, train, watchers
+from keras_bnrnn.fit.run_folder import LANGUAGE_COLUMNS, VOCABULARY_FILE, RunFolder
+from recipes import language_model
 
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)
@@ -86,7 +85,7 @@ def main(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     strategy = make_strategy(FLAGS.strategy)
-    set_up_tensorflow(FLAGS, strategy)
+    command_line.set_up_tensorflow(FLAGS, strategy)
     worker = worker_of(strategy)
     output_dir = command_line.require_flag(FLAGS, "output_dir")
     recipe = read_recipe()

@@ -25,22 +25,21 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
-from distribution import (
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech.augmentation import SpecAugment
+from keras_bnrnn.data.speech.corpus import load_corpus
+from keras_bnrnn.data.speech.pipelines import MAX_FRAMES, alignments, kept_lengths, speech_dataset
+from keras_bnrnn.fit.distribution import (
     Worker,
     check_batch_size,
     make_strategy,
     rejoined_after_losing_a_worker,
     worker_of,
 )
-from fitting import Splits, evaluate, train, watchers
-from keras_bnrnn.data.augmentation import SpecAugment
-from keras_bnrnn.data.corpus import load_corpus
-from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech import MAX_FRAMES, alignments, kept_lengths, speech_dataset
-from phone_model import phone_counts
-from precision import set_up_tensorflow
-from run_folder import PHONE_COUNTS_FILE, SPEECH_COLUMNS, RunFolder
-from speech_model import build_speech_model, compile_speech_model
+from keras_bnrnn.fit.loop import Splits, evaluate, train, watchers
+from keras_bnrnn.fit.run_folder import PHONE_COUNTS_FILE, SPEECH_COLUMNS, RunFolder
+from recipes.phone_model import phone_counts
+from recipes.speech_model import build_speech_model, compile_speech_model
 
 CRITERION = "dev_fce"
 
@@ -93,7 +92,7 @@ def main(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     strategy = make_strategy(FLAGS.strategy)
-    set_up_tensorflow(FLAGS, strategy)
+    command_line.set_up_tensorflow(FLAGS, strategy)
     worker = worker_of(strategy)
     corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
     output_dir = command_line.require_flag(FLAGS, "output_dir")

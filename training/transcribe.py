@@ -26,14 +26,14 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
-from phone_model import PhoneModel, phone_errors
+from recipes.phone_model import PhoneModel, phone_errors
 
 DESCRIPTION_FILE = Path("assets") / "speech_model.json"
 SIXTEEN_BIT = 32768.0
 SILENT_PEAK = 16.0  # of 32768
 CLIPPED_SHARE = 0.001
 FRAME_SECONDS = 0.01
-# As in keras_bnrnn.data.audio, which is not at hand where only the SavedModel is.
+# As in keras_bnrnn.data.speech.audio, which is not at hand where only the SavedModel is.
 LENGTHS = re.compile(
     r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE
 )
@@ -240,8 +240,8 @@ def words_of_file(path, words, transcript):
 
 def look_up(transcripts):
     """For each transcript, for each of its words, its pronunciations without silences."""
-    from keras_bnrnn.data.alignment import Aligner, normalize_transcript
     from keras_bnrnn.data.errors import CorpusError, UtteranceError
+    from keras_bnrnn.data.speech.alignment import Aligner, normalize_transcript
 
     try:
         aligner = Aligner(FLAGS.lexicon)

@@ -28,10 +28,10 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
-from keras_bnrnn.data.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech import VARIANCE_FLOOR
-from phone_model import log_priors
+from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
+from keras_bnrnn.data.speech.pipelines import VARIANCE_FLOOR
+from recipes.phone_model import log_priors
 
 DESCRIPTION_FILE = Path("assets") / "speech_model.json"
 ORIGIN_FILE = "likelihoods.json"

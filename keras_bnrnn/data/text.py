@@ -24,6 +24,7 @@ import os
 import pathlib
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 EOS = "<eos>"
@@ -48,7 +49,7 @@ class TextCorpus:
     """
 
     source: str
-    vocabulary: tuple
+    vocabulary: tuple[str, ...]
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
@@ -56,21 +57,23 @@ class TextCorpus:
     tokenization: str
 
     @property
-    def eos_id(self):
+    def eos_id(self) -> int:
         """The token that ends every sentence."""
         return self.vocabulary.index(EOS)
 
     @property
-    def unknown_id(self):
+    def unknown_id(self) -> int:
         """The token of every word that is not in the vocabulary."""
         return self.vocabulary.index(UNKNOWN)
 
-    def words(self, tokens):
+    def words(self, tokens: npt.ArrayLike) -> str:
         """The words of an array of token numbers, as one string."""
         return " ".join(self.vocabulary[token] for token in np.ravel(tokens))
 
 
-def load_text(data_dir=None, *, max_words=10_000):
+def load_text(
+    data_dir: str | os.PathLike[str] | None = None, *, max_words: int = 10_000
+) -> TextCorpus:
     """Reads a text for language modelling and numbers its words.
 
     The vocabulary is taken from the training text alone: its `max_words` most frequent words,
@@ -158,7 +161,14 @@ def tokenize(lines, tokenization):
     )
 
 
-def token_windows(tokens, batch_size, timesteps, *, start, keep_remainder=False):
+def token_windows(
+    tokens: npt.ArrayLike,
+    batch_size: int,
+    timesteps: int,
+    *,
+    start: int,
+    keep_remainder: bool = False,
+) -> tf.data.Dataset:
     """Cuts a text into windows for a stateful language model.
 
     The model predicts every token from those before it: `targets` are the tokens in order and

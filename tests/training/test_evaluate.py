@@ -11,8 +11,8 @@ import evaluate
 import train_ptb
 import train_speech
 from command_line import CommandError
-from keras_bnrnn.data.corpus import load_corpus, read_utterances
-from run_folder import read_results
+from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
+from keras_bnrnn.fit.run_folder import read_results
 
 SPEECH = ("--layers=1", "--units=6", "--batch_size=4", "--epochs=1", "--learning_rate=0.01")
 

@@ -12,9 +12,9 @@ import export
 import keras_bnrnn
 import train_speech
 from command_line import CommandError
-from keras_bnrnn.data.corpus import load_corpus
-from keras_bnrnn.data.features import LogMelFilterBank
-from keras_bnrnn.data.speech import speech_dataset
+from keras_bnrnn.data.speech.corpus import load_corpus
+from keras_bnrnn.data.speech.features import LogMelFilterBank
+from keras_bnrnn.data.speech.pipelines import speech_dataset
 
 SMALL = ("--layers=2", "--units=6", "--batch_size=8", "--learning_rate=0.01", "--epochs=1")
 

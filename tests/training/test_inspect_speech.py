@@ -4,11 +4,11 @@ import pytest
 
 import command_line
 import inspect_speech
-from keras_bnrnn.data.corpus import load_corpus
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.preparation import prepare_corpus
-from keras_bnrnn.data.speech_sources import SyntheticSource
-from speech_model import build_speech_model
+from keras_bnrnn.data.speech.corpus import load_corpus
+from keras_bnrnn.data.speech.preparation import prepare_corpus
+from keras_bnrnn.data.speech.sources import SyntheticSource
+from recipes.speech_model import build_speech_model
 
 for package in ("pocketsphinx", "espeakng_loader", "soxr", "matplotlib"):
     pytest.importorskip(package, reason="the extras 'speech' and 'train' are not installed")

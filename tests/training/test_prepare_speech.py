@@ -9,8 +9,8 @@ import pytest
 
 import command_line
 import prepare_speech
-from keras_bnrnn.data.corpus import load_corpus
 from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech.corpus import load_corpus
 
 for package in ("pocketsphinx", "espeakng_loader", "soundfile", "soxr"):
     pytest.importorskip(package, reason="the extra 'speech' is not installed")

@@ -14,15 +14,14 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the `experiments` extra is not installed")
 
-import claims
 import compare
-import report
 import reproduce
 import train_ptb
 from command_line import EXIT_STOPPED, CommandError
-from experiment_results import Results
-from experiments import EXPERIMENTS, POPULATION, Configuration
-from run_folder import read_history, read_results
+from keras_bnrnn.fit.run_folder import read_history, read_results
+from paper import claims, report
+from paper.experiment_results import Results
+from paper.experiments import EXPERIMENTS, POPULATION, Configuration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "results"

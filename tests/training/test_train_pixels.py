@@ -10,7 +10,7 @@ pytest.importorskip("sklearn", reason="the `experiments` extra is not installed"
 
 import train_pixels
 from command_line import CommandError
-from run_folder import read_history
+from keras_bnrnn.fit.run_folder import read_history
 
 FLAGS = ("--units=6", "--epochs=2", "--batch_size=100")
 

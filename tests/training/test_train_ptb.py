@@ -17,8 +17,8 @@ import pytest
 
 import command_line
 import export
-import language_model
 import train_ptb
+from recipes import language_model
 
 pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed")
 

@@ -14,7 +14,7 @@ import export
 import train_speech
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
-from run_folder import read_history, read_results
+from keras_bnrnn.fit.run_folder import read_history, read_results
 
 SMALL = ("--layers=2", "--units=6", "--batch_size=8", "--learning_rate=0.01")
 

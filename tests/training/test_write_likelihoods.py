@@ -10,7 +10,7 @@ import tensorflow as tf
 import export
 import train_speech
 from command_line import CommandError
-from keras_bnrnn.data.corpus import load_corpus, read_utterances
+from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
 
 kaldiio = pytest.importorskip("kaldiio", reason="the extra 'speech' is not installed")
 import write_likelihoods  # noqa: E402

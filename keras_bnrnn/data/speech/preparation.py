@@ -1,0 +1,500 @@
+"""From a source to a corpus on disk, in parallel, in bounded memory, and resumable.
+
+The utterances are listed and dealt out in parts of fixed size before anything is read. Workers
+turn each part into a file of records beside a JSON file with its counts and statistics; the
+latter is put in place last, by a rename, and says that the part is whole. When all parts are
+there the labels are known, and runs of parts become shards. What a part or a shard holds depends
+on nothing but the listing, so neither the number of workers nor a kill changes a byte.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import shutil
+import signal
+import threading
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from keras_bnrnn.data.errors import CorpusError, UtteranceError
+from keras_bnrnn.data.speech.alignment import State
+from keras_bnrnn.data.speech.corpus import (
+    CORPUS_FILE,
+    FAILURES_FILE,
+    FORMAT_VERSION,
+    SPLITS,
+    file_checksum,
+    load_corpus,
+    make_example,
+)
+from keras_bnrnn.data.speech.sources import Failure
+from keras_bnrnn.data.speech.splits import take_utterances
+from keras_bnrnn.files import lock_folder
+
+PLAN_FILE = "preparation.json"
+PARTS_FOLDER = "parts"
+PARTIAL = ".partial"
+PART_UTTERANCES = 32
+SHARD_BYTES = 100_000_000
+PACKAGES = ("tensorflow", "keras", "numpy", "pocketsphinx", "espeakng-loader", "soxr", "kaldiio")
+
+
+def prepare_corpus(
+    source,
+    output_dir,
+    utterances=None,
+    seed=0,
+    workers=1,
+    shard_bytes=SHARD_BYTES,
+    progress=None,
+):
+    """Prepares a corpus; continues where an earlier, killed call stopped.
+
+    Args:
+        source: one of the sources of `keras_bnrnn.data.speech.sources`.
+        output_dir: the corpus folder, made if it does not exist.
+        utterances: at most how many to take, `None` for all.
+        seed: of the choice and of the order of training utterances in the shards.
+        workers: processes; 1 works in this one. The result is the same.
+        shard_bytes: a shard is closed when it reaches this size.
+        progress: called as `progress(done, total, failed)`, counted in utterances.
+
+    Returns:
+        The `Corpus`. If it was there already, made with the same settings, that one.
+
+    Raises:
+        CorpusError: the input or the output folder cannot be used.
+    """
+    if workers < 1:
+        raise CorpusError(f"workers={workers}: at least 1")
+    found, failures = source.utterances()
+    listed = [u for u in found if _is_text(u.id + u.speaker)]
+    failures += [
+        Failure(u.id, "its id or speaker is not UTF-8")
+        for u in found
+        if not _is_text(u.id + u.speaker)
+    ]
+    listed = _in_shard_order(take_utterances(listed, utterances, seed), seed)
+    for split in ("train", "dev"):
+        if not any(u.split == split for u in listed):
+            reasons = f"; {failures[0].id}: {failures[0].reason}" if failures else ""
+            raise CorpusError(f"the source has no {split} utterances{reasons}")
+    output_dir = Path(output_dir)
+    plan = _plan(source, listed, seed, shard_bytes)
+    with _disk_errors(output_dir):
+        _claim(output_dir, plan)
+        parts_dir, made = output_dir / PARTS_FOLDER, output_dir / CORPUS_FILE
+        if not made.exists():
+            parts_dir.mkdir(exist_ok=True)
+            with _lock(parts_dir):
+                if not made.exists():  # By another process, meanwhile.
+                    parts = _parts(parts_dir, listed)
+                    _make_parts(source, parts, workers, len(failures), progress)
+                    summaries = [_read_summary(part.path) for part in parts]
+                    _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
+        # After the lock: where folders are shared, an open file's does not go away.
+        shutil.rmtree(parts_dir, ignore_errors=True)
+        corpus = load_corpus(output_dir)
+        for split in corpus.splits:
+            corpus.check_shards(split)
+    return corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    path: Path
+    split: str
+    utterances: list
+
+
+def _in_shard_order(listed, seed):
+    """Training utterances shuffled, so that a shard is a sample of all speakers.
+
+    The order in which the source lists them has no say: the same speech trains the same from audio
+    and by way of Kaldi.
+    """
+    ordered = []
+    for split in SPLITS:
+        members = sorted((u for u in listed if u.split == split), key=lambda u: u.id)
+        if split == "train":
+            random.Random(seed).shuffle(members)
+        ordered.extend(members)
+    return ordered
+
+
+def _plan(source, listed, seed, shard_bytes):
+    """Everything that decides the corpus's bytes."""
+    digest = hashlib.sha256()
+    for u in listed:
+        digest.update(repr((u.id, u.speaker, u.gender, u.split, u.transcript, u.location)).encode())
+    lexicon = getattr(source, "lexicon", None)
+    return {
+        "format_version": FORMAT_VERSION,
+        "source": source.name,
+        "settings": dataclasses.asdict(source),
+        "lexicon": file_checksum(lexicon) if lexicon else None,
+        "seed": seed,
+        "shard_bytes": shard_bytes,
+        "utterances": len(listed),
+        "listing": digest.hexdigest(),
+        "versions": _versions(),
+    }
+
+
+def _claim(output_dir, plan):
+    """Makes the folder this plan's, or refuses if it is another one's."""
+    path = output_dir / PLAN_FILE
+    plan = json.loads(json.dumps(plan))
+    if path.exists():
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CorpusError(f"{path}: not readable as JSON ({error})") from error
+        # Older plans say nothing of the lexicon.
+        changed = sorted(key for key in plan if there.get(key, plan[key]) != plan[key])
+        if changed:
+            raise CorpusError(
+                f"output_dir={output_dir} holds a preparation with another "
+                f"{', '.join(changed)}: choose another folder or delete this one"
+            )
+        return
+    if output_dir.exists() and any(one.suffix != PARTIAL for one in output_dir.iterdir()):
+        raise CorpusError(f"output_dir={output_dir} is not empty and holds no preparation")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, json.dumps(plan, indent=1, sort_keys=True) + "\n")
+
+
+def _lock(parts_dir):
+    try:
+        return lock_folder(parts_dir)
+    except TimeoutError as error:
+        raise CorpusError(f"{error}, or choose another output_dir") from None
+
+
+def _parts(parts_dir, listed):
+    parts = []
+    for split in SPLITS:
+        members = [u for u in listed if u.split == split]
+        for start in range(0, len(members), PART_UTTERANCES):
+            path = parts_dir / f"{split}-{start // PART_UTTERANCES:05d}.tfrecord"
+            parts.append(_Part(path, split, members[start : start + PART_UTTERANCES]))
+    return parts
+
+
+def _make_parts(source, parts, workers, failed, progress):
+    total = sum(len(part.utterances) for part in parts)
+    done = 0
+    pending = []
+    for part in parts:
+        summary = _read_summary(part.path)
+        if summary is None:
+            pending.append((part, source))
+        else:
+            done += len(part.utterances)
+            failed += len(summary["failures"])
+
+    def report(summary, part):
+        nonlocal done, failed
+        done += len(part.utterances)
+        failed += len(summary["failures"])
+        if progress:
+            progress(done, total, failed)
+
+    if progress:
+        progress(done, total, failed)
+    for (part, _), summary in _run(_make_part, pending, workers):
+        report(summary, part)
+
+
+def _run(function, jobs, workers):
+    """Yields `(job, result)` as the jobs end, in this process or in several."""
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            yield job, function(*job)
+        return
+    executor = concurrent.futures.ProcessPoolExecutor(
+        max_workers=min(workers, len(jobs)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+    )
+    try:
+        futures = {executor.submit(function, *job): job for job in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise CorpusError(
+            f"a worker was killed, perhaps for want of memory: run the same command again with "
+            f"fewer than workers={workers}, it continues"
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.set_visible_devices([], "GPU")
+    # An interrupt from the keyboard reaches the whole group; the parent ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def leave_with_parent():
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    # A killed parent leaves its workers waiting for jobs for ever.
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _make_part(part, source):
+    """Prepares a part's utterances; returns its summary, which is on disk then."""
+    labels_of, failures, lengths, counts = {}, [], [], {}
+    moments = _Moments()
+    aside = part.path.with_suffix(f".{os.getpid()}{PARTIAL}")
+    with _disk_errors(part.path), tf.io.TFRecordWriter(str(aside)) as writer:
+        prepared = source.prepare_all(part.utterances)
+        for utterance, frames in zip(part.utterances, prepared, strict=True):
+            if not isinstance(frames, UtteranceError) and not np.isfinite(frames.features).all():
+                frames = UtteranceError("features that are not finite numbers")
+            if isinstance(frames, UtteranceError):
+                file, reason = source.file(utterance), str(frames)
+                failures.append([utterance.id, reason if file in reason else f"{file}: {reason}"])
+                continue
+            labels = [labels_of.setdefault(state, len(labels_of)) for state in frames.states]
+            for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+                counts[int(label)] = counts.get(int(label), 0) + int(count)
+            moments.add(frames.features)
+            lengths.append(len(labels))
+            writer.write(
+                make_example(
+                    utterance.id,
+                    utterance.speaker,
+                    utterance.transcript,
+                    frames.features,
+                    labels,
+                    utterance.gender,
+                )
+            )
+    os.replace(aside, part.path)
+    summary = {
+        "bytes": part.path.stat().st_size,
+        "states": [state.entry() for state in labels_of],
+        "state_frames": [counts[k] for k in range(len(labels_of))],
+        "lengths": lengths,
+        "failures": failures,
+        "moments": moments.document(),
+    }
+    with _disk_errors(part.path):
+        _write_whole(_summary_path(part.path), json.dumps(summary))
+    return summary
+
+
+def _read_summary(path):
+    """A finished part's summary, or `None`."""
+    try:
+        summary = json.loads(_summary_path(path).read_text(encoding="utf-8"))
+        return summary if path.stat().st_size == summary["bytes"] else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _summary_path(path):
+    return path.with_suffix(".json")
+
+
+class _Moments:
+    """Count, mean and sum of squared deviations, merged pairwise (Chan et al. 1979)."""
+
+    def __init__(self, count=0, mean=0.0, squares=0.0):
+        self.count = count
+        self.mean = np.asarray(mean, np.float64)
+        self.squares = np.asarray(squares, np.float64)
+
+    def add(self, features):
+        features = np.asarray(features, np.float64)
+        mean = features.mean(axis=0)
+        self.merge(_Moments(len(features), mean, np.square(features - mean).sum(axis=0)))
+
+    def merge(self, other):
+        if not other.count:
+            return
+        count = self.count + other.count
+        step = other.mean - self.mean
+        self.squares = (
+            self.squares + other.squares + np.square(step) * (self.count * other.count / count)
+        )
+        self.mean = self.mean + step * (other.count / count)
+        self.count = count
+
+    def document(self):
+        return [self.count, self.mean.tolist(), self.squares.tolist()]
+
+
+def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers):
+    failures = [[failure.id, failure.reason] for failure in failures]
+    failures += [failure for summary in summaries for failure in summary["failures"]]
+    _write_failures(output_dir / FAILURES_FILE, failures)
+
+    occurring = {State.from_entry(entry) for s in summaries for entry in s["states"]}
+    states = source.all_states(occurring)
+    label_of = {state: label for label, state in enumerate(states)}
+
+    moments = _Moments()
+    splits, jobs = {}, []
+    for split in SPLITS:
+        members = [
+            (part, summary)
+            for part, summary in zip(parts, summaries, strict=True)
+            if part.split == split
+        ]
+        if not members:
+            continue
+        frames = [length for _, summary in members for length in summary["lengths"]]
+        if not frames:
+            raise CorpusError(
+                f"none of the {len(failures)} failed utterances left anything for {split}; "
+                f"the first: {failures[0][0]}: {failures[0][1]} (all in "
+                f"{output_dir / FAILURES_FILE})"
+            )
+        state_frames = np.zeros(len(states), np.int64)
+        for _, summary in members:
+            for entry, count in zip(summary["states"], summary["state_frames"], strict=True):
+                state_frames[label_of[State.from_entry(entry)]] += count
+            if split == "train":
+                moments.merge(_Moments(*summary["moments"]))
+        lengths, counts = np.unique(frames, return_counts=True)
+        splits[split] = {
+            "utterances": len(frames),
+            "frames": int(sum(frames)),
+            "lengths": dict(zip(map(str, lengths.tolist()), counts.tolist(), strict=True)),
+            "state_frames": state_frames.tolist(),
+            "shards": [],
+        }
+        groups = _group_by_bytes(members, plan["shard_bytes"])
+        for number, group in enumerate(groups):
+            file = f"{split}-{number:05d}-of-{len(groups):05d}.tfrecord"
+            pieces = [
+                (part.path, [label_of[State.from_entry(e)] for e in summary["states"]])
+                for part, summary in group
+            ]
+            jobs.append((output_dir / file, pieces))
+            lengths = [length for _, summary in group for length in summary["lengths"]]
+            splits[split]["shards"].append(
+                {"file": file, "utterances": len(lengths), "frames": int(sum(lengths))}
+            )
+    written = {job[0].name: result for job, result in _run(_write_shard, jobs, workers)}
+    for entry in splits.values():
+        for shard in entry["shards"]:
+            shard.update(written[shard["file"]])
+
+    document = {
+        "format_version": FORMAT_VERSION,
+        "source": source.name,
+        "settings": plan["settings"],
+        "seed": plan["seed"],
+        "sample_rate": source.sample_rate,
+        "features": source.feature_settings(),
+        "states": [state.entry() for state in states],
+        "splits": splits,
+        "failures": len(failures),
+        "mean": moments.mean.tolist(),
+        "variance": (moments.squares / moments.count).tolist(),
+        "versions": plan["versions"],
+    }
+    document["features"]["dimension"] = len(document["mean"])
+    _write_whole(output_dir / CORPUS_FILE, json.dumps(document, indent=1) + "\n")
+
+
+def _group_by_bytes(members, limit):
+    groups, size = [[]], 0
+    for part, summary in members:
+        if groups[-1] and size >= limit:
+            groups.append([])
+            size = 0
+        groups[-1].append((part, summary))
+        size += summary["bytes"]
+    return groups
+
+
+def _write_shard(path, pieces):
+    """Joins parts to a shard, giving their labels the corpus's numbers."""
+    aside = path.with_suffix(f".{os.getpid()}{PARTIAL}")
+    with _disk_errors(path):
+        with tf.io.TFRecordWriter(str(aside)) as writer:
+            for part_path, label_of in pieces:
+                try:
+                    for record in tf.data.TFRecordDataset(str(part_path)):
+                        example = tf.train.Example.FromString(record.numpy())
+                        labels = example.features.feature["labels"].int64_list
+                        labels.value[:] = [label_of[label] for label in labels.value]
+                        writer.write(example.SerializeToString(deterministic=True))
+                except tf.errors.DataLossError as error:
+                    raise CorpusError(
+                        f"{part_path} is damaged ({error.message}): delete it and run the same "
+                        "command again"
+                    ) from error
+        os.replace(aside, path)
+    return {"bytes": path.stat().st_size, "sha256": file_checksum(str(path))}
+
+
+def _write_failures(path, failures):
+    rows = ["id\treason"]
+    rows += [
+        f"{utterance_id}\t{' '.join(str(reason).split())}"
+        for utterance_id, reason in sorted(failures)
+    ]
+    text = "\n".join(rows) + "\n"
+    # Names of files are not always UTF-8.
+    _write_whole(path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+
+
+def _is_text(name):
+    """Whether a file's name is UTF-8; other bytes stand in it as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _write_whole(path, text):
+    """Writes a file aside and puts it in place by a rename."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+@contextlib.contextmanager
+def _disk_errors(path):
+    """Turns a disk that is full or cannot be written into a CorpusError."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(
+            f"{path}: cannot be written or read ({error.strerror or error}); put that right and "
+            "run the same command again: it continues"
+        ) from error
+    except (
+        tf.errors.ResourceExhaustedError,
+        tf.errors.PermissionDeniedError,
+        tf.errors.UnknownError,
+    ) as error:
+        raise CorpusError(
+            f"{path}: cannot be written ({error.message}); put that right and run the same "
+            "command again: it continues"
+        ) from error
+
+
+def _versions():
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions

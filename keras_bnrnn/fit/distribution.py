@@ -1,0 +1,225 @@
+"""`--strategy`: on which devices and machines a training script runs, and what each of them reads.
+
+Every worker (machine) reads its own part of the data, and each of its devices (replicas) a part
+of the worker's batches. Keras's `fit` sees a `tf.distribute.DistributedDataset` with the same
+number of steps on every worker, in which every batch is full: rows that are missing at the end of
+an epoch are zeros of weight 0, and a worker whose data ends sooner goes on with batches of them.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_bnrnn.fit.checkpoints import newest_checkpoint
+from keras_bnrnn.fit.errors import FitError
+
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
+TF_CONFIG_EXAMPLE = (
+    '{"cluster": {"worker": ["host0:9000", "host1:9000"]}, "task": {"type": "worker", "index": 0}}'
+)
+# The newest checkpoint, and how often the command has been started again with it.
+REJOINED = "KERAS_BNRNN_REJOINED"
+MOST_TIMES_REJOINED = 5
+
+
+class Worker(NamedTuple):
+    """One of the processes that train together; the first (the chief) writes the results."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_chief(self):
+        return self.index == 0
+
+
+def make_strategy(name):
+    """Returns the `tf.distribute` strategy that `--strategy=name` asks for.
+
+    Call it before anything else of TensorFlow: several machines connect before there are devices.
+
+    Args:
+        name: `"auto"` (`"multi_worker"` where `TF_CONFIG` names several workers, else
+            `MirroredStrategy` where two or more GPUs are visible), `"none"` (TensorFlow chooses one
+            device), `"mirrored"` (all visible GPUs, or all logical CPUs where there is no GPU) or
+            `"multi_worker"` (`MultiWorkerMirroredStrategy` over the workers of `TF_CONFIG`).
+
+    Returns:
+        A `tf.distribute.Strategy`; build and compile the model inside its `scope()`.
+
+    Raises:
+        FitError: for another name, or a `TF_CONFIG` that is missing or wrong.
+    """
+    if name not in STRATEGIES:
+        raise FitError(f"--strategy={name} is not one of {', '.join(STRATEGIES)}")
+    several = name in ("auto", "multi_worker") and len(_workers_of_environment()) > 1
+    if name == "multi_worker" or (name == "auto" and several):
+        if not several:
+            raise FitError(
+                "--strategy=multi_worker needs the environment variable TF_CONFIG with two or "
+                f"more workers, for instance {TF_CONFIG_EXAMPLE}"
+            )
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        worker = worker_of(strategy)
+        print(f"Worker {worker.index} of {worker.count} is connected.", flush=True)
+        if not worker.is_chief:
+            print("Worker 0 prints the progress.", flush=True)
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  to the end of the process
+        return strategy
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "mirrored" or (name == "auto" and len(gpus) > 1):
+        devices = gpus or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()
+
+
+def _workers_of_environment():
+    """The addresses in `TF_CONFIG`, the chief's first where there is one; `[]` without any."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return []
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        if not set(cluster) <= {"chief", "worker"}:
+            raise ValueError(f"the cluster has {sorted(cluster)}; a chief and workers can train")
+        if not all(isinstance(addresses, list) for addresses in cluster.values()):
+            raise ValueError("addresses must be in lists")
+        workers = [address for kind in sorted(cluster) for address in cluster[kind]]
+        if not 0 <= int(task["index"]) < len(cluster.get(task["type"], [])):
+            raise ValueError(f"task {task} is none of the workers {workers}")
+        if len(set(workers)) < len(workers):
+            raise ValueError(f"an address is twice among {workers}")
+        return workers
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FitError(
+            f"TF_CONFIG={text} is not as in {TF_CONFIG_EXAMPLE}: {type(error).__name__} {error}"
+        ) from None
+
+
+def worker_of(strategy):
+    """Which `Worker` this process is."""
+    resolver = strategy.cluster_resolver
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+        return Worker()
+    cluster = resolver.cluster_spec().as_dict()
+    before = len(cluster.get("chief", [])) if resolver.task_type == "worker" else 0
+    return Worker(before + resolver.task_id, sum(map(len, cluster.values())))
+
+
+@contextlib.contextmanager
+def rejoined_after_losing_a_worker(flag_values):
+    """Starts this process's command again when another worker is gone.
+
+    The collectives of the workers that are left have failed and cannot be mended. The command
+    connects anew, waits until the lost worker is back, and goes on from the newest checkpoint. An
+    error that comes back before there is a newer one is raised in the end: no worker is to blame.
+
+    A worker can be lost at any moment, so all that a script does belongs into this context.
+
+    Args:
+        flag_values: the script's.
+    """
+    lost = (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.InternalError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.FailedPreconditionError,
+    )
+    try:
+        yield
+    except lost as error:
+        if flag_values.strategy in ("none", "mirrored") or len(_workers_of_environment()) < 2:
+            raise
+        newest = newest_checkpoint(flag_values.output_dir)
+        before, _, times = os.environ.get(REJOINED, "").rpartition(":")
+        times = int(times) + 1 if before == newest and times else 1
+        if times > MOST_TIMES_REJOINED:
+            raise
+        os.environ[REJOINED] = f"{newest}:{times}"
+        reason = type(error).__name__
+        print(f"Another worker is gone ({reason}); waiting for it.", file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def check_batch_size(batch_size, examples, strategy):
+    """Raises a `FitError` unless every replica has something to do in every full batch.
+
+    Args:
+        batch_size: of all replicas together.
+        examples: of the training split.
+        strategy: the script's.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        raise FitError(
+            f"--batch_size={batch_size} does not divide over {replicas} replicas; use a multiple "
+            f"of {replicas}, or --strategy=none"
+        )
+    if examples < replicas:
+        raise FitError(
+            f"the training split has {examples} examples, too few for {replicas} replicas; use "
+            "--strategy=none"
+        )
+
+
+def distribute(dataset, strategy, rows, skip=0):
+    """Deals a worker's batches out to its devices.
+
+    Args:
+        dataset: batches of this worker, of at most `rows` rows and known number: tuples of tensors
+            `[rows, …]`, the last of them weights, 0 for what does not count.
+        strategy: the script's.
+        rows: of a full batch of this worker.
+        skip: leave out this many steps at the beginning.
+
+    Returns:
+        What `model.fit` takes, and how many steps it has: as many as the worker with most batches.
+    """
+    steps = int(dataset.cardinality())
+    if strategy.num_replicas_in_sync == 1:
+        return dataset.skip(skip), steps - skip
+    worker = worker_of(strategy)
+    replicas = strategy.num_replicas_in_sync // worker.count
+    if worker.count > 1:
+        steps = max(gather(strategy, steps))
+    empty = tf.data.Dataset.from_tensors(
+        tuple(
+            tf.zeros(
+                [rows if k == 0 else size or 1 for k, size in enumerate(spec.shape)], spec.dtype
+            )
+            for spec in dataset.element_spec
+        )
+    )
+
+    def dealt_out(*batch):
+        missing = rows - tf.shape(batch[0])[0]
+        parts = []
+        for values in batch:
+            values = tf.pad(values, [[0, missing]] + [[0, 0]] * (len(values.shape) - 1))
+            shape = tf.concat([[replicas, rows // replicas], tf.shape(values)[1:]], 0)
+            part = tf.reshape(values, shape)
+            part.set_shape([replicas, rows // replicas, *values.shape[1:]])
+            parts.append(part)
+        return tf.data.Dataset.from_tensor_slices(tuple(parts))
+
+    full = dataset.concatenate(empty.repeat()).take(steps).skip(skip).flat_map(dealt_out)
+    full = full.apply(tf.data.experimental.assert_cardinality((steps - skip) * replicas))
+    return strategy.distribute_datasets_from_function(lambda context: full), steps - skip
+
+
+def gather(strategy, value):
+    """An integer of each replica's worker, in a list that all get. Also waits for all of them."""
+    replicas = strategy.num_replicas_in_sync
+    # Not `strategy.gather`, which traces anew at each call and warns of it.
+    placed = strategy.experimental_distribute_values_from_function(
+        lambda context: value * tf.one_hot(context.replica_id_in_sync_group, replicas)
+    )
+    total = strategy.reduce(tf.distribute.ReduceOp.SUM, placed, axis=None)
+    return [int(one) for one in total.numpy()]

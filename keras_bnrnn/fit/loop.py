@@ -1,0 +1,242 @@
+"""The training loop of the scripts: `model.fit` that survives.
+
+An epoch is a call of `model.fit` with a dataset of its own, made from the epoch's number, so that
+one that was interrupted goes on with the batches that it had not seen. In between: checkpoints, a
+loss that is not finite, SIGTERM.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bnrnn.fit import keras_overrides
+from keras_bnrnn.fit.checkpoints import add_metrics
+from keras_bnrnn.fit.distribution import distribute, gather, worker_of
+from keras_bnrnn.fit.errors import FitError, Stopped
+from keras_bnrnn.fit.tensorboard import TensorBoard
+
+
+class Splits(NamedTuple):
+    """The batches of a training script.
+
+    Attributes:
+        train: a function of the epoch's number to this worker's batches of the training split.
+        valid: this worker's batches of the validation split.
+        rows: of a full batch of this worker.
+        describe: a function of epoch and step, from 0, to a text that names what is in the batch.
+    """
+
+    train: Callable
+    valid: tf.data.Dataset
+    rows: int
+    describe: Callable
+
+
+def train(model, strategy, run, splits, epochs, *, callbacks=(), checkpoint_steps=0, verbose=2):
+    """Trains to the end, from wherever the run's folder stands.
+
+    Args:
+        model: compiled in the strategy's scope.
+        strategy: the script's.
+        run: its `RunFolder`.
+        splits: its `Splits`.
+        epochs: in all.
+        callbacks: Keras callbacks, besides those of this module.
+        checkpoint_steps: write a checkpoint after this many steps of an epoch; 0 for none.
+        verbose: 0, nothing; 1, Keras's progress bar; 2, one line per epoch.
+
+    Raises:
+        FitError: a loss that is not finite.
+        Stopped: by SIGTERM, after a checkpoint was written.
+    """
+    valid, valid_steps = prepare(model, strategy, splits.valid, splits.rows)
+    first = run.restore(model)
+    if first >= epochs:
+        done = "1 epoch is" if first == 1 else f"{first} epochs are"
+        print(f"{done} done already; --epochs={epochs} asks for no more.")
+    recorder = Recorder(run, splits.describe, checkpoint_steps, epochs if verbose == 2 else 0)
+    with stopped_by_sigterm(recorder):
+        for epoch in range(first, epochs):
+            skipped = run.completed_steps
+            batches, steps = distribute(splits.train(epoch), strategy, splits.rows, skipped)
+            recorder.begin(skipped, steps)
+            everybody = keras.callbacks.CallbackList(
+                [*callbacks, recorder],
+                add_history=True,
+                add_progbar=verbose == 1 and steps > 0,
+                model=model,
+                verbose=verbose,
+                epochs=epochs,
+                steps=steps,
+            )
+            if not steps:
+                if strategy.num_replicas_in_sync == 1:  # Else `prepare` has built them.
+                    keras_overrides.build_metrics(
+                        model, strategy, splits.valid.element_spec, splits.rows
+                    )
+                end_epoch(model, everybody, epoch, valid, valid_steps)
+                continue
+            model.fit(
+                batches,
+                validation_data=valid,
+                validation_steps=valid_steps,
+                steps_per_epoch=steps,
+                initial_epoch=epoch,
+                epochs=epoch + 1,
+                callbacks=everybody,
+                shuffle=False,  # The datasets are shuffled already.
+                verbose=verbose % 2,  # Keras's 2 prints two lines per epoch.
+            )
+    gather(strategy, 0)  # The first worker has written the best model when all go on.
+
+
+def end_epoch(model, callbacks, epoch, valid, valid_steps):
+    """What `fit` does after an epoch's last step, for a run that was stopped there."""
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(epoch)
+    logs = model.get_metrics_result()
+    scores = model.evaluate(
+        valid, steps=valid_steps, callbacks=callbacks, verbose=0, return_dict=True
+    )
+    logs |= {f"val_{name}": value for name, value in scores.items()}
+    callbacks.on_epoch_end(epoch, {name: float(value) for name, value in logs.items()})
+
+
+def prepare(model, strategy, batches, rows):
+    """Makes a compiled model ready for its strategy; returns what `distribute` makes of batches."""
+    distributed, steps = distribute(batches, strategy, rows)
+    replicas = strategy.num_replicas_in_sync // worker_of(strategy).count
+    keras_overrides.prepare(model, strategy, batches.element_spec, rows // replicas)
+    return distributed, steps
+
+
+def evaluate(model, strategy, batches, rows, callbacks=()):
+    """Keras's `evaluate` over all devices, as a dictionary."""
+    batches, steps = distribute(batches, strategy, rows)
+    return model.evaluate(
+        batches, steps=steps, callbacks=list(callbacks), verbose=0, return_dict=True
+    )
+
+
+def watchers(tensorboard, run, splits):
+    """The callbacks of `--tensorboard`."""
+    if not tensorboard:
+        return []
+    folder = run.path / "tensorboard"
+    return [TensorBoard(folder, lambda: splits.train(0), writes=run.worker.is_chief)]
+
+
+class Recorder(keras.callbacks.Callback):
+    """Keeps the run's folder up to date, and ends what must not go on.
+
+    Args:
+        run: its `RunFolder`.
+        describe: names what is in a batch, from epoch and step.
+        checkpoint_steps: write a checkpoint after this many steps of an epoch, and before its
+            evaluation; 0 for neither.
+        announced: print a line after each of so many epochs; 0 for none.
+    """
+
+    def __init__(self, run, describe, checkpoint_steps, announced=0):
+        super().__init__()
+        self.run, self.describe, self.checkpoint_steps = run, describe, checkpoint_steps
+        self.announced = announced
+        self.stop_requested = False
+
+    def begin(self, skipped, steps):
+        """Tells that the next epoch has `steps` left after `skipped` were made already."""
+        self.step, self.skipped, self.last = skipped, skipped, skipped + steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.began = epoch, time.monotonic()
+        if self.skipped:
+            # After other callbacks have begun the epoch, which carries no states over.
+            self.run.checkpoints.restore(self.model)
+        if self.skipped == self.last:
+            add_metrics(self.model, self.run.take_metrics(), self.run.worker)
+
+    def on_train_batch_end(self, batch, logs=None):
+        before = self.step
+        self.step = min(self.skipped + batch + 1, self.last)
+        if not math.isfinite(logs["loss"]):
+            self.stop_at(before, "the loss is")
+        if before == self.skipped and self.skipped:
+            add_metrics(self.model, self.run.take_metrics(), self.run.worker)
+        every = self.checkpoint_steps
+        due = every and (self.step // every > before // every or self.step == self.last)
+        stopping = self.stopping()
+        if due or stopping:
+            weights = map(np.asarray, self.model.trainable_variables)
+            if not all(np.isfinite(weight).all() for weight in weights):
+                self.stop_at(before, "weights are")
+            self.run.save_steps(self.model, self.step, time.monotonic() - self.began)
+        if stopping and self.stop_requested:
+            self.stop()
+
+    def stopping(self):
+        """Whether a checkpoint is wanted after this step because a worker was told to stop.
+
+        A checkpoint takes all workers. None is more than a step ahead of another, so one that is
+        told to stop asks for a checkpoint after the next step, and makes that step.
+        """
+        if self.run.worker.count == 1:
+            return self.stop_requested
+        finished, wanted = self.run.completed_epochs, self.run.checkpoints.is_wanted
+        if self.stop_requested and not wanted(finished, self.step):
+            self.run.checkpoints.want(finished, self.step + 1)
+            return False
+        return wanted(finished, self.step)
+
+    def on_test_batch_end(self, batch, logs=None):
+        # Without a checkpoint before the evaluation it has to come to its end.
+        if self.stop_requested and self.checkpoint_steps:
+            self.stop()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = time.monotonic() - self.began
+        self.run.end_epoch(self.model, epoch, logs or {}, seconds)
+        if self.announced:
+            figures = (f"{key} {value:.4g}" for key, value in list(self.run.rows[-1].items())[1:])
+            print(
+                f"Epoch {epoch + 1}/{self.announced}: {', '.join(figures)}; {self.last} steps, "
+                f"{self.run.seconds[-1]:.0f} s",
+                flush=True,
+            )
+        if self.stop_requested:
+            self.stop()
+
+    def stop(self):
+        raise Stopped(
+            f"SIGTERM in epoch {self.epoch + 1}, step {self.step}; the newest checkpoint is in "
+            f"{self.run.checkpoints.folder}, and the same command goes on from it"
+        )
+
+    def stop_at(self, before, what):
+        """Ends the run for what is not finite; names the batches since `before` steps."""
+        batches = "; ".join(self.describe(self.epoch, step) for step in range(before, self.step))
+        raise FitError(
+            f"{what} not finite in epoch {self.epoch + 1}, step {self.step} ({batches}); the "
+            "last checkpoint before it is kept. Try a lower --learning_rate in another "
+            "--output_dir, --mixed_precision=none, or look at these inputs"
+        )
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm(recorder):
+    """Lets SIGTERM ask the recorder to stop at the end of the step."""
+
+    def ask(number, frame):
+        recorder.stop_requested = True
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,342 @@
+"""The folder of a training run: configuration, checkpoints, history, results and models.
+
+    config.json             what was asked for; a run of another configuration is refused here
+    history.csv             a row per finished epoch
+    results.json            model, config, the best epoch's row, the last one's
+    best.keras              the model after the epoch with the best criterion
+    final.keras             the model after the last epoch
+    checkpoints/            the newest two; see `checkpoints`
+    tensorboard/            what `--tensorboard` writes
+
+A run can be killed at any moment and continues with the same command: a checkpoint has everything
+in it that must agree, and `history.csv` and `results.json` are only printed from it. Of several
+workers the first writes; the others read.
+"""
+
+import csv
+import io
+import json
+import math
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bnrnn.files import PARTIAL, SECONDS_TO_WAIT, lock_folder, write_aside
+from keras_bnrnn.fit.checkpoints import Checkpoints
+from keras_bnrnn.fit.distribution import Worker
+from keras_bnrnn.fit.errors import FitError
+
+FORMAT_VERSION = 2
+BEST_MODEL_FILE = "best.keras"
+FINAL_MODEL_FILE = "final.keras"
+VOCABULARY_FILE = "vocabulary.json"
+LOCK = ".lock-of-worker-"
+PHONE_COUNTS_FILE = "phone_counts.json"
+
+SPEECH_COLUMNS = {
+    "train_fce": "fce",
+    "train_fer": "fer",
+    "dev_fce": "val_fce",
+    "dev_fer": "val_fer",
+}
+LANGUAGE_COLUMNS = {"train_perplexity": "perplexity", "valid_perplexity": "val_perplexity"}
+
+
+class RunFolder:
+    """A run's folder, new or to be continued.
+
+    Args:
+        path: the folder; made if it does not exist.
+        config: dictionary of everything that decides the run's numbers (JSON values). It must hold
+            `"model"`. A folder made with other values is refused.
+        columns: `{column of history.csv: key of Keras's epoch logs}`, e.g. `SPEECH_COLUMNS`.
+        criterion: the column whose smallest value makes an epoch the best one.
+        worker: which of several `Worker`s this process is.
+
+    Raises:
+        FitError: the folder holds a run of another configuration, or foreign files, or another
+            process stays at work in it.
+    """
+
+    def __init__(self, path, config, columns, criterion, worker=Worker()):  # noqa: B008  immutable
+        if criterion not in columns:
+            raise ValueError(f"criterion={criterion!r} is not one of columns={sorted(columns)}")
+        self.path = Path(path)
+        self.config = json.loads(json.dumps(config))
+        self.columns = dict(columns)
+        self.criterion = criterion
+        self.worker = worker
+        self.checkpoints = Checkpoints(self.path, worker)
+        self.rows = []
+        self.seconds = []
+        self.completed_steps = 0
+        self._metrics = []
+        self._seconds_of_epoch = 0.0
+        if worker.is_chief:
+            self._claim()
+        else:
+            self._join()
+
+    @property
+    def completed_epochs(self):
+        """Number of finished epochs: `initial_epoch` for `model.fit`."""
+        return len(self.rows)
+
+    @property
+    def best_row(self):
+        """The row of the best epoch, the earliest of equals; `None` before the first epoch."""
+        return min(self.rows, key=lambda row: row[self.criterion], default=None)
+
+    @property
+    def best_model_path(self):
+        return self.path / BEST_MODEL_FILE
+
+    @property
+    def final_model_path(self):
+        return self.path / FINAL_MODEL_FILE
+
+    def restore(self, model):
+        """Puts the newest whole checkpoint into the compiled, built `model` and its optimizer.
+
+        Damaged checkpoints are reported on stderr and passed over.
+
+        Returns:
+            The number of finished epochs, 0 for a fresh run. `completed_steps` is the number of
+            steps that were made of the next one.
+        """
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
+        found = self.checkpoints.restore(model)
+        if found is not None:
+            _, self.completed_steps, progress, self._metrics = found
+            self.rows, self.seconds = progress["rows"], progress["seconds"]
+            self._seconds_of_epoch = progress["seconds_of_epoch"]
+            steps = f" and {self.completed_steps} steps" if self.completed_steps else ""
+            print(f"Continuing {self.path} after epoch {self.completed_epochs}{steps}.", flush=True)
+        self._write_tables()
+        return self.completed_epochs
+
+    def keep_file(self, name, content):
+        """Puts a text file beside the results, for whoever uses the run without its data."""
+        if self.worker.is_chief:
+            write_aside(self.path / name, content.encode())
+
+    def take_metrics(self):
+        """What the metrics had summed up in `completed_steps`, for `checkpoints.add_metrics`."""
+        metrics, self._metrics = self._metrics, []
+        return metrics
+
+    def save_steps(self, model, steps, seconds):
+        """Writes a checkpoint within an epoch.
+
+        Args:
+            model: the model.
+            steps: made of this epoch.
+            seconds: it has taken so far in this process.
+        """
+        self.checkpoints.save(
+            model, self.completed_epochs, steps, self._progress(self._seconds_of_epoch + seconds)
+        )
+
+    def end_epoch(self, model, epoch, logs, seconds):
+        """Adds an epoch's row, writes its checkpoint, and the model if it is the best so far.
+
+        Args:
+            model: the model.
+            epoch: counted from 0.
+            logs: Keras's, of training and validation.
+            seconds: it has taken in this process.
+        """
+        self._record(model, epoch, logs)
+        self.seconds.append(round(self._seconds_of_epoch + seconds, 3))
+        self.completed_steps, self._seconds_of_epoch = 0, 0.0
+        if self.best_row is self.rows[-1]:
+            self._write_model(self.best_model_path, model)
+        self.checkpoints.save(model, self.completed_epochs, 0, self._progress(0.0))
+        self._write_tables()
+
+    def finish(self, model, **best):
+        """Writes `final.keras` and the complete `results.json`.
+
+        Args:
+            model: the model after the last epoch.
+            **best: more values for the best epoch, such as `test_perplexity`.
+        """
+        self._write_model(self.final_model_path, model)
+        self._write_results(finished=True, parameters=model.count_params(), best=best)
+
+    def _claim(self):
+        config_path = self.path / "config.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise FitError(f"--output_dir={self.path} is a file; name a folder")
+        if config_path.exists():
+            self._compare(config_path)  # Before waiting for anybody.
+        else:
+            names = sorted(entry.name for entry in self._entries())
+            foreign = [name for name in names if PARTIAL not in name and LOCK not in name]
+            if foreign:
+                raise FitError(
+                    f"--output_dir={self.path} holds {foreign[0]} but no config.json, so it is not "
+                    "a run's folder; name a new or empty folder"
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock_out_others()
+        if config_path.exists():
+            self._compare(config_path)
+        else:
+            content = {"format_version": FORMAT_VERSION, "config": self.config}
+            write_aside(config_path, _json(content).encode())
+
+    def _join(self):
+        """Waits for the first worker's `config.json`."""
+        config_path = self.path / "config.json"
+        deadline = time.monotonic() + SECONDS_TO_WAIT
+        while not config_path.exists():
+            if time.monotonic() > deadline:
+                raise FitError(
+                    f"worker 0 has written no {config_path} in {SECONDS_TO_WAIT} s; --output_dir "
+                    "must be a folder that all workers share"
+                )
+            time.sleep(0.1)
+        self._compare(config_path)
+        self._lock_out_others()
+
+    def _lock_out_others(self):
+        try:
+            name = f"{LOCK}{self.worker.index}"
+            self._lock = lock_folder(self.path, name, SECONDS_TO_WAIT)
+        except TimeoutError as error:
+            raise FitError(f"{error}, or name another --output_dir") from None
+
+    def _compare(self, config_path):
+        try:
+            content = json.loads(config_path.read_text())
+            version, found = content["format_version"], content["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FitError(f"{config_path} cannot be read: {error}; remove the folder") from None
+        if version != FORMAT_VERSION:
+            raise FitError(
+                f"{config_path} has format_version {version}, not {FORMAT_VERSION}; "
+                "name another --output_dir"
+            )
+        differences = [
+            f"{key}={found.get(key)!r} there and {self.config.get(key)!r} here"
+            for key in sorted({*found, *self.config})
+            if found.get(key) != self.config.get(key)
+        ]
+        if differences:
+            raise FitError(
+                f"--output_dir={self.path} holds a run of another configuration "
+                f"({'; '.join(differences)}); name another folder, or repeat that run's command"
+            )
+
+    def _entries(self):
+        return list(self.path.iterdir()) if self.path.exists() else []
+
+    def _record(self, model, epoch, logs):
+        if epoch != self.completed_epochs:
+            raise ValueError(
+                f"epoch {epoch + 1} ended where epoch {self.completed_epochs + 1} was due; "
+                "call model.fit with initial_epoch=run.completed_epochs"
+            )
+        row = {"epoch": epoch + 1}
+        for column, key in self.columns.items():
+            if key not in logs:
+                raise ValueError(f"the epoch's logs lack {key!r}; they have {sorted(logs)}")
+            row[column] = float(logs[key])
+        row["learning_rate"] = float(np.asarray(model.optimizer.learning_rate))
+        bad = [column for column, value in row.items() if not math.isfinite(value)]
+        if bad:
+            raise FitError(
+                f"{', '.join(bad)} is not finite in epoch {epoch + 1}; the checkpoint before it is "
+                "kept. Try a lower learning rate in another --output_dir"
+            )
+        self.rows.append(row)
+
+    def _progress(self, seconds_of_epoch):
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "seconds_of_epoch": seconds_of_epoch,
+        }
+
+    def _write_model(self, path, model):
+        # Statistics that differ between replicas are read as their mean, which takes all workers.
+        with tempfile.TemporaryDirectory() as elsewhere:
+            target = path if self.worker.is_chief else Path(elsewhere) / path.name
+            # The suffix stays last: Keras chooses the format by it.
+            partial = target.with_name(f"{target.stem}{PARTIAL}{target.suffix}")
+            model.save(partial)
+            if self.worker.is_chief:
+                write_aside(path, partial.read_bytes())
+                partial.unlink()
+
+    def _write_tables(self):
+        if self.rows:
+            history = io.StringIO(newline="")
+            writer = csv.DictWriter(history, ["epoch", *self.columns, "learning_rate"])
+            writer.writeheader()
+            writer.writerows(self.rows)
+            self.keep_file("history.csv", history.getvalue())
+            self._write_results(finished=False)
+
+    def _write_results(self, finished, parameters=None, best=None):
+        results = {
+            "model": self.config["model"],
+            "config": self.config,
+            "criterion": self.criterion,
+            "best": {**self.best_row, **(best or {})},
+            "final": self.rows[-1],
+            "finished": finished,
+            "seconds_per_epoch": self.seconds,
+            "versions": {
+                "python": platform.python_version(),
+                "tensorflow": tf.__version__,
+                "keras": keras.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        if parameters is not None:
+            results["parameters"] = parameters
+        self.keep_file("results.json", _json(results))
+
+
+def read_results(path):
+    """Returns a run's `results.json`; a `FitError` says what is wrong with it."""
+    results = Path(path) / "results.json"
+    if not results.is_file():
+        raise FitError(f"{path} has no results.json: it is no run's folder, or no epoch has ended")
+    try:
+        return json.loads(results.read_text())
+    except ValueError as error:
+        raise FitError(f"{results} cannot be read: {error}") from None
+
+
+def read_history(path):
+    """Returns a run's `history.csv`, a dictionary of numbers for each of one or more epochs.
+
+    A `FitError` says what is wrong with it.
+    """
+    history = Path(path) / "history.csv"
+    if not history.is_file():
+        raise FitError(f"{path} has no history.csv: it is no run's folder, or no epoch has ended")
+    try:
+        with history.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        rows = [{name: float(value) for name, value in line.items()} for line in lines]
+        for row in rows:
+            row["epoch"] = int(row["epoch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FitError(f"{history} cannot be read: {error!r}") from None
+    if not rows:
+        raise FitError(f"{history} has no epoch")
+    return rows
+
+
+def _json(value):
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,120 @@
+"""Forced alignment: states per frame, unknown words, lexica, mismatching transcripts."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from keras_bnrnn.data.errors import CorpusError, UtteranceError
+from keras_bnrnn.data.speech import synthesis
+from keras_bnrnn.data.speech.alignment import (
+    Aligner,
+    State,
+    match_lengths,
+    normalize_transcript,
+    read_lexicon,
+)
+
+pytest.importorskip("pocketsphinx", reason="the extra 'speech' is not installed")
+pytest.importorskip("espeakng_loader", reason="the extra 'speech' is not installed")
+
+SENTENCE = "the old farmer found seven red apples in the garden"
+
+
+@pytest.fixture(scope="module")
+def aligner():
+    return Aligner()
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return synthesis.synthesize(synthesis.Prompt(SENTENCE, "en-us", 160, 50))
+
+
+def phones(states):
+    return [name for name, _ in itertools.groupby(state.phone for state in states)]
+
+
+def test_every_frame_has_a_state(aligner, samples):
+    states = aligner.align(samples, SENTENCE)
+    assert abs(len(states) - ((len(samples) - 400) // 160 + 1)) <= 2
+    assert all(state.number >= 0 and state.position in (0, 1, 2) for state in states)
+    spoken = [phone for phone in phones(states) if phone != "SIL"]
+    assert spoken[-5:] == ["AA", "R", "D", "AH", "N"]
+    assert "F AA R M ER F AW N D" in " ".join(spoken)
+
+
+def test_alignment_does_not_depend_on_what_was_aligned_before(aligner, samples):
+    other = synthesis.synthesize(synthesis.Prompt("seven cats today", "en-us+f4", 150, 40))
+    # Noise, which the aligner estimates and remembers.
+    noise = np.random.default_rng(0).normal(0, 0.03, samples.size)
+    noisy, other = samples + noise, other + noise[: other.size]
+    first = aligner.align(noisy, SENTENCE)
+    aligner.align(other, "seven cats today")
+    assert aligner.align(noisy, SENTENCE) == first
+    assert Aligner().align(noisy, SENTENCE) == first
+
+
+def test_every_word_of_the_grammar_is_known(aligner):
+    assert aligner.unknown_words(" ".join(synthesis.vocabulary())) == []
+
+
+def test_unknown_words_are_named(aligner, samples):
+    with pytest.raises(UtteranceError, match="not in the dictionary: zyxgrub, qqfoo"):
+        aligner.align(samples, "The zyxgrub and the qqfoo.")
+
+
+@pytest.mark.parametrize("transcript", ["", " -- ", "..."])
+def test_empty_transcript(aligner, samples, transcript):
+    with pytest.raises(UtteranceError, match="empty"):
+        aligner.align(samples, transcript)
+
+
+def test_more_words_than_the_audio_has_room_for(aligner, samples):
+    with pytest.raises(UtteranceError, match="do not align"):
+        aligner.align(samples[:4000], " ".join([SENTENCE] * 3))
+
+
+def test_lexicon_adds_words(samples, tmp_path):
+    lexicon = tmp_path / "lexicon.dict"
+    lexicon.write_text(
+        ";;; farm words\nGARDUN  G AA1 R D AH0 N\nGARDUN(2)  Z IY Z\n\n", encoding="utf-8"
+    )
+    assert read_lexicon(lexicon) == [("gardun", "G AA R D AH N"), ("gardun", "Z IY Z")]
+    transcript = SENTENCE.replace("garden", "gardun")
+    states = Aligner(str(lexicon)).align(samples, transcript)
+    assert phones(states) == phones(Aligner().align(samples, SENTENCE))
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [("WORD\n", "line 1"), ("GOOD  G UH D\nBAD  B QX D\n", "QX"), (None, "no such file")],
+)
+def test_bad_lexica_are_named(tmp_path, text, reason):
+    lexicon = tmp_path / "lexicon.dict"
+    if text is not None:
+        lexicon.write_text(text, encoding="utf-8")
+    with pytest.raises(CorpusError, match=reason):
+        Aligner(str(lexicon))
+
+
+def test_normalization_keeps_apostrophes_within_words():
+    assert normalize_transcript("It’s “O'Neil”, isn't it? -- Yes… rock-n-roll!") == (
+        "it's o'neil isn't it yes rock-n-roll"
+    )
+
+
+def test_states_round_trip_through_corpus_entries():
+    states = [State(1421, "DH", 0), State(-1, "DH", 2), State(-1, "DH"), State(17)]
+    assert [state.name for state in states] == ["DH.0.1421", "DH.2", "DH", "pdf-17"]
+    assert [State.from_entry(state.entry()) for state in states] == states
+    assert states[0].reduced("phones") == State(phone="DH")
+    assert states[0].reduced("phone_states") == State(phone="DH", position=0)
+
+
+def test_lengths_may_differ_by_two_frames():
+    features = np.zeros((10, 3))
+    assert [len(x) for x in match_lengths(features, list(range(12)))] == [10, 10]
+    assert [len(x) for x in match_lengths(features, list(range(8)))] == [8, 8]
+    with pytest.raises(UtteranceError, match="10 frames of features but 7"):
+        match_lengths(features, list(range(7)))

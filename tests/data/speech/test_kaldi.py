@@ -1,0 +1,345 @@
+"""Kaldi directories: archives of every form, transition-ids, and what can be wrong with them."""
+
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech import kaldi, preparation
+from keras_bnrnn.data.speech.corpus import corpus_states, read_utterances
+from keras_bnrnn.data.speech.features import append_differences
+from keras_bnrnn.data.speech.kaldi import KaldiSource, read_alignments, read_transition_model
+from keras_bnrnn.data.speech.preparation import prepare_corpus
+from keras_bnrnn.data.speech.sources import SyntheticSource
+
+kaldiio = pytest.importorskip("kaldiio", reason="the extra 'speech' is not installed")
+
+# Two phones: 1 is a silence of one state, 2 has two; in the order of Kaldi's text form.
+MODEL = """<TransitionModel>
+<Topology>
+<TopologyEntry>
+<ForPhones> 1 </ForPhones>
+<State> 0 <PdfClass> 0 <Transition> 0 0.9 <Transition> 1 0.1 </State>
+<State> 1 </State>
+</TopologyEntry>
+<TopologyEntry>
+<ForPhones>
+2
+</ForPhones>
+<State> 0 <PdfClass> 0 <Transition> 0 0.5 <Transition> 1 0.5 </State>
+<State> 1 <PdfClass> 1 <Transition> 1 0.5 <Transition> 2 0.5 </State>
+<State> 2 </State>
+</TopologyEntry>
+</Topology>
+<Triples> 3
+1 0 2
+2 0 0
+2 1 4
+</Triples>
+<LogProbs>
+ [ 0 -0.1 ]
+</LogProbs>
+</TransitionModel>
+"""
+
+
+class KaldiTree:
+    """A data and an alignment directory of random features and pdf-ids."""
+
+    def __init__(self, root, dimension=5, compression=None):
+        self.data, self.ali = root / "data", root / "ali"
+        self.features, self.pdf_ids = {}, {}
+        self.ali.mkdir(parents=True)
+        generator = np.random.default_rng(0)
+        for split, speakers in (("train", "ab"), ("dev", "c")):
+            folder = self.data / split
+            folder.mkdir(parents=True)
+            writer = kaldiio.WriteHelper(
+                f"ark,scp:{folder / 'feats.ark'},{folder / 'feats.scp'}",
+                compression_method=compression,
+            )
+            with writer, open(folder / "utt2spk", "w") as utt2spk:
+                for speaker in speakers:
+                    for number in range(3):
+                        name = f"{speaker}-{number}"
+                        frames = int(generator.integers(20, 40))
+                        features = generator.normal(5, 2, (frames, dimension)).astype(np.float32)
+                        writer(name, features)
+                        print(name, speaker, file=utt2spk)
+                        self.features[name] = features
+                        self.pdf_ids[name] = generator.integers(0, 9, frames).astype(np.int32)
+
+    def write_alignments(self, form="text.gz", vectors=None):
+        vectors = self.pdf_ids if vectors is None else vectors
+        text = "".join(f"{n} {' '.join(map(str, v))} \n" for n, v in vectors.items()).encode()
+        if form == "text":
+            (self.ali / "ali.1.txt").write_bytes(text)
+        elif form == "text.gz":
+            (self.ali / "ali.1.gz").write_bytes(gzip.compress(text))
+        else:
+            kaldiio.save_ark(str(self.ali / "ali.1.ark"), vectors)
+            if form == "binary.gz":
+                binary = (self.ali / "ali.1.ark").read_bytes()
+                (self.ali / "ali.1.ark").unlink()
+                (self.ali / "ali.1.gz").write_bytes(gzip.compress(binary))
+        return self
+
+    def source(self, **arguments):
+        read_alignments.cache_clear()
+        return KaldiSource(input_dir=str(self.data), alignment_dir=str(self.ali), **arguments)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return KaldiTree(tmp_path / "kaldi")
+
+
+def failures_of(folder):
+    return (folder / "failures.tsv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("form", ["text", "text.gz", "binary", "binary.gz"])
+def test_alignments_of_every_form(tree, tmp_path, form):
+    tree.write_alignments(form)
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert corpus.num_states == max(v.max() for v in tree.pdf_ids.values()) + 1
+    assert corpus_states(corpus)[3].name == "pdf-3"
+    seen = 0
+    for split in ("train", "dev"):
+        for utterance in read_utterances(corpus, split):
+            np.testing.assert_array_equal(utterance["features"], tree.features[utterance["id"]])
+            np.testing.assert_array_equal(utterance["labels"], tree.pdf_ids[utterance["id"]])
+            assert utterance["speaker"] == utterance["id"][0]
+            seen += 1
+    assert seen == 9
+
+
+def test_compressed_features_of_41_dimensions_get_differences(tmp_path):
+    tree = KaldiTree(tmp_path / "kaldi", dimension=41, compression=2).write_alignments()
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert corpus.dimension == 123
+    utterance = next(read_utterances(corpus, "dev"))
+    expected = append_differences(tree.features[utterance["id"]])
+    np.testing.assert_allclose(utterance["features"], expected, atol=0.05)
+
+
+def test_workers_change_no_byte(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "PART_UTTERANCES", 2)
+    tree.write_alignments()
+    folders = tmp_path / "one", tmp_path / "two"
+    for workers, folder in enumerate(folders, start=1):
+        source = tree.source(splits="train=0.6,dev=0.4")
+        first = prepare_corpus(source, folder, workers=workers)
+    one, two = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders)
+    assert one == two and len(one) == 5
+    speakers = [{u["speaker"] for u in read_utterances(first, s)} for s in ("train", "dev")]
+    assert not speakers[0] & speakers[1]
+
+
+def test_transition_ids_through_the_model(tree, tmp_path):
+    (tree.ali / "final.mdl").write_text(MODEL)
+    pdf_of, num_pdfs = read_transition_model(tree.ali / "final.mdl")
+    assert pdf_of.tolist() == [-1, 2, 2, 0, 0, 4, 4] and num_pdfs == 5
+    ids = {name: 1 + vector % 6 for name, vector in tree.pdf_ids.items()}
+    ids["a-0"][4] = 7
+    tree.write_alignments("binary", ids)
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert corpus.num_states == 5
+    utterance = next(read_utterances(corpus, "dev"))
+    np.testing.assert_array_equal(utterance["labels"], pdf_of[ids[utterance["id"]]])
+    failures = failures_of(tmp_path / "corpus")
+    assert f"a-0\t{tree.data / 'train' / 'feats.ark'}:4: labels -1 to 4 are out of" in failures
+
+
+def test_self_loops_with_pdfs_of_their_own(tmp_path):
+    model = MODEL.replace("<Triples> 3\n1 0 2\n2 0 0\n2 1 4\n</Triples>", "<Tuples> 1\n2 1 4 6\n")
+    (tmp_path / "final.mdl").write_text(model)
+    assert read_transition_model(tmp_path / "final.mdl")[0].tolist() == [-1, 6, 4]
+
+
+@pytest.mark.parametrize("text", ["", "<Topology>", MODEL[:300], MODEL.replace("2 1 4", "3 1 4")])
+def test_models_that_cannot_be_read(tmp_path, text):
+    (tmp_path / "final.mdl").write_text(text)
+    with pytest.raises(CorpusError, match=r"final\.mdl: not a transition model"):
+        read_transition_model(tmp_path / "final.mdl")
+
+
+def test_transition_ids_are_not_taken_for_pdf_ids(tree):
+    tree.write_alignments()
+    (tree.ali / "final.mdl").write_bytes(b"\0B<TransitionModel> ")
+    with pytest.raises(CorpusError, match="ali-to-pdf"):
+        tree.source().utterances()
+    (tree.ali / "ali.1.gz").rename(tree.ali / "pdf.1.gz")
+    assert len(tree.source().utterances()[0]) == 9
+
+
+def test_ids_that_train_and_dev_share(tree, tmp_path):
+    """Numbered anew in each split; sub-folders of the alignments then say which is meant."""
+    scp = tree.data / "dev" / "feats.scp"
+    scp.write_text(scp.read_text().replace("c-", "a-"))
+    for split, speakers in (("train", "ab"), ("dev", "c")):
+        (tree.ali / split).mkdir()
+        with open(tree.ali / split / "pdf.1.txt", "w") as file:
+            for name, ids in tree.pdf_ids.items():
+                if name[0] in speakers:
+                    print(name.replace("c", "a"), *ids, file=file)
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert corpus.document["failures"] == 0
+    for split in ("train", "dev"):
+        for utterance in read_utterances(corpus, split):
+            name = utterance["id"] if split == "train" else utterance["id"].replace("a", "c")
+            np.testing.assert_array_equal(utterance["labels"], tree.pdf_ids[name])
+
+
+def test_gender_of_the_speakers_is_kept(tree, tmp_path):
+    tree.write_alignments()
+    (tree.data / "train" / "spk2gender").write_text("a f\nb m\n")
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    genders = {
+        u["speaker"]: u["gender"] for s in ("train", "dev") for u in read_utterances(corpus, s)
+    }
+    assert genders == {"a": "f", "b": "m", "c": ""}
+    (tree.data / "train" / "spk2gender").write_text("a female\n")
+    with pytest.raises(CorpusError, match=r"spk2gender: a is 'female', not one of f, m"):
+        tree.source().utterances()
+
+
+def test_alignments_are_not_held_in_memory(tree):
+    tree.write_alignments()
+    listed, _ = tree.source().utterances()
+    for utterance in listed:
+        assert len(pickle.dumps(utterance)) < 1000
+        ids = utterance.location.pdf_ids
+        np.testing.assert_array_equal(ids.read(), tree.pdf_ids[utterance.id])
+
+
+def test_cmvn_per_speaker(tree, tmp_path):
+    tree.write_alignments()
+    with pytest.raises(CorpusError, match=r"no cmvn\.scp"):
+        tree.source(cmvn="mean").utterances()
+    for split, speakers in (("train", "ab"), ("dev", "c")):
+        folder = tree.data / split
+        with kaldiio.WriteHelper(f"ark,scp:{folder / 'cmvn.ark'},{folder / 'cmvn.scp'}") as writer:
+            for speaker in speakers:
+                x = np.concatenate([f for n, f in tree.features.items() if n[0] == speaker])
+                sums = np.append(x.sum(axis=0), len(x))
+                writer(speaker, np.stack([sums, np.append(np.square(x).sum(axis=0), 0)]))
+    corpus = prepare_corpus(tree.source(cmvn="mean_variance"), tmp_path / "corpus")
+    features = np.concatenate([u["features"] for u in read_utterances(corpus, "dev")])
+    np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-4)
+    with pytest.raises(CorpusError, match="cmvn='both'"):
+        tree.source(cmvn="both")
+
+
+def test_relative_archives_are_found_from_the_recipe(tree, tmp_path):
+    tree.write_alignments()
+    for split in ("train", "dev"):
+        scp = tree.data / split / "feats.scp"
+        lines = scp.read_text().replace(f"{tree.data.parent}/", "").splitlines()
+        # With a range of rows, all of them, and a byte-order mark.
+        lines = [f"{line}[0:{len(tree.features[line.split()[0]]) - 1}]\n" for line in lines]
+        scp.write_text("\ufeff" + "".join(lines))
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert corpus.document["failures"] == 0
+    for split in ("train", "dev"):
+        for utterance in read_utterances(corpus, split):
+            np.testing.assert_array_equal(utterance["features"], tree.features[utterance["id"]])
+
+
+def test_bad_utterances_are_listed_and_the_others_kept(tree, tmp_path):
+    tree.pdf_ids["a-0"] = tree.pdf_ids["a-0"][:-3]
+    tree.pdf_ids["a-1"] = tree.pdf_ids["a-1"][:-2]
+    del tree.pdf_ids["a-2"]
+    tree.write_alignments()
+    again = " ".join(["0"] * len(tree.pdf_ids["c-0"]))
+    (tree.ali / "ali.2.txt").write_text(f"c-0 {again}\n")
+    same = " ".join(map(str, tree.pdf_ids["c-1"]))
+    (tree.ali / "ali.3.txt").write_text(f"c-1 {same}\n")
+    (tree.data / "dev" / "text").write_bytes(b"c-1 tr\xc3\xa8s bien\nc-2 tr\xe8s bien\n")
+    scp = tree.data / "train" / "feats.scp"
+    lines = dict(line.split(" ", 1) for line in scp.read_text().splitlines())
+    with_nan = tree.features["b-2"].copy()
+    with_nan[3, 2] = np.nan
+    kaldiio.save_ark(str(tmp_path / "nan.ark"), {"b-2": with_nan})
+    lines["b-2"] = f"{tmp_path / 'nan.ark'}:4"
+    lines["b-0"] = "/nowhere/feats.ark:12"
+    lines["b-1"] = lines["b-1"].rpartition(":")[0] + ":999999"
+    text = "".join(f"{name}\t{location}\n" for name, location in lines.items())
+    scp.write_text(text + f"a-1 {lines['a-1']}\n")
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert [u["id"] for u in read_utterances(corpus, "train")] == ["a-1"]
+    (kept,) = read_utterances(corpus, "dev")
+    assert (kept["id"], kept["transcript"]) == ("c-1", "très bien")
+    failures = failures_of(tmp_path / "corpus")
+    for name, reasons in {
+        "a-0": ["feats.ark:4: ", "frames of features but"],
+        "a-1": ["twice", "feats.ark"],
+        "a-2": ["no alignment"],
+        "b-0": ["/nowhere/feats.ark:12: the archive is missing"],
+        "b-1": ["feats.ark:999999: not readable as a Kaldi matrix"],
+        "b-2": ["nan.ark:4: features that are not finite"],
+        "c-0": ["twice, aligned differently", "ali.1.gz", "ali.2.txt"],
+        "c-2": ["text: transcript is not UTF-8"],
+    }.items():
+        line = next(line for line in failures.splitlines() if line.startswith(f"{name}\t"))
+        assert all(reason in line for reason in reasons)
+    assert len(failures.splitlines()) == 9
+
+
+@pytest.mark.parametrize("form", ["text.gz", "binary.gz", "binary"])
+def test_truncated_alignments_lose_only_what_is_cut_off(tree, tmp_path, form):
+    tree.write_alignments(form)
+    path = next(tree.ali.iterdir())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-70])
+    listed, failures = tree.source().utterances()
+    assert len(listed) + len(failures) == 9 and failures
+    assert all(path.name in failure.reason for failure in failures)
+
+
+def test_nothing_to_read(tree, tmp_path):
+    with pytest.raises(CorpusError, match=r"no archive named ali\* or pdf\*"):
+        tree.source().utterances()
+    with pytest.raises(CorpusError, match="alignment_dir is required"):
+        KaldiSource(input_dir=str(tree.data)).utterances()
+    with pytest.raises(CorpusError, match=r"no feats\.scp"):
+        KaldiSource(input_dir=str(tmp_path / "kaldi" / "ali"), alignment_dir="x").utterances()
+    (tree.ali / "ali.1.gz").write_bytes(b"\x1f\x8bnonsense")
+    with pytest.raises(CorpusError, match=r"nothing could be read; .*ali\.1\.gz"):
+        tree.source().utterances()
+
+
+def test_cmvn_of_other_dimensions():
+    with pytest.raises(ValueError, match="shape"):
+        kaldi.apply_cmvn(np.zeros((3, 4), np.float32), np.zeros((2, 4)), True)
+
+
+def test_the_detour_through_kaldi_changes_nothing(tmp_path):
+    """A corpus from audio, written as a Kaldi directory and prepared again, trains the same."""
+    pytest.importorskip("pocketsphinx", reason="the extra 'speech' is not installed")
+    pytest.importorskip("espeakng_loader", reason="the extra 'speech' is not installed")
+    direct = prepare_corpus(SyntheticSource(count=6), tmp_path / "direct")
+    pdf_ids = {}
+    for split in ("train", "dev"):
+        folder = tmp_path / "data" / split
+        folder.mkdir(parents=True)
+        with kaldiio.WriteHelper(f"ark,scp:{folder / 'feats.ark'},{folder / 'feats.scp'}") as write:
+            for utterance in reversed(list(read_utterances(direct, split))):
+                write(utterance["id"], utterance["features"])
+                pdf_ids[utterance["id"]] = utterance["labels"].astype(np.int32)
+    (tmp_path / "ali").mkdir()
+    kaldiio.save_ark(str(tmp_path / "ali" / "pdf.1.ark"), pdf_ids)
+    source = KaldiSource(input_dir=str(tmp_path / "data"), alignment_dir=str(tmp_path / "ali"))
+    detour = prepare_corpus(source, tmp_path / "detour")
+    assert detour.num_states == direct.num_states
+    np.testing.assert_allclose(detour.mean, direct.mean, rtol=1e-6)
+    np.testing.assert_allclose(detour.variance, direct.variance, rtol=1e-6)
+    for split in ("train", "dev"):
+        both = (read_utterances(corpus, split) for corpus in (direct, detour))
+        for expected, utterance in zip(*both, strict=True):
+            assert utterance["id"] == expected["id"]
+            np.testing.assert_array_equal(utterance["features"], expected["features"])
+            np.testing.assert_array_equal(utterance["labels"], expected["labels"])

@@ -1,0 +1,383 @@
+"""Killed at a step, told to stop, gone to NaN: what a run leaves behind and how it goes on."""
+
+import dataclasses
+import itertools
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import command_line
+import kills
+import train_ptb
+import train_speech
+from command_line import CommandError
+from conformance import parameters
+from keras_bnrnn.fit import checkpoints, loop
+from keras_bnrnn.fit.distribution import Worker
+from keras_bnrnn.fit.run_folder import read_history
+from recipes import language_model
+
+SPEECH = (
+    "--layers=1",
+    "--units=5",
+    "--batch_size=4",
+    "--learning_rate=0.01",
+    "--epochs=2",
+    "--checkpoint_steps=2",
+    "--deterministic",
+)
+KINDS = ("speech", "language")
+# Each of the flags with one kind of model.
+SPEEDS = [
+    ("language", "--mixed_precision=bfloat16"),
+    ("speech", "--mixed_precision=float16"),
+    ("speech", "--jit_compile"),
+    ("language", "--steps_per_execution=3"),
+    ("speech", "--mixed_precision=bfloat16 --strategy=mirrored"),
+    ("language", "--mixed_precision=float16 --jit_compile"),
+]
+LANGUAGE = ("--epochs=2", "--steps_per_epoch=6", "--checkpoint_steps=2", "--deterministic")
+
+
+class Killed(Exception):
+    """Stands for SIGKILL where a test wants to choose the very step."""
+
+
+@pytest.fixture
+def train(tiny_corpus, call_script, monkeypatch):
+    """Runs a script: `train("speech", folder, "--seed=1", …)`."""
+    small = dataclasses.replace(
+        language_model.RECIPES["small"], units=6, timesteps=4, batch_size=4, dropout=0.2
+    )
+    monkeypatch.setitem(language_model.RECIPES, "small", small)
+
+    def run(kind, folder, *more):
+        if kind == "speech":
+            data = f"--data_dir={tiny_corpus}"
+            call_script(train_speech, *SPEECH, data, f"--output_dir={folder}", *more)
+        else:
+            pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed")
+            call_script(train_ptb, *LANGUAGE, f"--output_dir={folder}", *more)
+
+    return run
+
+
+def killed_at(monkeypatch, epoch, step):
+    """A context in which training dies when so many steps of an epoch are made."""
+    ended = loop.Recorder.on_train_batch_end
+
+    def die(recorder, batch, logs=None):
+        ended(recorder, batch, logs)
+        if (recorder.epoch, recorder.step) == (epoch, step):
+            raise Killed
+
+    def die_in_evaluation(recorder, batch, logs=None):
+        if (recorder.epoch, "evaluation") == (epoch, step):
+            raise Killed
+
+    context = monkeypatch.context()
+    patch = context.__enter__()
+    patch.setattr(loop.Recorder, "on_train_batch_end", die)
+    patch.setattr(loop.Recorder, "on_test_batch_end", die_in_evaluation)
+    return context
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    parameters(
+        itertools.product(KINDS, ["none", "mirrored"]),
+        [("speech", "none"), ("language", "mirrored")],
+    ),
+)
+def test_goes_on_from_the_last_saved_step(train, tmp_path, monkeypatch, capsys, kind, strategy):
+    """To the bit: data order, optimizer, dropout, metrics, and each replica's carried states.
+
+    Unsynchronised, so that the replicas' statistics differ and are kept apart as well.
+    """
+    flags = [f"--strategy={strategy}", "--nosynchronized"]
+    train(kind, tmp_path / "whole", *flags)
+    for epoch, step in ((0, 3), (0, 5), (0, "evaluation"), (1, 1), (1, 4)):
+        context = killed_at(monkeypatch, epoch, step)
+        with pytest.raises(Killed):
+            train(kind, tmp_path / "killed", *flags)
+        context.__exit__(None, None, None)
+    capsys.readouterr()
+    train(kind, tmp_path / "killed", *flags)
+    assert "after epoch 1 and 4 steps" in capsys.readouterr().out
+    assert kills.differences(tmp_path / "whole", tmp_path / "killed") == []
+    assert sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())[-1] == (
+        "epoch-0002"
+    )
+    assert len(list((tmp_path / "killed" / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(train, tmp_path, monkeypatch, capsys):
+    train("speech", tmp_path / "whole")
+    context = killed_at(monkeypatch, 1, 5)
+    with pytest.raises(Killed):
+        train("speech", tmp_path / "killed")
+    context.__exit__(None, None, None)
+    newest = tmp_path / "killed" / "checkpoints" / "epoch-0001-step-000004" / "worker-0.npz"
+    newest.write_bytes(newest.read_bytes()[:-200])
+    train("speech", tmp_path / "killed")
+    messages = capsys.readouterr()
+    assert "skipping damaged" in messages.err and "epoch-0001-step-000004" in messages.err
+    assert "after epoch 1 and 2 steps" in messages.out
+    assert kills.differences(tmp_path / "whole", tmp_path / "killed") == []
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices(train, tmp_path, monkeypatch):
+    """The result is that of one device to rounding, as the whole run would have been."""
+    train("language", tmp_path / "whole", "--strategy=none")
+    context = killed_at(monkeypatch, 1, 4)
+    with pytest.raises(Killed):
+        train("language", tmp_path / "moved", "--strategy=none")
+    context.__exit__(None, None, None)
+    train("language", tmp_path / "moved", "--strategy=mirrored")
+    rows = zip(read_history(tmp_path / "whole"), read_history(tmp_path / "moved"), strict=True)
+    for row, other in rows:
+        assert other == pytest.approx(row, rel=0.02)  # Dropout draws anew.
+
+
+def test_values_are_dealt_out_to_other_replicas():
+    state = keras.Variable(np.zeros((2, 3)))
+    rows = np.arange(12.0).reshape(1, 4, 3)
+    np.testing.assert_array_equal(
+        checkpoints.deal_out(rows, 2, state, np.mean), rows.reshape(2, 2, 3)
+    )
+    np.testing.assert_array_equal(
+        checkpoints.deal_out(rows.reshape(4, 1, 3), 2, state, np.mean), rows.reshape(2, 2, 3)
+    )
+    statistic = keras.Variable(np.zeros(3))
+    two = np.array([[0.0, 1, 2], [2, 3, 4]])
+    np.testing.assert_array_equal(checkpoints.deal_out(two, 1, statistic, np.mean), [[1, 2, 3]])
+    total = keras.Variable(0.0)
+    np.testing.assert_array_equal(
+        checkpoints.deal_out(np.array([1.0, 2.0]), 3, total, np.sum), [3.0, 0.0, 0.0]
+    )
+    seed = keras.Variable(np.zeros(2), dtype="uint32")
+    np.testing.assert_array_equal(
+        checkpoints.deal_out(np.array([[1, 2]], "uint32"), 2, seed, np.mean), [[1, 2], [1, 2]]
+    )
+
+
+def test_a_checkpoint_without_a_workers_part_is_not_whole(tmp_path, capsys):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    for steps in (1, 2):
+        workers = [checkpoints.Checkpoints(tmp_path, Worker(index, 2)) for index in range(2)]
+        workers[0].want(0, steps)
+        for worker in workers:
+            worker.save(model, 0, steps, {"steps": steps})
+    assert [one.restore(model)[1] for one in workers] == [2, 2]
+    # What was asked for is forgotten once there is something newer.
+    assert [workers[1].is_wanted(0, steps) for steps in (1, 2)] == [False, True]
+    (tmp_path / "checkpoints" / "epoch-0000-step-000002" / "worker-1.npz").unlink()
+    assert [one.restore(model)[1:3] for one in workers] == [(1, {"steps": 1})] * 2
+    assert "worker-1.npz" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits(tiny_corpus, tmp_path):
+    script = str(train_speech.__file__)
+    flags = [f"--data_dir={tiny_corpus}", *SPEECH, "--epochs=40"]
+    command = [sys.executable, script, *flags, f"--output_dir={tmp_path}/stopped"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("stopped/checkpoints/*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == command_line.EXIT_STOPPED, errors
+    assert "stopped: SIGTERM in epoch" in errors and "the same command goes on" in errors
+    assert "Traceback" not in errors
+    done = output.count("Epoch ")
+    flags[-1] = f"--epochs={done + 1}"
+    for name in ("stopped", "whole"):
+        folder = f"--output_dir={tmp_path}/{name}"
+        done = subprocess.run(
+            [sys.executable, script, *flags, folder], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "Continuing" in (done.stdout if name == "stopped" else "Continuing")
+    assert kills.differences(tmp_path / "stopped", tmp_path / "whole") == []
+
+
+def test_a_loss_that_is_not_finite_names_step_and_utterances(train, tiny_corpus, tmp_path):
+    spoilt = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, spoilt)
+    # The one utterance in which a feature is infinite; its checksum is checked by --verify alone.
+    path = spoilt / "train-00001-of-00002.tfrecord"
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+    example = tf.train.Example.FromString(records[3])
+    name = example.features.feature["id"].bytes_list.value[0].decode()
+    example.features.feature["features"].float_list.value[5] = np.inf
+    records[3] = example.SerializeToString()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    assert path.stat().st_size == (tiny_corpus / path.name).stat().st_size
+    with pytest.raises(CommandError) as error:
+        train("speech", tmp_path / "run", f"--data_dir={spoilt}")
+    message = str(error.value)
+    assert "the loss is not finite in epoch 1, step" in message
+    assert name in message and "lower --learning_rate" in message
+    step = int(message.split("step ")[1].split()[0])
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*"))
+    assert kept == [f"epoch-0000-step-{saved:06d}" for saved in (2, 4, 6) if saved < step][-2:]
+
+
+def test_weights_that_are_not_finite_are_not_saved():
+    """The step that makes them has a finite loss; the checkpoint before it is to be kept."""
+    saved = []
+    run = SimpleNamespace(
+        worker=Worker(), save_steps=lambda model, steps, seconds: saved.append(steps)
+    )
+    recorder = loop.Recorder(run, lambda epoch, step: f"batch {step}", 1)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    recorder.set_model(model)
+    recorder.begin(0, 9)
+    recorder.on_epoch_begin(0)
+    recorder.on_train_batch_end(0, {"loss": 1.0})
+    model.set_weights([np.array([[1.0], [np.inf]]), np.zeros(1)])
+    with pytest.raises(
+        CommandError, match=r"weights are not finite in epoch 1, step 2 \(batch 1\)"
+    ):
+        recorder.on_train_batch_end(1, {"loss": 1.0})
+    assert saved == [1]
+
+
+def test_one_of_two_workers_told_to_stop_makes_both_save(tmp_path):
+    def recorder(index):
+        worker = Worker(index, 2)
+        saved = []
+        run = SimpleNamespace(
+            worker=worker,
+            completed_epochs=0,
+            checkpoints=checkpoints.Checkpoints(tmp_path, worker),
+            save_steps=lambda model, steps, seconds: saved.append(steps),
+        )
+        made = loop.Recorder(run, None, 0)
+        made.set_model(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+        made.begin(0, 9)
+        made.on_epoch_begin(0)
+        return made, saved
+
+    (told, its), (other, others) = recorder(0), recorder(1)
+    for step in range(2):
+        told.on_train_batch_end(step, {"loss": 1.0})
+        other.on_train_batch_end(step, {"loss": 1.0})
+    told.stop_requested = True
+    told.on_train_batch_end(2, {"loss": 1.0})
+    other.on_train_batch_end(2, {"loss": 1.0})
+    assert its == others == []
+    with pytest.raises(command_line.Stopped, match="epoch 1, step 4"):
+        told.on_train_batch_end(3, {"loss": 1.0})
+    other.on_train_batch_end(3, {"loss": 1.0})
+    assert its == others == [4]
+
+
+def test_tensorboard_can_be_read_back(train, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train("speech", tmp_path, "--tensorboard", "--model=batch_norm")
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"tensors": 0})
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
+    scalars = {
+        *(
+            f"{split}/{name}"
+            for split in ("train", "validation")
+            for name in ("fce", "fer", "loss")
+        ),
+        "learning_rate",
+        "gradient_norm",
+        "seconds_per_step",
+        "input_pipeline/share_of_step",
+    }
+    assert scalars <= tags
+
+    def read(tag):
+        return [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+
+    assert [event.step for event in events.Tensors("train/fce")] == [1, 2]
+    history = read_history(tmp_path)
+    np.testing.assert_allclose(read("train/fce"), [row["train_fce"] for row in history], rtol=1e-5)
+    np.testing.assert_allclose(
+        read("validation/fer"), [row["dev_fer"] for row in history], rtol=1e-5
+    )
+    np.testing.assert_allclose(read("learning_rate"), 0.01, rtol=1e-5)
+    assert all(value > 0 for tag in scalars - {"train/fer"} for value in read(tag))
+    for name in ("gamma", "moving_variance"):
+        assert sum(tag.endswith(name) for tag in tags) == 2  # two directions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "flags"), parameters(itertools.product(KINDS, [flags for _, flags in SPEEDS]), SPEEDS)
+)
+def test_precision_and_speed_flags(train, tmp_path, monkeypatch, kind, flags):
+    """The same run within the noise of the arithmetic; dropout would draw other numbers."""
+    still = dataclasses.replace(language_model.RECIPES["small"], dropout=0.0)
+    monkeypatch.setitem(language_model.RECIPES, "small", still)
+    plain = ["--nodeterministic", "--model=batch_norm"]
+    if not (tmp_path.parent / f"{kind}-plain").exists():
+        train(kind, tmp_path.parent / f"{kind}-plain", *plain)
+    train(kind, tmp_path / "run", *plain, *flags.split())
+    rows = zip(
+        read_history(tmp_path.parent / f"{kind}-plain"), read_history(tmp_path / "run"), strict=True
+    )
+    for row, other in rows:
+        assert other == pytest.approx(row, rel=0.05, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["speech", "language"])
+@pytest.mark.parametrize("flag", ["--jit_compile", "--steps_per_execution=2"])
+def test_what_keras_cannot_do_together_is_refused(train, tmp_path, kind, flag):
+    with pytest.raises(CommandError, match="cannot be combined with several devices"):
+        train(kind, tmp_path / "run", "--strategy=mirrored", flag)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_workers(tiny_corpus, tmp_path):
+    """Both save, the other one waits, and the job ends as if nothing had happened."""
+    flags = [f"--data_dir={tiny_corpus}", *SPEECH, "--epochs=3", "--checkpoint_steps=0"]
+    flags += ["--nosynchronized", "--tensorboard"]
+    whole = kills.Job("train_speech", flags, tmp_path / "whole", 2)
+    job = kills.Job("train_speech", flags, tmp_path / "stopped", 2)
+    while not job.newest_checkpoint():
+        assert job.running()
+        time.sleep(0.01)
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.processes[1].wait(timeout=300) == command_line.EXIT_STOPPED
+    job.processes[1] = job.start(1)
+    for one in (whole, job):
+        while one.running():
+            time.sleep(0.1)
+    assert kills.differences(tmp_path / "whole", tmp_path / "stopped") == []
+    log = (tmp_path / "stopped.log").read_text()
+    assert "stopped: SIGTERM in epoch" in log and "Another worker is gone" in log
+    assert "skipping damaged" not in log
+    assert list((tmp_path / "stopped" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "workers"), [("train_ptb", 1), ("train_speech", 2)])
+def test_sigkill_at_random_moments(tmp_path, script, workers):
+    """In processes of their own; of two workers one is killed and the other comes back alone."""
+    pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed")
+    done, found = kills.disturb(script, tmp_path, 3 // workers, workers, kills.random.Random(1))
+    assert done == 3 // workers
+    assert found == []

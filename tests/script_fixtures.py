@@ -1,0 +1,188 @@
+"""A tiny corpus and a way to call the training scripts, for tests that need either."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism
+
+from keras_bnrnn.data.speech.corpus import file_checksum, make_example
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STATES = 5
+DIMENSION = 123
+SAMPLE_RATE = 8000
+
+# A process in which some packages cannot be imported, whatever is installed or on the path. They
+# can be looked up: TensorFlow asks where Keras lies before it needs any of it.
+WITHOUT_PACKAGES = """
+import importlib.machinery
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in {blocked}:
+            return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"No module named {{spec.name!r}}", name=spec.name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def write_corpus(folder, utterances=(26, 9), seed=0, shard_count=2):
+    """Writes a corpus whose labels can be learnt from its features."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(STATES, DIMENSION)).astype("float32")
+    folder.mkdir(parents=True, exist_ok=True)
+    splits, seen = {}, []
+    for split, count in zip(("train", "dev"), utterances, strict=True):
+        examples, lengths, counts = [], [], np.zeros(STATES, int)
+        for index in range(count):
+            labels = np.repeat(rng.integers(STATES, size=rng.integers(2, 7)), 4)
+            features = 3.0 + centres[labels] + rng.normal(size=(len(labels), DIMENSION))
+            name = f"{split}-{index:02d}"
+            examples.append(make_example(name, "speaker", "words", features, labels))
+            lengths.append(len(labels))
+            counts += np.bincount(labels, minlength=STATES)
+            if split == "train":
+                seen.append(features)
+        shards = []
+        for shard in range(shard_count):
+            part = slice(shard, None, shard_count)
+            path = folder / f"{split}-{shard:05d}-of-{shard_count:05d}.tfrecord"
+            with tf.io.TFRecordWriter(str(path)) as writer:
+                for example in examples[part]:
+                    writer.write(example)
+            shards.append(
+                {
+                    "file": path.name,
+                    "utterances": len(examples[part]),
+                    "frames": sum(lengths[part]),
+                    "bytes": path.stat().st_size,
+                    "sha256": file_checksum(str(path)),
+                }
+            )
+        splits[split] = {
+            "utterances": count,
+            "frames": sum(lengths),
+            "lengths": {str(length): lengths.count(length) for length in sorted(set(lengths))},
+            "state_frames": counts.tolist(),
+            "shards": shards,
+        }
+    frames = np.concatenate(seen)
+    document = {
+        "format_version": 1,
+        "source": "test",
+        "sample_rate": SAMPLE_RATE,
+        "features": {
+            "dimension": DIMENSION,
+            "sample_rate": SAMPLE_RATE,
+            "num_mel_bins": 40,
+            "use_energy": True,
+            "delta_order": 2,
+            "snip_edges": False,
+        },
+        "states": [
+            {"name": f"{phone}/{place}", "phone": phone, "position": place, "senone": 100 + k}
+            for k, (phone, place) in enumerate(
+                [("SIL", 0), ("AH", 0), ("AH", 1), ("T", 0), ("OW", 0)]
+            )
+        ],
+        "splits": splits,
+        "mean": frames.mean(0).tolist(),
+        "variance": frames.var(0).tolist(),
+        "seed": seed,
+        "versions": {},
+    }
+    (folder / "corpus.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("speech") / "corpus")
+
+
+@pytest.fixture(scope="session", params=[1, 3], ids="{} shards".format)
+def sharded_corpus(tmp_path_factory, request):
+    """27 and 7 utterances in one shard or in three."""
+    folder = tmp_path_factory.mktemp("speech") / f"corpus{request.param}"
+    return write_corpus(folder, (27, 7), 1, request.param)
+
+
+@pytest.fixture(scope="session")
+def parse_flags():
+    """Gives a script these flags, the others their defaults; returns what is left for `main`."""
+    import command_line
+
+    def parse(module, *arguments):
+        module.FLAGS.unparse_flags()
+        for name in module.FLAGS:
+            module.FLAGS[name].unparse()
+        program = f"{module.__name__}.py"
+        return [program, *command_line.parse(module.FLAGS, [program, *map(str, arguments)])]
+
+    return parse
+
+
+@pytest.fixture
+def settings_end_with_the_test():
+    """Undoes what the scripts set for the whole process."""
+    yield
+    disable_op_determinism()
+    keras.mixed_precision.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def call_script(call_script_in_module, settings_end_with_the_test):
+    """Calls a script's `main` in this process: `call_script(train_speech, "--seed=1", …)`."""
+    return call_script_in_module
+
+
+@pytest.fixture(scope="session")
+def call_script_in_module(parse_flags):
+    """The same for fixtures that outlive a test."""
+
+    def call(module, *arguments):
+        return module.main(parse_flags(module, *arguments))
+
+    return call
+
+
+@pytest.fixture
+def run_script():
+    """Runs a script as a command: `run_script("train_speech.py", "--seed=1", …)`."""
+
+    def run(script, *arguments, **kwargs):
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **kwargs.pop("environment", {})}
+        command = [sys.executable, str(REPOSITORY / "training" / script), *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, **kwargs
+        )
+
+    return run
+
+
+@pytest.fixture
+def run_without():
+    """Runs code where packages cannot be imported: `run_without(["keras"], code, *arguments)`."""
+
+    def run(blocked, code, *arguments):
+        code = WITHOUT_PACKAGES.format(blocked=repr(set(blocked))) + code
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            check=False,
+        )
+
+    return run

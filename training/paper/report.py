@@ -1,0 +1,254 @@
+"""Writes results/README.md and its figures from the runs that `reproduce.py` has made.
+
+    python training/report.py --results_dir=results
+
+Every figure in the text is computed from the history.csv and results.json of the runs' folders.
+"""
+
+import itertools
+import statistics
+from pathlib import Path
+
+from absl import flags
+
+import command_line
+import compare
+from command_line import CommandError
+from keras_bnrnn.files import write_aside
+from paper import claims
+from paper.experiment_results import Results, epochs, spread
+from paper.experiments import EXPERIMENTS
+
+REPORT_FILE = "README.md"
+COLORS = ("tab:blue", "tab:red", *compare.MORE_COLORS)
+GROUPS = ("seen", "unseen")
+STATISTICS = ("moving_averages", "recalibrated", "batch_statistics")
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "results_dir",
+    str(Path(__file__).resolve().parents[2] / "results"),
+    "Folder of the finished runs.",
+    flag_values=FLAGS,
+)
+
+INTRODUCTION = """# The paper's claims, measured again
+
+Laurent et al., [Batch normalized recurrent neural networks](https://arxiv.org/abs/1510.01378)
+(2016), on data that is small enough to try: `make reproduce DATA=DIR` makes the runs that are not
+here yet; with a `--results_dir` and a `--work_dir` of its own `training/reproduce.py` makes all.
+This page and its figures are computed from the `history.csv` and `results.json` in the folders
+beside it, by `training/report.py`; the runs are listed in `training/experiments.py`.
+
+In the figures training is dashed and validation (`valid` or `dev`) solid; a line is the mean over
+seeds, its band goes from the least to the greatest. In the tables it is the mean, and least and
+greatest in brackets; epochs are listed seed by seed. `fce` is the frame-wise cross-entropy in nats,
+`fer` the frame error rate. Training's figures are means over an epoch while the model learns, with
+dropout and the statistics of each batch; validation follows the epoch. A model is that of the epoch
+with the best validation criterion. Times are of each run's fastest epoch, as other work ran beside
+some runs.
+"""
+
+POPULATION = """
+## population: Normalised models with three kinds of statistics
+
+Validation of the normalised models above with three kinds of statistics: *moving averages* as
+training left them, with which the epoch was chosen and the claims are judged; *recalibrated*,
+computed again over the training data with dropout off (`keras_bnrnn.recalibrate`); and those of
+each validation batch, which no served model has.
+"""
+
+LARGE = r"""
+## Penn Treebank, 2 × 1500 units
+
+Left to a GPU:
+
+```sh
+python training/train_ptb.py --size=large --data_dir=DIR/ptb \
+    --model=baseline --output_dir=runs/large_baseline
+python training/train_ptb.py --size=large --data_dir=DIR/ptb \
+    --model=batch_norm --output_dir=runs/large_batch_norm
+python training/compare.py runs/large_baseline runs/large_batch_norm
+```
+"""
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    write(Path(FLAGS.results_dir))
+    print(f"Written: {FLAGS.results_dir}/{REPORT_FILE}")
+
+
+def write(folder, quick=False):
+    """Writes the report and its figures.
+
+    Args:
+        folder: holds `EXPERIMENT/CONFIGURATION-SEED/` with history.csv and results.json.
+        quick: whether they are runs of `reproduce.py --quick`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {name: Results(name, folder, quick) for name in EXPERIMENTS}
+    for name, results in found.items():
+        curves = {model.label: [run.rows for run in model.runs] for model in results.models}
+        curves |= {run: [rows] for run, rows in results.unfinished.items()}
+        if curves:
+            curves = [
+                compare.Curve(label, color, runs)
+                for (label, runs), color in zip(
+                    curves.items(), itertools.cycle(COLORS), strict=False
+                )
+            ]
+            compare.draw_curves(curves, results.measures, folder / f"{name}.png")
+    write_aside(folder / REPORT_FILE, text(found).encode())
+
+
+def text(found):
+    """The whole report."""
+    parts = [INTRODUCTION, claims.RULES]
+    parts += [f"{number}. {sentence}" for number, sentence in enumerate(claims.sentences(found), 1)]
+    for name, results in found.items():
+        parts.append(f"\n## {name}: {results.experiment.title}\n")
+        parts += section(name, results)
+    return "\n".join([*parts, LARGE, POPULATION, *populations(found), ""])
+
+
+def section(name, results):
+    """The lines of an experiment."""
+    lines = []
+    if results.measures:
+        lines.append(f"![Training and validation curves, by epoch]({name}.png)\n")
+    if results.experiment.note:
+        lines.append(f"{results.experiment.note}\n")
+    if len(results.data) > 1:
+        lines.append(f"These runs are of different data ({', '.join(sorted(results.data))}).\n")
+    if results.models:
+        lines += [*table(results), "", times(results), *choices(results), *leads(results)]
+    if results.unfinished:
+        lines += by_epoch(results)
+    if results.missing:
+        lines.append(f"Not run to the end yet: {results.progress}.")
+    return lines
+
+
+def table(results):
+    """A row per model."""
+    measures, criterion = results.measures, results.measures[0]
+    baseline = results.baseline
+    limit = statistics.mean(baseline.training) if baseline else None
+    tests = [one for one in measures if any(model.best(one.test) for model in results.models)]
+    speakers = any(model.evaluations("speakers") for model in results.models)
+    header = ["model", "seeds", f"lowest {criterion.training}", "epoch below the baseline's lowest"]
+    header += [f"best {criterion.validation}", "its epoch"]
+    header += [one.validation for one in measures[1:]]
+    header += [f"{measures[1].validation}, {group} speakers" for group in GROUPS if speakers]
+    header += [one.test for one in tests]
+    header += ["s/epoch"]
+    lines = [row(header), row(["---"] * len(header))]
+    for model in results.models:
+        so_far = "" if results.finished(model.label) else " (so far)"
+        cells = [f"{model.label}{so_far}", str(len(model.runs))]
+        cells.append(spread(model.training, criterion.text))
+        is_baseline = baseline is not None and model.label == baseline.label
+        cells.append("-" if limit is None or is_baseline else epochs(model.passed(limit)))
+        cells += [spread(model.validation, criterion.text), epochs(model.best("epoch"))]
+        cells += [spread(model.best(one.validation), one.text) for one in measures[1:]]
+        if speakers:
+            cells += [
+                spread(model.evaluations("speakers", group), measures[1].text) for group in GROUPS
+            ]
+        cells += [spread(model.best(one.test), one.text) for one in tests]
+        cells.append(
+            "; ".join(
+                spread(seconds, "{:.1f}".format) + mark(results.hardware, hardware)
+                for hardware, seconds in sorted(model.seconds.items())
+            )
+        )
+        lines.append(row(cells))
+    return lines
+
+
+def times(results):
+    """What the times are of: machines are numbered where there are several."""
+    hardware = "; ".join(f"{one}{mark(results.hardware, one)}" for one in results.hardware)
+    return f"Times are of {hardware}.\n"
+
+
+def mark(several, hardware):
+    """The number of a machine among several."""
+    return f" [{several.index(hardware) + 1}]" if len(several) > 1 else ""
+
+
+def choices(results):
+    """What each label's configurations gave, where there was a choice; the chosen one in bold."""
+    criterion = results.measures[0]
+    lines = []
+    for label, candidates in results.candidates.items():
+        for model in candidates if len(candidates) > 1 else ():
+            validation = spread(model.validation, criterion.text)
+            bold = f"**{validation}**" if model in results.models else validation
+            lines.append(row([label, f"`{' '.join(claims.without_model(model))}`", bold]))
+    if not lines:
+        return []
+    return [row(["chosen from", "", f"best {criterion.validation}"]), row(["---"] * 3), *lines, ""]
+
+
+def leads(results):
+    """How far each candidate's validation is ahead of its plain counterpart's, by epoch.
+
+    The counterpart is the baseline that shares the most flags and has no other.
+    """
+    column = results.measures[0].validation
+    first, *others = results.candidates.values()
+    if len(first) == 1:
+        return []
+    header, lines = [], []
+    for model in itertools.chain(*others):
+        flags = claims.without_model(model)
+        plain = [one for one in first if set(claims.without_model(one)) <= set(flags)]
+        if plain:
+            plain = max(plain, key=lambda one: len(one.arguments))
+            curves = zip(model.mean_curve(column), plain.mean_curve(column), strict=True)
+            cells = [f"{1.0 - ours / theirs:+.1%}" for ours, theirs in curves]
+            header = [f"{column} below the LSTM's, epoch", *map(str, range(1, len(cells) + 1))]
+            lines.append(row([f"`{' '.join(flags)}`", *cells]))
+    return [row(header), row(["---"] * len(header)), *lines, ""] if lines else []
+
+
+def populations(found):
+    """Validation by kind of statistics, a row per experiment, model and measure."""
+    header = ["", "validation with", *(name.replace("_", " ") for name in STATISTICS)]
+    lines = [row(header), row(["---"] * len(header))]
+    for name, results in found.items():
+        for model in results.models:
+            for measure in model.measures if model.evaluations("batch_statistics") else ():
+                key = measure.validation.split("_", 1)[1]
+                cells = [spread(model.evaluations(kind, key), measure.text) for kind in STATISTICS]
+                lines.append(row([name, f"{model.label}, {measure.validation}", *cells]))
+    return lines
+
+
+def by_epoch(results):
+    """Training and validation criterion of the runs that are there in part."""
+    criterion = results.measures[0]
+    header = [f"{criterion.training} / {criterion.validation}, epoch", *results.unfinished]
+    lines = [row(header), row(["---"] * len(header))]
+    for epoch in range(max(map(len, results.unfinished.values()))):
+        cells = [str(epoch + 1)]
+        for rows in results.unfinished.values():
+            pair = [
+                criterion.text(one[name])
+                for one in rows[epoch : epoch + 1]
+                for name in (criterion.training, criterion.validation)
+            ]
+            cells.append(" / ".join(pair))
+        lines.append(row(cells))
+    return [*lines, ""]
+
+
+def row(cells):
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__)

@@ -1,0 +1,69 @@
+"""The acoustic model: stacked (bidirectional) LSTMs that give each frame a score per state."""
+
+import keras
+
+import keras_bnrnn
+from keras_bnrnn.fit.precision import scaled
+from keras_bnrnn.losses import FrameMeanCrossEntropy
+from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate
+
+
+def build_speech_model(
+    dimension,
+    num_states,
+    *,
+    normalized,
+    layers,
+    units,
+    bidirectional=True,
+    momentum=0.9,
+    synchronized=False,
+):
+    """Builds the model of the paper's speech experiments, plain or batch-normalised.
+
+    Args:
+        dimension: features per frame.
+        num_states: states of the triphones, the classes.
+        normalized: whether the recurrent layers are `BatchNormLSTM` (normalised over all frames of
+            the mini-batch) or `keras.layers.LSTM`; the models differ in nothing else.
+        layers: recurrent layers.
+        units: of each layer and direction.
+        bidirectional: `False` for a model that hears no later frames.
+        momentum: of the population statistics; the plain model has none.
+        synchronized: whether moments are taken over all replicas.
+
+    Returns:
+        A `keras.Model` from features `[batch, time, dimension]`, zero in the padding, to logits
+        `[batch, time, num_states]` (float32).
+    """
+    features = keras.Input((None, dimension), name="features")
+    values = keras.layers.Masking(0.0, name="padding")(features)
+    for index in range(1, layers + 1):
+        arguments = {"return_sequences": True, "name": f"lstm_{index}"}
+        if normalized:
+            layer = keras_bnrnn.BatchNormLSTM(
+                units, **arguments, momentum=momentum, synchronized=synchronized
+            )
+        else:
+            layer = keras.layers.LSTM(units, **arguments)
+        if bidirectional:
+            layer = keras_bnrnn.Bidirectional(layer, name=f"bidirectional_{index}")
+        values = layer(values)
+    logits = keras.layers.Dense(num_states, dtype="float32", name="logits")(values)
+    return keras.Model(features, logits, name="speech_model")
+
+
+def compile_speech_model(model, learning_rate, **options):
+    """Compiles with Adam on the cross-entropy per live frame, and the metrics `fce` and `fer`.
+
+    Args:
+        model: from features to logits.
+        learning_rate: of Adam.
+        **options: more arguments of `model.compile`.
+    """
+    model.compile(
+        scaled(keras.optimizers.Adam(learning_rate)),
+        FrameMeanCrossEntropy(from_logits=True),
+        weighted_metrics=[FrameCrossEntropy(from_logits=True), FrameErrorRate()],
+        **options,
+    )
