@@ -19,7 +19,10 @@ _Constraint: TypeAlias = (
 class BatchNormCell:
     def __getattr__(self, name: str) -> Any: ...
 
-class BatchNormSimpleRNNCell(BatchNormCell, keras.layers.SimpleRNNCell):
+class StandaloneCell(BatchNormCell):
+    def __getattr__(self, name: str) -> Any: ...
+
+class BatchNormSimpleRNNCell(StandaloneCell, keras.layers.SimpleRNNCell):
     def __init__(
         self,
         units: int,
@@ -52,7 +55,7 @@ class BatchNormSimpleRNNCell(BatchNormCell, keras.layers.SimpleRNNCell):
         **kwargs: Any,
     ) -> None: ...
 
-class BatchNormLSTMCell(BatchNormCell, keras.layers.LSTMCell):
+class BatchNormLSTMCell(StandaloneCell, keras.layers.LSTMCell):
     def __init__(
         self,
         units: int,
@@ -88,7 +91,7 @@ class BatchNormLSTMCell(BatchNormCell, keras.layers.LSTMCell):
         **kwargs: Any,
     ) -> None: ...
 
-class BatchNormGRUCell(BatchNormCell, keras.layers.GRUCell):
+class BatchNormGRUCell(StandaloneCell, keras.layers.GRUCell):
     def __init__(
         self,
         units: int,
