@@ -222,15 +222,15 @@ class BatchNormCell:
                 specs += [tf.TensorSpec(s, dtype) for s in (shape, shape, (1,))]
         return specs
 
-    def update_statistics(self, moments, first_time=0, *, not_before):
+    def update_statistics(self, moments, first_time=0, *, used_by):
         """Updates the loop's normalisers with the moments that `step` took, stacked over time.
 
-        `not_before` is what was computed with the statistics as they were.
+        `used_by` is what was computed with the statistics as they were.
         """
         moments = [Moments(*moments[i : i + 3]) for i in range(0, len(moments), 3)]
         if moments:
             for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
-                normalizer.update(batch, first_time, after=not_before)
+                normalizer.update(batch, first_time, after=used_by)
 
     @property
     def has_equations(self):
@@ -413,7 +413,7 @@ class StandaloneCell(BatchNormCell):
         z = self.project_inputs(x, training=training, first_time=time)[0]
         output, states, moments = self.step(z, states, StepContext(None, time, training))
         moments = [value[tf.newaxis] for value in moments]
-        self.update_statistics(moments, time, not_before=output)
+        self.update_statistics(moments, time, used_by=output)
         states = states + [count + 1 for count in counter]
         return output, states if nested else states[0]
 

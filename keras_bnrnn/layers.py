@@ -99,7 +99,7 @@ class BatchNormRNN(keras.layers.RNN):
                 use_cudnn=getattr(self, "use_cudnn", False),
             )
             result = run(self.cell, self.cell.drop_inputs(x, training), states, mask, call)
-            self.cell.update_statistics(result.records, not_before=result.last_output)
+            self.cell.update_statistics(result.records, used_by=result.last_output)
             outputs = result.last_output
             if self.return_sequences:
                 outputs = swap_time_and_batch(result.outputs)
