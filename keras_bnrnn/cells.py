@@ -341,31 +341,21 @@ class StandaloneCell(BatchNormCell):
             `normalization="sequence"` and `synchronized=True`.
     """
 
-    def __init__(
-        self,
-        units,
-        *args,
-        normalization="frame",
-        synchronized=False,
-        in_layer=False,
-        **kwargs,
-    ):
+    def __init__(self, units, *args, in_layer=False, **kwargs):
+        super().__init__(units, *args, **kwargs)
         name = type(self).__name__
-        if normalization == "sequence" and not in_layer:
+        if self.normalization == "sequence" and not in_layer:
             raise ValueError(
                 f'{name} sees one frame at a time, so normalization="sequence" cannot work in it. '
                 f"Use the layer keras_bnrnn.{name.removesuffix('Cell')}, which sees the whole "
                 'sequence, or normalization="frame".'
             )
-        if synchronized and not in_layer:
+        if self.synchronized and not in_layer:
             raise ValueError(
                 f"{name} normalises inside the time loop, where replicas cannot exchange moments, "
                 "so synchronized=True cannot work in it. Use the layer "
                 f"keras_bnrnn.{name.removesuffix('Cell')}."
             )
-        super().__init__(
-            units, *args, normalization=normalization, synchronized=synchronized, **kwargs
-        )
         self.in_layer = in_layer
         if self.counts_steps:
             self.state_size = [*keras.tree.flatten(self.state_size), 1]

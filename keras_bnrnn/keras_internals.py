@@ -6,7 +6,6 @@ of them `tests/test_keras_internals.py` fails, and this module is the place to m
 
 import contextlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import keras
 
@@ -44,23 +43,13 @@ def mask_of(tensor):
     return getattr(tensor, "_keras_mask", None)
 
 
-class CudnnFunctions(NamedTuple):
-    """Keras's functions around the cuDNN kernels.
+def cudnn_functions() -> tuple[Callable, Callable, Callable] | None:
+    """Whether cuDNN runs some arguments here, its LSTM, its GRU: Keras's functions that say and do.
 
-    Attributes:
-        supports: Whether there is a GPU, and a kernel for some arguments.
-        lstm, gru: Run the kernels; `NotImplementedError` where the device has none.
+    `None` where this release of Keras has them elsewhere.
     """
-
-    supports: Callable
-    lstm: Callable
-    gru: Callable
-
-
-def cudnn_functions() -> CudnnFunctions | None:
-    """`CudnnFunctions`, or `None` where this release of Keras keeps them elsewhere."""
     try:
         from keras.src.backend import cudnn_ok, gru, lstm
     except ImportError:
         return None
-    return CudnnFunctions(cudnn_ok, lstm, gru)
+    return cudnn_ok, lstm, gru

@@ -395,6 +395,9 @@ def test_a_step_model_of_a_layers_cell(kind, mode, tmp_path):
         again.set_weights(model.get_weights())
         for found, expected in zip(again(inputs), model(inputs), strict=True):
             np.testing.assert_array_equal(found, expected)
+    folded = keras_bnrnn.fold_batch_norm(model)
+    for found, expected in zip(folded(inputs), model(inputs), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
     config = layer.get_config()
     assert config["normalization"] == (None if mode == "none" else mode) and config["synchronized"]
 

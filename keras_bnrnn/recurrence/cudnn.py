@@ -14,7 +14,7 @@ def available(cell, unroll):
     else:
         return False
     functions = cudnn_functions()
-    return functions is not None and functions.supports(
+    return functions is not None and functions[0](
         cell.activation, cell.recurrent_activation, unroll, use_bias=True, **reset_after
     )
 
@@ -27,12 +27,8 @@ def kernel(cell, x, states, mask, weights, go_backwards):
         list of final states.
     """
     W, U, bias = weights
-    functions = cudnn_functions()
-    run, extra = (
-        (functions.gru, {"reset_after": True})
-        if hasattr(cell, "reset_after")
-        else (functions.lstm, {})
-    )
+    _, lstm, gru = cudnn_functions()
+    run, extra = (gru, {"reset_after": True}) if hasattr(cell, "reset_after") else (lstm, {})
     _, outputs, final = run(
         x,
         *states,
