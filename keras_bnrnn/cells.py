@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.moments import Moments, statistics_dtype
+from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Moments, statistics_dtype
 from keras_bnrnn.normalization import BatchNormalizer, as_tensor
 from keras_bnrnn.projection import plain_projection, project
 from keras_bnrnn.recurrence.differentiated import infer, recur
@@ -262,7 +262,7 @@ class BatchNormCell:
             x,
             kernel,
             bias,
-            whole_sequence=self.normalization == "sequence",
+            axes=OVER_SEQUENCE if self.normalization == "sequence" else OVER_FRAME,
             mask=mask,
             training=training,
             first_time=first_time,
@@ -286,7 +286,7 @@ class BatchNormCell:
         moments = [Moments(*measured[i : i + 3]) for i in range(0, len(measured), 3)]
         if moments:
             for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
-                normalizer.update(batch, first_time, after=after)
+                normalizer.update(batch, first_time, used_by=after)
 
     def call(self, inputs, states, training=False):
         """One step of a bare `keras.layers.RNN`, where every row of every call counts."""
