@@ -1,4 +1,4 @@
-"""Normalised projection: each hand-derived form against the formula, differentiated by TensorFlow."""
+"""Normalised projection: hand-derived forms against the formula, differentiated by TensorFlow."""
 
 import numpy as np
 import pytest
@@ -23,8 +23,7 @@ def by_autodiff(x, W, bias, gamma, population, mask, axes):
     blocks = tf.split(W, len(x), axis=-1)
     a = tf.concat([part @ block for part, block in zip(x, blocks, strict=True)], -1)
     z, batch = tf.zeros_like(a), []
-    frames = range(TIME) if axes == OVER_FRAME else [...]
-    for number, frame in enumerate(frames):
+    for number, frame in enumerate(range(TIME) if axes == OVER_FRAME else [...]):
         group = np.zeros_like(mask)
         group[frame] = mask[frame]
         live = np.argwhere(group)
@@ -39,54 +38,91 @@ def by_autodiff(x, W, bias, gamma, population, mask, axes):
     return z, batch if axes == OVER_FRAME else [value[0] for value in batch]
 
 
-def by_hand(x, W, bias, gamma, population, mask, axes, fold=False):
-    live = None if mask.all() else tf.constant(mask)
-    x = [tf.where(mask[..., None], part, np.inf) for part in x]
-    population = Moments(*(population if axes == OVER_FRAME else population[:, 0]), None)
-    arguments = (x if len(x) > 1 else x[0], W, bias, gamma, population, live)
-    if fold:
-        *folded, batch = projection.folded_projection(*arguments, epsilon=EPSILON)
-        z = projection.product(*folded)
-    else:
-        z, batch = projection.normalized_projection(*arguments, axes=axes, epsilon=EPSILON)
-    return tf.where(mask[..., None], z, tf.zeros_like(z)), batch
+def by_hand(x, W, bias, gamma, population, mask, axes, fold=False, synchronized=False):
+    own = ... if axes == OVER_FRAME else 0
+    population = Moments(population[0, own], population[1, own], None)
+    arguments = (x if len(x) > 1 else x[0], W, bias, gamma, population, mask)
+    options = {"epsilon": EPSILON, "synchronized": synchronized}
+    if not fold:
+        return projection.normalized_projection(*arguments, axes=axes, **options)
+    *folded, batch = projection.folded_projection(*arguments, **options)
+    return projection.product(*folded), batch
 
 
-def folded(*arguments):
-    return by_hand(*arguments, fold=True)
-
-
-def observe(project, x, W, bias, gamma, population, mask, axes, dz):
-    """Outputs, gradients and moments."""
+def observe(project, x, W, bias, gamma, population, mask, axes, dz, **options):
+    """Outputs and inputs' gradients; the parameters' gradients; moments."""
     with tf.GradientTape() as tape:
         tape.watch([x, W, bias, gamma])
-        z, batch = project(x, W, bias, gamma, population, mask, axes)
+        z, batch = project(x, W, bias, gamma, population, mask, axes, **options)
         loss = tf.reduce_sum(z * dz)
-    return [z, *tf.nest.flatten(tape.gradient(loss, [x, W, bias, gamma])), *batch]
+    d_x, *d_parameters = tape.gradient(loss, [x, W, bias, gamma])
+    live = True if mask is None else mask[..., tf.newaxis]
+    return [tf.where(live, z, tf.zeros_like(z)), *d_x], d_parameters, list(batch)
+
+
+def example(parts, mask, axes):
+    """The arguments of `observe`, with junk in masked rows, and their like without."""
+    random, live = np.random.default_rng(0), mask[..., np.newaxis]
+    x = random.normal(3.0, size=(parts, TIME, BATCH, FEATURES))
+    W = random.normal(size=(FEATURES, CHANNELS))
+    bias, gamma = random.normal(size=(2, CHANNELS))
+    population = random.uniform(0.5, 1.5, size=(2, TIME, CHANNELS))
+    dz = np.where(live, random.normal(size=(TIME, BATCH, CHANNELS)), 0.0)
+    parameters = [tf.constant(value) for value in (W, bias, gamma, population)]
+    return [
+        ([*map(tf.constant, x)], *parameters, mask, axes, tf.constant(dz))
+        for x in (np.where(live, x, np.inf), x)
+    ]
+
+
+def assert_close(found, expected):
+    for value, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-9)
+
+
+every_form = pytest.mark.parametrize(
+    ("scatter_limit", "axes", "parts", "fold"),
+    [
+        pytest.param(0, OVER_SEQUENCE, 1, False, id="sequence"),
+        pytest.param(0, OVER_FRAME, 1, False, id="frame"),
+        pytest.param(0, OVER_FRAME, 4, False, id="frame-by_gate"),
+        pytest.param(1000, OVER_SEQUENCE, 1, False, id="scatter"),
+        pytest.param(1000, OVER_SEQUENCE, 4, False, id="scatter-by_gate"),
+        pytest.param(0, OVER_SEQUENCE, 1, True, id="folded"),
+    ],
+)
 
 
 @pytest.mark.parametrize("mask_name", MASKS)
-@pytest.mark.parametrize(
-    ("way", "scatter_limit", "axes", "parts"),
-    [
-        pytest.param(by_hand, 0, OVER_SEQUENCE, 1, id="sequence"),
-        pytest.param(by_hand, 0, OVER_FRAME, 1, id="frame"),
-        pytest.param(by_hand, 0, OVER_SEQUENCE, 4, id="sequence-by_gate"),
-        pytest.param(by_hand, 0, OVER_FRAME, 4, id="frame-by_gate"),
-        pytest.param(by_hand, 1000, OVER_SEQUENCE, 1, id="scatter"),
-        pytest.param(by_hand, 1000, OVER_SEQUENCE, 4, id="scatter-by_gate"),
-        pytest.param(folded, 0, OVER_SEQUENCE, 1, id="folded"),
-    ],
-)
-def test_by_hand_equals_autodiff(monkeypatch, way, scatter_limit, axes, parts, mask_name):
+@every_form
+def test_by_hand_equals_autodiff(monkeypatch, scatter_limit, axes, parts, fold, mask_name):
     monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
-    random, mask = np.random.default_rng(0), MASKS[mask_name]
-    x = list(tf.constant(random.normal(3.0, size=(parts, TIME, BATCH, FEATURES))))
-    W = tf.constant(random.normal(size=(FEATURES, CHANNELS)))
-    bias, gamma = tf.constant(random.normal(size=(2, CHANNELS)))
-    population = tf.constant(random.uniform(0.5, 1.5, size=(2, TIME, CHANNELS)))
-    dz = tf.constant(random.normal(size=(TIME, BATCH, CHANNELS)))
-    arguments = (x, W, bias, gamma, population, mask, axes, dz)
-    found, expected = observe(way, *arguments), observe(by_autodiff, *arguments)
-    for value, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-9)
+    with_junk, plain = example(parts, MASKS[mask_name], axes)
+    if mask_name == "none":
+        with_junk = tuple(None if value is MASKS["none"] else value for value in with_junk)
+    assert_close(observe(by_hand, *with_junk, fold=fold), observe(by_autodiff, *plain))
+
+
+@every_form
+def test_two_replicas_are_one_batch(monkeypatch, strategy, scatter_limit, axes, parts, fold):
+    monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
+    with_junk, plain = example(parts, MASKS["holey"], axes)
+    x, W, bias, gamma, population, mask, axes, dz = with_junk
+
+    def on_replica():
+        half = BATCH // 2
+        first = half * tf.distribute.get_replica_context().replica_id_in_sync_group
+        x_half, mask_half, dz_half = tf.nest.map_structure(
+            lambda value: tf.constant(value)[:, first : first + half], (x, mask, dz)
+        )
+        arguments = (x_half, W, bias, gamma, population, mask_half, axes, dz_half)
+        return observe(by_hand, *arguments, fold=fold, synchronized=True)
+
+    run = tf.function(lambda: strategy.run(on_replica), autograph=False)
+    found = tf.nest.map_structure(strategy.experimental_local_results, run())
+    by_row, d_parameters, batch = found
+    by_row = [tf.concat(halves, 1) for halves in by_row]
+    d_parameters = [tf.add_n(shares) for shares in d_parameters]
+    expected = observe(by_autodiff, *plain)
+    for replica in range(2):
+        assert_close([by_row, d_parameters, [value[replica] for value in batch]], expected)
