@@ -30,16 +30,19 @@ def where_enough(count, value, otherwise=None):
     return tf.where(count >= FEWEST_ROWS, value, otherwise)
 
 
-def normalizing(batch, population, epsilon):
-    """The m and r with which a call normalises, BN(a) = gamma (a - m) r.
+def normalizing_statistics(batch, population, epsilon):
+    """What a call normalises with: the batch's statistics, the population's where rows are too few.
 
-    They are the batch's, and the population's where it has too few rows. This is the only place
-    that chooses; the derivative in `projection` takes the batch's moments whatever is chosen here.
+    Only here is it chosen. The derivative in `projection` is through the batch's moments, whatever
+    the forward pass takes.
 
     Args:
         batch: The call's `Moments`, or `None` for the population's alone.
-        population: `Moments` of the same shapes, or ones that they broadcast with.
+        population: `Moments` of the same shapes, or of ones that broadcast.
         epsilon: Added to the variance.
+
+    Returns:
+        The mean and the inverse deviation in BN(a) = gamma (a - mean) inverse.
     """
     mean, variance, _ = population
     if batch is not None:

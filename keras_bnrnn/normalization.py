@@ -14,7 +14,7 @@ from keras_bnrnn.moments import (
     OVER_SEQUENCE,
     Moments,
     moments,
-    normalizing,
+    normalizing_statistics,
     pool,
     statistics_dtype,
     where_enough,
@@ -169,7 +169,7 @@ class BatchNormalizer(keras.layers.Layer):
         population = self._population(time)
         population = Moments(population.mean[channels], population.variance[channels], None)
         batch = moments(a, mask) if self.normalizes_by_batch(training) else None
-        mean, inverse = normalizing(batch, population, self.epsilon)
+        mean, inverse = normalizing_statistics(batch, population, self.epsilon)
         y = (tf.cast(a, mean.dtype) - mean) * inverse * self._gamma()[channels]
         if self.beta is not None:
             y += tf.cast(as_tensor(self.beta), y.dtype)
@@ -261,7 +261,9 @@ class BatchNormalizer(keras.layers.Layer):
         return project_frames, [kernel, scale, shift]
 
     def _affine(self, population, bias):
-        return scale_and_shift(self._gamma(), bias, *normalizing(None, population, self.epsilon))
+        return scale_and_shift(
+            self._gamma(), bias, *normalizing_statistics(None, population, self.epsilon)
+        )
 
     def _gamma(self):
         gamma = as_tensor(self.gamma)

@@ -31,7 +31,7 @@ from keras_bnrnn.moments import (
     Moments,
     frames_here,
     live_mean,
-    normalizing,
+    normalizing_statistics,
     over_replicas,
     side_by_side,
     statistics_dtype,
@@ -275,7 +275,7 @@ class _Normalization:
         All of one value for each statistic, and of this replica's frames where these are frames.
         """
         batch = Moments(*(frames_here(value, timesteps) for value in batch))
-        mean, inverse = normalizing(batch, self.population, self.epsilon)
+        mean, inverse = normalizing_statistics(batch, self.population, self.epsilon)
         mean -= where_enough(batch.count, batch.mean)  # as `centre` took it off
         s, b = scale_and_shift(gamma, bias, mean, inverse)
 

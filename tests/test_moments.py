@@ -12,7 +12,7 @@ from keras_bnrnn.moments import (
     frames_here,
     live_mean,
     moments,
-    normalizing,
+    normalizing_statistics,
     over_replicas,
     pool,
     side_by_side,
@@ -116,8 +116,10 @@ def test_too_few_rows_are_normalised_with_the_populations(count):
     batch = Moments(tf.constant([1.0]), tf.constant([4.0]), tf.constant([float(count)]))
     population = Moments(tf.constant([5.0]), tf.constant([16.0]), None)
     expected = (1.0, 0.5) if count >= FEWEST_ROWS == 2 else (5.0, 0.25)
-    np.testing.assert_allclose(normalizing(batch, population, 0.0), np.transpose([expected]))
-    np.testing.assert_allclose(normalizing(None, population, 0.0), [[5.0], [0.25]])
+    np.testing.assert_allclose(
+        normalizing_statistics(batch, population, 0.0), np.transpose([expected])
+    )
+    np.testing.assert_allclose(normalizing_statistics(None, population, 0.0), [[5.0], [0.25]])
 
 
 @pytest.mark.parametrize("lengths", [(5, 5), (3, 5), (5, 2)], ids=str)
