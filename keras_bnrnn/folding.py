@@ -8,13 +8,17 @@ give a plain `keras.layers` layer the same outputs.
 """
 
 import contextlib
+import functools
+import inspect
 import itertools
+import tempfile
 import types
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bnrnn.bidirectional import Bidirectional
 from keras_bnrnn.cells import BatchNormCell
 from keras_bnrnn.layers import BatchNormRNN
 from keras_bnrnn.normalization import as_tensor
@@ -36,13 +40,13 @@ def fold_batch_norm(model, strict=True):
         cells and `Bidirectional` likewise), and layers and weights that were shared are shared.
         On a GPU they keep Keras's manners: where cuDNN runs them masked frames show zeros, and
         masks other than of padding on the right are an error unless `use_cudnn=False`.
-        It is not compiled. A subclassed model stays of its class, whose constructor is not run
-        again; `export` it, since Keras runs that constructor to load a `.keras` file. `model` is
-        left as it is.
+        It is not compiled. Whatever else `model` holds is made anew from its configuration, as
+        when a `.keras` file is loaded. `model` is left as it is.
 
     Raises:
-        ValueError: If the model is not built, or under `strict` names all layers that cannot be
-            folded.
+        ValueError: If the model is not built, if a class in it lacks the `get_config` that remakes
+            it, or a function the copy would share layers with `model`; or under `strict` names all
+            layers that cannot be folded.
 
     Example:
 
@@ -63,7 +67,9 @@ def fold_batch_norm(model, strict=True):
             + "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
             + "\nUse strict=False to keep them as they are."
         )
-    return _Folding().fold(model)
+    copy = _Folding(model).fold(model)
+    _check_independence(copy)
+    return copy
 
 
 def copy_weights(source, target):
@@ -238,7 +244,7 @@ def _is_ours(cls):
 
 def _obstacles(model):
     found = {}
-    for layer in model._flatten_layers(include_self=True, recursive=True):
+    for layer in _layers_of(model):
         if isinstance(layer, BatchNormRNN):
             found[id(layer.cell)] = layer
         elif isinstance(layer, BatchNormCell):
@@ -247,180 +253,231 @@ def _obstacles(model):
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-# What Keras keeps about a layer under these names belongs to the copy too; all else that a new
-# layer or model has by itself, its trackers, nodes and compiled state, is the copy's own.
-_CARRIED = {
-    "_allow_non_tensor_positional_args",
-    "_auto_config",
-    "_build_shapes_dict",
-    "_called",
-    "_convert_input_args",
-    "_input_spec",
-    "_parent_path",
-    "_path",
-    "_saved_model_arg_spec",
-    "_saved_model_inputs_spec",
-    "_supports_masking",
-    "activity_regularizer",
-    "autocast",
-    "supports_jit",
-}
+def _layers_of(layer, recursive=True):
+    """A layer or model and all layers in it; without `recursive` those directly in it."""
+    return layer._flatten_layers(include_self=recursive, recursive=recursive)
+
+
+def _set_parts(layer, name, value, replaced):
+    """Sets an attribute of a layer, built or not, that `replaced` are no longer part of."""
+    tracker = layer._tracker  # Keras keeps what an attribute has once held, unless told.
+    tracker.unlock()
+    for part in replaced:
+        tracker.untrack(part)
+    setattr(layer, name, value)
+    if layer.built:
+        tracker.lock()
+
+
+# What a copy has of its own; all else in it comes from the configuration.
+_PARTS = (keras.layers.Layer, keras.Variable, keras.random.SeedGenerator)
 
 
 class _Folding:
-    """One folding of one model: each object is converted once, so what is shared stays shared."""
+    """One folding of one model: each object has one copy, so what is shared stays shared.
 
-    def __init__(self):
+    A layer is made anew from its configuration, as when a `.keras` file is loaded; its parts, which
+    that makes too, become the copies of the original's or are replaced where they fold or are
+    shared. Only then is it built, for functions to be traced as they are, and given its state.
+    """
+
+    def __init__(self, model):
+        layers = _layers_of(model)
+        named = [type(layer) for layer in layers]
+        named += [layer.function for layer in layers if isinstance(layer, keras.layers.Lambda)]
+        # Where Keras looks for what configurations have the name of.
+        self.custom_objects = {one.__name__: one for one in named}
         # By id; the originals are kept beside their copies, so that no id is used again.
-        self.converted = {}
+        self.copies = {}
+        self.unfinished = []
 
-    def fold(self, value):
-        """The counterpart of a layer, or of anything that may hold layers or variables."""
-        if id(value) in self.converted:
-            return self.converted[id(value)][1]
-        if isinstance(value, keras.layers.Layer):
-            return self._layer(value)
-        if isinstance(value, keras.Variable):
-            return self._keep(value, _copy_variable(value))
-        if isinstance(value, keras.random.SeedGenerator):
-            new = self._keep(value, keras.random.SeedGenerator.from_config(value.get_config()))
-            new.state.assign(value.state)
-            return new
-        if isinstance(value, types.MethodType) and isinstance(value.__self__, keras.layers.Layer):
-            return types.MethodType(value.__func__, self.fold(value.__self__))
-        if isinstance(value, dict):
-            items = {key: self.fold(item) for key, item in value.items()}
-            return items if _differ(items.values(), value.values()) else value
-        if isinstance(value, (list, tuple, set)):
-            items = [self.fold(item) for item in value]
-            if not _differ(items, value):
-                return value
-            if hasattr(value, "_fields"):
-                return value._make(items)
-            kinds = (list, tuple, set)
-            return next(kind for kind in kinds if isinstance(value, kind))(items)
-        return value  # An operation of a functional model, a number, a table, …: holds nothing.
-
-    def _keep(self, value, new):
-        self.converted[id(value)] = value, new
+    def fold(self, layer):
+        """The copy of a layer or model, in its state."""
+        begun = len(self.unfinished)
+        new = self._make(layer)
+        while len(self.unfinished) > begun:
+            self._finish(*self.unfinished.pop(begun))
         return new
 
-    def _layer(self, layer):
-        if isinstance(layer, BatchNormRNN):
-            if not _obstacle(layer):
-                return self._plain_layer(layer)
-            self._copy(layer.cell)  # It stays as it is even where it could be folded by itself.
-        if isinstance(layer, BatchNormCell) and not _obstacle(layer):
-            return self._plain_cell(layer)
-        if isinstance(layer, keras.layers.InputLayer):
-            return self._keep(layer, type(layer).from_config(layer.get_config()))
-        if isinstance(layer, keras.Sequential):
-            layers = [
-                self.fold(one) for one in layer._flatten_layers(include_self=False, recursive=False)
-            ]
-            return self._model(layer, layers)
-        if isinstance(layer, keras.Model) and hasattr(layer, "operations"):
-            # Keras's clone would be compiled as `layer` is, with whatever objects that takes.
-            bare = keras.Model(layer.input, layer.output)
-            clone = keras.models.clone_model(bare, clone_function=self.fold)
-            return self._model(layer, clone.input, clone.output)
-        return self._copy(layer)
+    def _make(self, layer):
+        """The copy of a layer or model, which is still to be built where its holder builds it."""
+        if id(layer) in self.copies:
+            return self.copies[id(layer)][1]
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # An operation of a functional model, which holds nothing.
+        with _naming(layer):
+            if _is_graph(layer):
+                return self._make_graph(layer)
+            new = keras.saving.deserialize_keras_object(
+                {"class_name": "new", "registered_name": "new", "config": _config(layer)},
+                custom_objects={**self.custom_objects, "new": _class_of_copy(layer)},
+                safe_mode=False,  # Code in it is from this process.
+            )
+            return self._begin(layer, new)
 
-    def _plain_layer(self, layer):
-        plain = layer.plain_class(**_plain_config(layer))
-        self._keep(layer, plain)
-        batch = layer.states[0].shape[0] if layer.states is not None else None
-        plain.build((batch, None, layer.cell.kernel.shape[0]))
-        self._fold_weights(layer.cell, plain.cell)
-        for new_state, state in zip(plain.states or (), layer.states or (), strict=True):
-            new_state.assign(state)
-        return plain
-
-    def _plain_cell(self, cell):
-        plain = self._keep(cell, cell.plain_class(**_plain_config(cell)))
-        plain.build((None, cell.kernel.shape[0]))
-        self._fold_weights(cell, plain)
-        return plain
-
-    def _fold_weights(self, cell, plain):
-        plain.set_weights(_folded_weights(cell)[: len(plain.weights)])
-        self._keep(cell.recurrent_kernel, plain.recurrent_kernel)
-
-    def _model(self, model, *arguments):
+    def _make_graph(self, model):
         """A Sequential or functional model; of `model`'s own class if that calls it otherwise."""
-        own = type(model)
-        keras_class = next(one for one in own.__mro__ if _is_keras(one))
-        named = {"name": model.name, "trainable": model.trainable}
-        if own.call == keras_class.call:
-            return self._keep(model, keras_class(*arguments, **named))
-        new = self._keep(model, own.__new__(own))
-        keras_class.__init__(new, *arguments, **named)
-        self._copy_attributes(model, new, _kept_by_keras(new))
+        cls = type(model)
+        keras_class = next(base for base in cls.__mro__ if _is_keras(base))
+        if cls.call == keras_class.call:
+            cls = keras_class
+        elif cls.__init__ != keras_class.__init__:
+            raise ValueError("it has a `call` and a constructor of its own; leave one to Keras")
+        if isinstance(model, keras.Sequential):
+            arguments = [[self.fold(layer) for layer in _layers_of(model, recursive=False)]]
+        else:
+            # Keras's clone would be compiled as `model` is, with whatever objects that takes.
+            bare = keras.Model(model.input, model.output)
+            clone = keras.models.clone_model(bare, clone_function=self.fold)
+            arguments = [clone.input, clone.output]
+        new = cls(*arguments, name=model.name, trainable=model.trainable)
+        _build_like(model, new)
+        return self._keep(model, new)
+
+    def _begin(self, layer, new):
+        """Makes a new layer the copy of another, and its parts the copies of the other's."""
+        self.unfinished.append((layer, self._keep(layer, new)))
+        new.name = layer.name
+        if new.trainable != layer.trainable:
+            new.trainable = layer.trainable
+        if hasattr(layer, "use_cudnn"):
+            new.use_cudnn = layer.use_cudnn  # Keras leaves it out of the configuration,
+        if isinstance(layer, keras.layers.Lambda):
+            new.function = layer.function  # and does not find what a lambda refers to.
+        if isinstance(layer, BatchNormRNN):
+            self._begin(layer.cell, new.cell)  # It stays as it is where its layer does.
+        if type(new) is type(layer):
+            self._match(layer, new)
         return new
 
-    def _copy(self, layer):
-        """A copy with folded attributes; its constructor is not run again."""
-        cls = type(layer)
-        if _is_ours(cls) and issubclass(cls, keras.layers.Bidirectional):
-            cls = keras.layers.Bidirectional
-        new = self._keep(layer, cls.__new__(cls))
-        base = keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer
-        arguments = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
-        base.__init__(new, name=layer.name, **arguments)
-        self._copy_attributes(layer, new, _kept_by_keras(new) - _CARRIED)
-        new.built = layer.built
+    def _finish(self, layer, new):
+        """Builds a copy and gives it the state of the original."""
+        with _naming(layer):
+            _build_like(layer, new)
+            if isinstance(layer, BatchNormCell) and not isinstance(new, BatchNormCell):
+                if layer.built:
+                    new.set_weights(_folded_weights(layer)[: len(new.weights)])
+                    self._keep(layer.recurrent_kernel, new.recurrent_kernel)
+                return
+            self._match(layer, new)
+            for part in _layers_of(layer, recursive=False):
+                if id(part) not in self.copies:
+                    raise ValueError(f"none of its attributes holds the layer {part.name!r}")
+            _copy_state(layer, new)
+
+    def _match(self, layer, new):
+        """Puts copies in the attributes that hold layers and variables, as far as they exist."""
+        for name, value in _parts(layer).items():
+            found = vars(new).get(name)
+            if not new.built and not _alike(value, found):
+                continue  # Left to `build`.
+            tf.nest.assert_same_structure(value, found)
+            parts = tf.nest.map_structure(self._part, value, found)
+            pairs = zip(tf.nest.flatten(found), tf.nest.flatten(parts), strict=True)
+            if replaced := [old for old, part in pairs if old is not part]:
+                _set_parts(new, name, parts, replaced)
+
+    def _part(self, part, found):
+        """The copy of a part of a layer; `found` is what the new layer has in its place."""
+        if not isinstance(part, _PARTS):
+            return found
+        if id(part) in self.copies:
+            return self.copies[id(part)][1]
+        own = found is not part and type(found) is _class_of_copy(part)
+        if isinstance(part, keras.layers.Layer):
+            return self._begin(part, found) if own and not _is_graph(part) else self._make(part)
+        if not own:
+            raise ValueError(f"it makes {found!r} in the place of {part!r}")
+        getattr(found, "state", found).assign(getattr(part, "state", part))
+        return self._keep(part, found)
+
+    def _keep(self, original, new):
+        self.copies[id(original)] = original, new
         return new
 
-    def _copy_attributes(self, layer, new, kept_by_keras):
-        tracked = [*layer.variables, *layer._flatten_layers(include_self=False, recursive=False)]
-        tracked = {id(one) for one in tracked}
-        for name, value in vars(layer).items():
-            if name in kept_by_keras or isinstance(value, keras.callbacks.Callback):
-                continue
-            if any(
-                id(one) not in tracked
-                for one in keras.tree.flatten(value)
-                if isinstance(one, (keras.layers.Layer, keras.Variable))
-            ):
-                # Such as the states of a stateful layer, which are none of its weights.
-                vars(new)[name] = self.fold(value)
-            else:
-                setattr(new, name, self.fold(value))
+
+class _NoCopyError(ValueError):
+    """A layer or model that cannot be made anew."""
 
 
-def _kept_by_keras(new):
-    """The names of the attributes that Keras gives a layer, or a model and its compilation."""
-    names = set(vars(new))
-    if isinstance(new, keras.Model):
-        compiled = keras.Model(name="compiled")
-        compiled.compile("sgd", "mse")
-        names |= set(vars(compiled))
-    return names
+@contextlib.contextmanager
+def _naming(layer):
+    """Turns what goes wrong with the copy of a layer into an error that says what to do."""
+    try:
+        yield
+    except _NoCopyError:
+        raise
+    except Exception as error:
+        name = type(layer).__name__
+        reason = " ".join(str(error).strip().partition("\n\n")[0].split()).rstrip(".")
+        raise _NoCopyError(
+            f"{layer.name!r} cannot be copied, since its class {name} does not remake it from a "
+            f"configuration: {reason}. Give {name} what it needs to be saved as a `.keras` file: "
+            "a constructor that makes all layers and takes **kwargs for Keras, and a `get_config` "
+            "that returns the constructor's other arguments."
+        ) from error
 
 
-def _is_keras(cls):
-    return cls.__module__.partition(".")[0] == "keras"
+@functools.cache
+def _kept_by_keras():
+    """The names of the attributes that Keras gives a model and its compilation."""
+    model = keras.Model()
+    model.compile("sgd", "mse")
+    return frozenset(vars(model))
 
 
-def _differ(new, old):
-    return any(one is not other for one, other in zip(new, old, strict=True))
+def _parts(layer):
+    """The attributes that hold layers or variables, alone or in containers, by name."""
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name not in _kept_by_keras()
+        and any(isinstance(one, _PARTS) for one in tf.nest.flatten(value))
+    }
 
 
-def _copy_variable(variable):
-    with contextlib.ExitStack() as scopes:
-        for scope in variable.path.split("/")[:-1]:
-            scopes.enter_context(keras.name_scope(scope))
-        new = keras.Variable(
-            variable.numpy(),
-            dtype=variable.dtype,
-            trainable=variable.trainable,
-            autocast=variable._autocast,
-            aggregation=variable.aggregation,
-            synchronization=variable.synchronization,
-            name=variable.name,
-        )
-    new.regularizer, new.constraint = variable.regularizer, variable.constraint
-    return new
+def _alike(value, found):
+    """Whether an attribute of a layer that is not built yet has all its parts."""
+    kinds = [[isinstance(one, _PARTS) for one in tf.nest.flatten(each)] for each in (value, found)]
+    return kinds[0] == kinds[1]
+
+
+def _is_graph(layer):
+    """Whether it is a Sequential or functional model."""
+    return isinstance(layer, keras.Sequential) or (
+        isinstance(layer, keras.Model) and hasattr(layer, "operations")
+    )
+
+
+def _folds(layer):
+    return isinstance(layer, (BatchNormRNN, BatchNormCell)) and not _obstacle(layer)
+
+
+def _class_of_copy(part):
+    if type(part) is Bidirectional:
+        return keras.layers.Bidirectional
+    return part.plain_class if _folds(part) else type(part)
+
+
+def _config(layer):
+    """The configuration from which a layer's copy is made."""
+    cls = type(layer)
+    config = _plain_config(layer) if _folds(layer) else layer.get_config()
+    if _is_keras(cls) or _is_ours(cls):
+        # Activations, initializers, … themselves, be they registered or not.
+        for name in config if not isinstance(layer, keras.layers.Lambda) else ():
+            value = getattr(layer, name, None)
+            if callable(value) and not isinstance(value, keras.layers.Layer):
+                config[name] = value
+    elif _is_keras(next(base for base in cls.__mro__ if "get_config" in vars(base))):
+        # Keras makes it up, of Keras's arguments and a layer's; a model's own it does not know.
+        parameters = inspect.signature(cls).parameters
+        own = parameters.keys() - {"name", "trainable", "dtype", "args", "kwargs"}
+        if isinstance(layer, keras.Model) and own:
+            raise NotImplementedError("it has no `get_config`")
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            config = {name: config[name] for name in parameters if name in config}
+    return config
 
 
 def _plain_config(layer):
@@ -433,3 +490,56 @@ def _plain_config(layer):
     if cell.normalizer is not None:
         config["use_bias"] = True
     return config
+
+
+def _build_like(layer, new):
+    if layer.built and not new.built:
+        new.build_from_config(layer.get_build_config())
+        new.built = True
+
+
+def _copy_state(layer, new):
+    """Carries over what a `.keras` file holds of a layer itself: variables, vocabularies."""
+    state = {}
+    layer.save_own_variables(state)
+    new.load_own_variables(state)
+    if hasattr(layer, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            new.load_assets(folder)
+
+
+def _check_independence(copy):
+    """Raises an error where a function in the copy runs layers that are not the copy's."""
+    own = {id(layer) for layer in _layers_of(copy)}
+    for layer in _layers_of(copy):
+        for name, value in vars(layer).items():
+            for reached in _reached(value) if name not in _kept_by_keras() else ():
+                if id(reached) not in own:
+                    raise ValueError(
+                        f"The attribute {name!r} of {layer.name!r} ({type(layer).__name__}) is a "
+                        f"function that runs the layer {reached.name!r} by itself, so a copy would "
+                        "run the original's. Let it find the layer as an attribute of `self`."
+                    )
+
+
+def _reached(value, seen=frozenset()):
+    """The layers that functions refer to: methods, closures, `tf.function`s and partials."""
+    for function in tf.nest.flatten(value):
+        function = getattr(function, "python_function", function)
+        held = []
+        if isinstance(function, functools.partial):
+            held = [function.func, function.args, function.keywords]
+        elif isinstance(function, types.MethodType):
+            held = [function.__self__]
+        elif isinstance(function, types.FunctionType) and function not in seen:
+            names = inspect.getclosurevars(function)
+            held = [one for one in names.globals.values() if isinstance(one, keras.layers.Layer)]
+            held += [names.nonlocals, function.__defaults__]
+            seen |= {function}
+        for one in tf.nest.flatten(held):
+            yield from [one] if isinstance(one, keras.layers.Layer) else _reached(one, seen)
+
+
+def _is_keras(cls):
+    return cls.__module__.partition(".")[0] == "keras"
