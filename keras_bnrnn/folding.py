@@ -1,30 +1,21 @@
-"""Folding normalisation into kernels and biases, and moving weights from and to plain layers.
-
-With population statistics BN(x W) + bias is an affine function of x, so
-
-    W' = W diag(gamma / sigma),   b' = bias - gamma mean / sigma
-
-give a plain `keras.layers` layer the same outputs.
-"""
+"""Folding: models made anew with plain `keras.layers` in the place of the normalised ones."""
 
 import contextlib
 import functools
 import inspect
-import itertools
 import tempfile
 import types
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.bidirectional import Bidirectional
 from keras_bnrnn.cells import BatchNormCell
 from keras_bnrnn.layers import BatchNormRNN
-from keras_bnrnn.normalization import as_tensor
+from keras_bnrnn.plain_weights import folded_weights, is_ours, obstacle
 
 
-def fold_batch_norm(model, strict=True):
+def fold_batch_norm(model: keras.layers.Layer, strict: bool = True) -> keras.layers.Layer:
     """The same function with plain `keras.layers` only, for serving.
 
     Args:
@@ -72,184 +63,11 @@ def fold_batch_norm(model, strict=True):
     return copy
 
 
-def copy_weights(source, target):
-    """Copies weights between a layer and its `keras.layers` namesake, outputs preserved.
-
-    From a normalised layer into a plain one the normalisation is folded into kernel and bias. From
-    a plain layer into a normalised one, gamma and the bias are chosen so that at inference
-    normalisation with the population statistics that `target` has changes nothing. A pretrained
-    LSTM is continued best in three steps: copy, `recalibrate` on the training data (which makes
-    the statistics real and the outputs wrong), and copy again (which makes the outputs right).
-
-    Args:
-        source: A built layer or cell, of this package or of `keras.layers`, or a `Bidirectional`
-            of such.
-        target: Its counterpart, built with the same input size and `units`.
-
-    Raises:
-        ValueError: If the two are not a layer and its namesake, a shape or an activation differs,
-            one is not built, or the normalisation of `source` cannot be folded.
-    """
-    if isinstance(source, keras.layers.Bidirectional) and isinstance(
-        target, keras.layers.Bidirectional
-    ):
-        copy_weights(source.forward_layer, target.forward_layer)
-        copy_weights(source.backward_layer, target.backward_layer)
-        return
-    for role, layer in (("source", source), ("target", target)):
-        if not layer.built:
-            raise ValueError(f"{role} {layer.name!r} is not built. Call it on a batch first.")
-    source, target = (getattr(layer, "cell", layer) for layer in (source, target))
-    normalized = target if isinstance(target, BatchNormCell) else source
-    plain = source if normalized is target else target
-    if not isinstance(normalized, BatchNormCell) or type(plain) is not normalized.plain_class:
-        raise ValueError(
-            "copy_weights copies between a layer of keras_bnrnn and its namesake in keras.layers. "
-            f"Received: source={type(source).__name__}, target={type(target).__name__}"
-        )
-    if source.kernel.shape != target.kernel.shape or source.units != target.units:
-        raise ValueError(
-            f"source and target differ in size: kernels {tuple(source.kernel.shape)} and "
-            f"{tuple(target.kernel.shape)}. Build both with the same inputs and units."
-        )
-    if getattr(source, "reset_after", None) != getattr(target, "reset_after", None):
-        raise ValueError("source and target differ in reset_after, so their weights do not fit.")
-    for name in ("activation", "recurrent_activation"):
-        functions = [getattr(cell, name, None) for cell in (source, target)]
-        if _compute_otherwise(*functions):
-            shown = [getattr(function, "__name__", function) for function in functions]
-            raise ValueError(
-                f"source and target differ in {name} ({shown[0]} and {shown[1]}), so the same "
-                "weights would not give the same outputs."
-            )
-    if normalized is source:
-        reason = _obstacle(source)
-        if reason:
-            raise ValueError(f"{source.name!r} cannot be folded into a plain layer: {reason}.")
-        kernel, recurrent_kernel, bias = _folded_weights(source)
-        if not target.use_bias and bias.any():
-            raise ValueError(
-                f"{target.name!r} has use_bias=False, but folding the normalisation needs a "
-                "bias. Make the target with use_bias=True."
-            )
-        target.set_weights([kernel, recurrent_kernel, bias][: len(target.weights)])
-    else:
-        _absorb(source, target)
-
-
-def _compute_otherwise(function, other):
-    """Whether two activations are known to differ, as Keras's own are by their names."""
-    known = (
-        getattr(keras.activations, getattr(one, "__name__", ""), None) is one
-        for one in (function, other)
-    )
-    return all(known) and function is not other
-
-
-def _folded_weights(cell):
-    """Kernel, recurrent kernel and bias (zeros if need be) of the equivalent plain cell."""
-    kernel, bias = as_tensor(cell.kernel), cell.input_bias
-    if cell.normalizer is not None:
-        kernel, bias = cell.normalizer.fold(kernel, bias)
-    elif bias is None:
-        bias = tf.zeros(kernel.shape[1:], kernel.dtype)
-    bias = cell.whole_bias(bias)
-    return [kernel.numpy(), as_tensor(cell.recurrent_kernel).numpy(), bias.numpy()]
-
-
-def _absorb(plain, normalized):
-    """Gives a normalised cell a plain cell's weights, gamma and bias undoing its statistics."""
-    if plain.use_bias and not normalized.use_bias:
-        raise ValueError(
-            f"{normalized.name!r} has use_bias=False and cannot hold the bias of {plain.name!r}. "
-            "Make the target with use_bias=True."
-        )
-    bias = (
-        plain.bias.numpy()
-        if plain.use_bias
-        else np.zeros(normalized.bias.shape, "float32")
-        if normalized.use_bias
-        else None
-    )
-    shifts = {
-        normalizer: _undo(normalizer, shiftable=normalizer.beta is not None or bias is not None)
-        for normalizer in (normalized.normalizer, *normalized.loop_normalizers)
-        if normalizer is not None
-    }
-    rows = bias if bias is None or bias.ndim == 2 else bias[np.newaxis]
-    for normalizer, shift in shifts.items():
-        if normalizer.beta is not None:
-            normalizer.beta.assign(shift)
-        elif rows is not None:
-            # A GRU has a bias of its own for the recurrent term.
-            rows[-1 if normalizer is normalized.recurrent_normalizer else 0] += shift
-    normalized.kernel.assign(plain.kernel)
-    normalized.recurrent_kernel.assign(plain.recurrent_kernel)
-    if bias is not None:
-        normalized.bias.assign(bias)
-
-
-def _undo(normalizer, shiftable):
-    """Sets gamma to undo the population's deviation; returns the shift that undoes its mean."""
-    if normalizer.max_timesteps is not None or not shiftable:
-        # One gamma and one shift cannot undo many statistics, so they become the identity's.
-        normalizer.moving_mean.assign(np.zeros(normalizer.moving_mean.shape))
-        normalizer.moving_variance.assign(np.ones(normalizer.moving_variance.shape))
-    mean, variance = (
-        value.numpy().reshape(-1, value.shape[-1])[0]
-        for value in (normalizer.moving_mean, normalizer.moving_variance)
-    )
-    normalizer.gamma.assign(np.sqrt(variance + normalizer.epsilon))
-    return mean
-
-
-# What of a class of our own a user's subclass may define and still be folded: it changes how the
-# layer is made and not what it computes.
-_HARMLESS = {"__init__", "get_config", "from_config", "get_build_config", "build_from_config"}
-
-
-def _obstacle(layer):
-    """Why a layer or cell of ours cannot be folded, or `None`."""
-    cell = getattr(layer, "cell", layer)
-    if cell.max_timesteps is not None:
-        return f"it keeps statistics for each time step (max_timesteps={cell.max_timesteps})"
-    names = []
-    if cell.normalize_recurrent:
-        names.append("normalize_recurrent=True")
-    if cell.normalize_cell_state:
-        names.append("normalize_cell_state=True")
-    if names:
-        return " and ".join(names) + " normalises inside the time loop"
-    for one in (layer, cell):
-        changed = _changed_by_subclass(type(one))
-        if changed:
-            return f"its class {type(one).__name__} has code of its own ({', '.join(changed)})"
-    return None
-
-
-def _changed_by_subclass(cls):
-    """The methods of ours that a subclass from elsewhere replaces."""
-    bases = list(itertools.takewhile(lambda base: not _is_ours(base), cls.__mro__))
-    ours = cls.__mro__[len(bases)]
-    return sorted(
-        name
-        for name in {name for base in bases for name in vars(base)} - _HARMLESS
-        if callable(getattr(ours, name, None)) and getattr(cls, name) != getattr(ours, name)
-    )
-
-
-def _is_ours(cls):
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
 def _obstacles(model):
-    found = {}
-    for layer in _layers_of(model):
-        if isinstance(layer, BatchNormRNN):
-            found[id(layer.cell)] = layer
-        elif isinstance(layer, BatchNormCell):
-            found.setdefault(id(layer), layer)
-    reasons = {layer.name: _obstacle(layer) for layer in found.values()}
+    layers = _layers_of(model)
+    ours = [layer for layer in layers if isinstance(layer, (BatchNormRNN, BatchNormCell))]
+    cells = [layer.cell for layer in ours if isinstance(layer, BatchNormRNN)]
+    reasons = {layer.name: obstacle(layer) for layer in ours if layer not in cells}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
@@ -344,7 +162,7 @@ class _Folding:
             new.use_cudnn = layer.use_cudnn  # Keras leaves it out of the configuration,
         if isinstance(layer, keras.layers.Lambda):
             new.function = layer.function  # and does not find what a lambda refers to.
-        if isinstance(layer, BatchNormRNN):
+        if isinstance(layer, BatchNormRNN) and id(layer.cell) not in self.copies:
             self._begin(layer.cell, new.cell)  # It stays as it is where its layer does.
         if type(new) is type(layer):
             self._match(layer, new)
@@ -356,7 +174,7 @@ class _Folding:
             _build_like(layer, new)
             if isinstance(layer, BatchNormCell) and not isinstance(new, BatchNormCell):
                 if layer.built:
-                    new.set_weights(_folded_weights(layer)[: len(new.weights)])
+                    new.set_weights(folded_weights(layer)[: len(new.weights)])
                     self._keep(layer.recurrent_kernel, new.recurrent_kernel)
                 return
             self._match(layer, new)
@@ -371,7 +189,6 @@ class _Folding:
             found = vars(new).get(name)
             if not new.built and not _alike(value, found):
                 continue  # Left to `build`.
-            tf.nest.assert_same_structure(value, found)
             parts = tf.nest.map_structure(self._part, value, found)
             pairs = zip(tf.nest.flatten(found), tf.nest.flatten(parts), strict=True)
             if replaced := [old for old, part in pairs if old is not part]:
@@ -421,7 +238,7 @@ def _naming(layer):
 @functools.cache
 def _kept_by_keras():
     """The names of the attributes that Keras gives a model and its compilation."""
-    model = keras.Model()
+    model = keras.Model(name="compiled")
     model.compile("sgd", "mse")
     return frozenset(vars(model))
 
@@ -450,7 +267,7 @@ def _is_graph(layer):
 
 
 def _folds(layer):
-    return isinstance(layer, (BatchNormRNN, BatchNormCell)) and not _obstacle(layer)
+    return isinstance(layer, (BatchNormRNN, BatchNormCell)) and not obstacle(layer)
 
 
 def _class_of_copy(part):
@@ -463,7 +280,7 @@ def _config(layer):
     """The configuration from which a layer's copy is made."""
     cls = type(layer)
     config = _plain_config(layer) if _folds(layer) else layer.get_config()
-    if _is_keras(cls) or _is_ours(cls):
+    if _is_keras(cls) or is_ours(cls):
         # Activations, initializers, … themselves, be they registered or not.
         for name in config if not isinstance(layer, keras.layers.Lambda) else ():
             value = getattr(layer, name, None)
@@ -484,7 +301,7 @@ def _plain_config(layer):
     """The configuration of the namesake: our own less what is about normalisation."""
     cell = getattr(layer, "cell", layer)
     # A subclass from elsewhere may have a configuration of its own.
-    config = next(base for base in type(layer).__mro__ if _is_ours(base)).get_config(layer)
+    config = next(base for base in type(layer).__mro__ if is_ours(base)).get_config(layer)
     for name in cell.normalization_parameters():
         del config[name]
     if cell.normalizer is not None:
