@@ -23,6 +23,20 @@ def flattened_layers(
     return list(layer._flatten_layers(include_self=include_self, recursive=recursive))
 
 
+def replace_parts(layer: keras.layers.Layer, name: str, value, replaced: list) -> None:
+    """Sets an attribute of a layer, built or not, that `replaced` are no longer part of.
+
+    Keras keeps the layers and variables that an attribute has once held, unless it is told.
+    """
+    tracker = layer._tracker
+    tracker.unlock()
+    for part in replaced:
+        tracker.untrack(part)
+    setattr(layer, name, value)
+    if layer.built:
+        tracker.lock()
+
+
 def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:
     """The scope in which a layer of this compute dtype reads its variables.
 
@@ -31,11 +45,6 @@ def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:
     from keras.src.backend import AutocastScope
 
     return AutocastScope(dtype)
-
-
-def autocasts(variable: keras.Variable) -> bool:
-    """Whether a variable is read in the compute dtype of the layer that it is in."""
-    return variable._autocast
 
 
 def mask_of(tensor):

@@ -35,15 +35,27 @@ def test_flattened_layers_of_a_subclassed_model():
     assert keras_internals.flattened_layers(model) == [model, model.parts["encoder"][0]]
 
 
-def test_autocast_scope_and_the_variables_that_it_casts():
+def test_autocast_scope():
     layer = keras.layers.Dense(1)
-    kept = layer.add_weight(shape=(1,), name="kept", autocast=False)
     layer.build((None, 1))
     with keras_internals.autocast_scope("bfloat16"):
         assert as_tensor(layer.kernel).dtype == tf.bfloat16
-        assert as_tensor(kept).dtype == tf.float32
     assert as_tensor(layer.kernel).dtype == tf.float32
-    assert keras_internals.autocasts(layer.kernel) and not keras_internals.autocasts(kept)
+
+
+def test_a_replaced_part_is_no_longer_in_the_layer():
+    class Holder(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.parts = [keras.layers.Dense(1), keras.layers.Dense(2)]
+            self.built = True
+
+    holder = Holder()
+    old, kept = holder.parts
+    new = keras.layers.Dense(3)
+    keras_internals.replace_parts(holder, "parts", [new, kept], [old])
+    found = keras_internals.flattened_layers(holder, include_self=False)
+    assert set(map(id, found)) == {id(new), id(kept)}
 
 
 def test_mask_of():
@@ -78,10 +90,10 @@ def test_without_the_functions_cudnn_is_not_available(monkeypatch):
 
 def test_nothing_else_in_the_package_is_private_to_keras():
     private = re.compile(
-        r"(from|import) (keras\.src|tensorflow\.python)|_flatten_layers|_keras_mask"
+        r"(from|import) (keras\.src|tensorflow\.python)|_flatten_layers|_keras_mask|_tracker"
     )
     package = Path(keras_bnrnn.__file__).parent
     found = {
         str(f.relative_to(package)) for f in package.rglob("*.py") if private.search(f.read_text())
     }
-    assert found - {"folding.py"} == {"keras_internals.py"}
+    assert found == {"keras_internals.py"}
