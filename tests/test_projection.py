@@ -80,22 +80,21 @@ def assert_close(found, expected):
         np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-9)
 
 
-every_form = pytest.mark.parametrize(
-    ("scatter_limit", "axes", "parts", "fold"),
-    [
-        pytest.param(0, OVER_SEQUENCE, 1, False, id="sequence"),
-        pytest.param(0, OVER_FRAME, 1, False, id="frame"),
-        pytest.param(0, OVER_FRAME, 4, False, id="frame-by_gate"),
-        pytest.param(1000, OVER_SEQUENCE, 1, False, id="scatter"),
-        pytest.param(1000, OVER_SEQUENCE, 4, False, id="scatter-by_gate"),
-        pytest.param(0, OVER_SEQUENCE, 1, True, id="folded"),
-    ],
-)
+# The scatter limit, the axes, the inputs' parts, and whether it is `folded_projection`.
+FORMS = {
+    "sequence": (0, OVER_SEQUENCE, 1, False),
+    "frame": (0, OVER_FRAME, 1, False),
+    "frame-by_gate": (0, OVER_FRAME, 4, False),
+    "scatter": (1000, OVER_SEQUENCE, 1, False),
+    "scatter-by_gate": (1000, OVER_SEQUENCE, 4, False),
+    "folded": (0, OVER_SEQUENCE, 1, True),
+}
 
 
 @pytest.mark.parametrize("mask_name", MASKS)
-@every_form
-def test_by_hand_equals_autodiff(monkeypatch, scatter_limit, axes, parts, fold, mask_name):
+@pytest.mark.parametrize("form", FORMS)
+def test_by_hand_equals_autodiff(monkeypatch, form, mask_name):
+    scatter_limit, axes, parts, fold = FORMS[form]
     monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
     with_junk, plain = example(parts, MASKS[mask_name], axes)
     if mask_name == "none":
@@ -103,8 +102,10 @@ def test_by_hand_equals_autodiff(monkeypatch, scatter_limit, axes, parts, fold, 
     assert_close(observe(by_hand, *with_junk, fold=fold), observe(by_autodiff, *plain))
 
 
-@every_form
-def test_two_replicas_are_one_batch(monkeypatch, strategy, scatter_limit, axes, parts, fold):
+# The others are whole layers' in test_synchronized.py.
+@pytest.mark.parametrize("form", ["sequence", "frame-by_gate", "folded"])
+def test_two_replicas_are_one_batch(monkeypatch, strategy, form):
+    scatter_limit, axes, parts, fold = FORMS[form]
     monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
     with_junk, plain = example(parts, MASKS["holey"], axes)
     x, W, bias, gamma, population, mask, axes, dz = with_junk
