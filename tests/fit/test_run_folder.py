@@ -40,7 +40,7 @@ def test_a_folder_from_before_tasks_is_accepted(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 2, "config": 3}'])
 def test_a_damaged_configuration_is_said(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(FitError, match="config.json is damaged .* put a copy of it back"):
+    with pytest.raises(FitError, match=r"config\.json is damaged .* put a copy of it back"):
         new_run(tmp_path)
 
 
