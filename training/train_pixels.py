@@ -67,8 +67,12 @@ flags.DEFINE_float(
 )
 
 
-@rejoined_after_losing_a_worker(FLAGS)
 def main(argv):
+    with rejoined_after_losing_a_worker(FLAGS.output_dir):
+        train_and_score(argv)
+
+
+def train_and_score(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     strategy = make_strategy(FLAGS.strategy)

@@ -35,8 +35,10 @@ from keras_bnrnn.fit.distribution import (
     worker_of,
 )
 from keras_bnrnn.fit.loop import Splits, evaluate, prepare, train, watchers
-from keras_bnrnn.fit.run_folder import LANGUAGE_COLUMNS, VOCABULARY_FILE, RunFolder
+from keras_bnrnn.fit.run_folder import VOCABULARY_FILE, RunFolder
 from recipes import language_model
+
+LANGUAGE_COLUMNS = {"train_perplexity": "perplexity", "valid_perplexity": "val_perplexity"}
 
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)
@@ -80,8 +82,12 @@ for name, define, help_text in (
     define(name, None, f"{help_text}; not given: the recipe's.", lower_bound=0, flag_values=FLAGS)
 
 
-@rejoined_after_losing_a_worker(FLAGS)
 def main(argv):
+    with rejoined_after_losing_a_worker(FLAGS.output_dir):
+        train_and_score(argv)
+
+
+def train_and_score(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     strategy = make_strategy(FLAGS.strategy)

@@ -37,11 +37,17 @@ from keras_bnrnn.fit.distribution import (
     worker_of,
 )
 from keras_bnrnn.fit.loop import Splits, evaluate, train, watchers
-from keras_bnrnn.fit.run_folder import PHONE_COUNTS_FILE, SPEECH_COLUMNS, RunFolder
+from keras_bnrnn.fit.run_folder import PHONE_COUNTS_FILE, RunFolder
 from recipes.phone_model import phone_counts
 from recipes.speech_model import build_speech_model, compile_speech_model
 
 CRITERION = "dev_fce"
+SPEECH_COLUMNS = {
+    "train_fce": "fce",
+    "train_fer": "fer",
+    "dev_fce": "val_fce",
+    "dev_fer": "val_fer",
+}
 
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)
@@ -87,8 +93,12 @@ flags.DEFINE_float(
 )
 
 
-@rejoined_after_losing_a_worker(FLAGS)
 def main(argv):
+    with rejoined_after_losing_a_worker(FLAGS.output_dir):
+        train_and_score(argv)
+
+
+def train_and_score(argv):
     if len(argv) > 1:
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     strategy = make_strategy(FLAGS.strategy)

@@ -2,7 +2,16 @@
 
 
 class FitError(ValueError):
-    """Something the caller can put right; the message says what to do."""
+    """Something the caller can put right; the message says what to do.
+
+    Args:
+        message: whole without the argument's name.
+        argument: the one at fault, such as `"output_dir"`; `None` where there is no single one.
+    """
+
+    def __init__(self, message: str, argument: str | None = None):
+        super().__init__(message)
+        self.argument = argument
 
 
 class Stopped(Exception):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -12,11 +11,8 @@ import tensorflow as tf
 
 import equality
 import workers
-from command_line import CommandError
-from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
-from keras_bnrnn.data.speech.pipelines import speech_dataset
-from keras_bnrnn.fit import distribution, keras_overrides
+from keras_bnrnn import BatchNormSimpleRNN
+from keras_bnrnn.fit import FitError, distribution, keras_overrides
 from keras_bnrnn.fit.distribution import Worker, distribute, make_strategy, worker_of
 from keras_bnrnn.fit.loop import prepare
 from keras_bnrnn.losses import FrameMeanCrossEntropy
@@ -47,65 +43,21 @@ def test_ten_steps_are_those_of_one_device(kind, model, tmp_path):
 def test_a_partial_batch_is_filled_up_and_nothing_is_lost(mirrored):
     batches = [np.arange(1, 5), np.arange(5, 9), np.arange(9, 10)]
     dataset = tf.data.Dataset.from_generator(
-        lambda: ((batch, np.ones(len(batch), np.float32)) for batch in batches),
-        output_signature=(tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.float32)),
+        lambda: ((batch, batch, np.ones(len(batch), np.float32)) for batch in batches),
+        output_signature=tuple(
+            tf.TensorSpec([None], one) for one in (tf.int64, tf.int64, tf.float32)
+        ),
     ).apply(tf.data.experimental.assert_cardinality(3))
     for skip in (0, 2):
         distributed, steps = distribute(dataset, mirrored, 4, skip)
         assert steps == 3 - skip
         seen = [[local(mirrored, part) for part in batch] for batch in distributed]
         assert len(seen) == steps
-        values = [value for (first, second), _ in seen for value in (*first, *second)]
-        weights = [weight for _, (first, second) in seen for weight in (*first, *second)]
+        values = [value for (first, second), _, _ in seen for value in (*first, *second)]
+        weights = [weight for _, _, (first, second) in seen for weight in (*first, *second)]
         assert values == list(range(1 + 4 * skip, 10)) + [0] * 3
         assert weights == [1.0] * (9 - 4 * skip) + [0.0] * 3
-        assert all(len(first) == len(second) == 2 for (first, second), _ in seen)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-@pytest.mark.parametrize("split", ["train", "dev"])
-def test_workers_read_every_utterance_once_an_epoch(tiny_corpus, count, split):
-    """By file where there are two shards for two workers, by utterance where there are more."""
-    corpus = load_corpus(tiny_corpus)
-    expected = sorted(one["id"] for one in read_utterances(corpus, split))
-    for epoch in (0, 3):
-        parts = []
-        for index in range(count):
-            dataset = speech_dataset(
-                corpus, split, 4, first_epoch=epoch, worker=(index, count), with_ids=True
-            )
-            batches = [[name.decode() for name in names.numpy()] for *_, names in dataset]
-            assert len(batches) == dataset.cardinality()
-            parts.append([name for batch in batches for name in batch])
-        assert sorted(name for part in parts for name in part) == expected
-        assert all(parts)
-        if count == 2:
-            shards = [corpus.shard_paths(split)[index] for index in range(2)]
-            for part, path in zip(parts, shards, strict=True):
-                assert len(part) == sum(1 for _ in tf.data.TFRecordDataset(path))
-
-
-def test_two_workers_read_every_utterance_once_from_odd_shards(sharded_corpus):
-    corpus = load_corpus(sharded_corpus)
-    for split in ("train", "dev"):
-        expected = sorted(one["id"] for one in read_utterances(corpus, split))
-        for epoch in (0, 1):
-            names = []
-            for index in range(2):
-                dataset = speech_dataset(
-                    corpus, split, 4, first_epoch=epoch, worker=(index, 2), with_ids=True
-                )
-                batches = [batch[-1].numpy() for batch in dataset]
-                assert len(batches) == dataset.cardinality() > 0
-                names += [name.decode() for batch in batches for name in batch]
-            assert sorted(names) == expected
-
-
-def test_more_workers_than_utterances(tiny_corpus):
-    with pytest.raises(CorpusError, match="too few utterances for 40 workers"):
-        speech_dataset(tiny_corpus, "dev", 4, worker=(39, 40))
-    with pytest.raises(ValueError, match="worker="):
-        speech_dataset(tiny_corpus, "dev", 4, worker=(2, 2))
+        assert all(len(first) == len(second) == 2 for (first, second), _, _ in seen)
 
 
 def test_frames_count_alike_on_unequal_replicas(mirrored):
@@ -136,15 +88,12 @@ def test_frames_count_alike_on_unequal_replicas(mirrored):
 
 def test_statistics_that_are_not_synchronized_are_saved_as_their_mean(mirrored, tmp_path):
     keras.utils.set_random_seed(0)
-    from recipes.speech_model import build_speech_model, compile_speech_model
-
     with mirrored.scope():
-        model = build_speech_model(3, 4, normalized=True, layers=1, units=5, bidirectional=False)
-        compile_speech_model(model, 0.01)
+        model = keras.Sequential([keras.Input((3, 3)), BatchNormSimpleRNN(2)])
+        model.compile("sgd", "mse")
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(4, 7, 3)) + np.array([0, 0, 5, 5])[:, None, None]
-    batch = (x, np.zeros((4, 7)), np.ones((4, 7)))
-    dataset = tf.data.Dataset.from_tensors(tuple(tf.cast(one, tf.float32) for one in batch))
+    x = rng.normal(size=(4, 3, 3)) + np.array([0, 0, 5, 5])[:, None, None]
+    dataset = tf.data.Dataset.from_tensors((tf.cast(x, tf.float32), tf.zeros([4, 2])))
     prepare(model, mirrored, dataset, 4)
     distributed, steps = distribute(dataset, mirrored, 4)
     model.fit(distributed, steps_per_epoch=steps, verbose=0)
@@ -269,9 +218,9 @@ def test_keras_alone_fails_with_what_is_refused(mirrored, option):
 
 def test_too_few_examples_for_the_replicas(mirrored):
     distribution.check_batch_size(4, 2, mirrored)
-    with pytest.raises(CommandError, match="does not divide over 2 replicas"):
+    with pytest.raises(FitError, match="does not divide over 2 replicas"):
         distribution.check_batch_size(3, 9, mirrored)
-    with pytest.raises(CommandError, match="1 examples, too few for 2 replicas"):
+    with pytest.raises(FitError, match="1 examples, too few for 2 replicas"):
         distribution.check_batch_size(4, 1, mirrored)
 
 
@@ -305,7 +254,7 @@ def test_a_wrong_tf_config_is_said(monkeypatch, config, message):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if config:
         monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(CommandError, match=message):
+    with pytest.raises(FitError, match=message):
         make_strategy("multi_worker")
 
 
@@ -327,7 +276,7 @@ def test_a_chief_is_the_first_worker(monkeypatch):
 def test_one_device_does_not_look_at_tf_config(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{")
     assert make_strategy("none").num_replicas_in_sync == 1
-    with pytest.raises(CommandError, match="is not as in"):
+    with pytest.raises(FitError, match="is not as in"):
         make_strategy("auto")
 
 
@@ -342,9 +291,8 @@ def test_an_error_that_comes_back_is_raised_in_the_end(monkeypatch, tmp_path, ca
     monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
     monkeypatch.setenv("TF_CONFIG", distribution.TF_CONFIG_EXAMPLE)
     monkeypatch.setenv(distribution.REJOINED, "")
-    flags = SimpleNamespace(strategy="auto", output_dir=str(tmp_path))
 
-    @distribution.rejoined_after_losing_a_worker(flags)
+    @distribution.rejoined_after_losing_a_worker(tmp_path)
     def lose():
         raise tf.errors.UnavailableError(None, None, "gone")
 
@@ -358,7 +306,7 @@ def test_an_error_that_comes_back_is_raised_in_the_end(monkeypatch, tmp_path, ca
         assert len(started) == distribution.MOST_TIMES_REJOINED
     assert "Another worker is gone (UnavailableError)" in capsys.readouterr().err
     started.clear()
-    flags.strategy = "none"
+    monkeypatch.delenv("TF_CONFIG")
     with pytest.raises(tf.errors.UnavailableError):
         lose()
     assert not started

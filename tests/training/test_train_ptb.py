@@ -149,7 +149,7 @@ def test_a_finished_run_goes_on_when_asked_for_more(text_dir, tmp_path, tiny_rec
     first = history(folder)
     train(*flags, "--epochs=1")
     assert history(folder) == first
-    assert "1 epoch is done already; --epochs=1 asks for no more." in capsys.readouterr().out
+    assert "1 epoch is done already; epochs=1 asks for no more." in capsys.readouterr().out
     train(*flags, "--epochs=2")
     assert history(folder)[:1] == first
     assert len(history(folder)) == 2
