@@ -1,7 +1,10 @@
 """A tiny corpus and a way to call the training scripts, for tests that need either."""
 
+import contextlib
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework.config import disable_op_determinism
 
+import command_line
 from keras_bnrnn.data.speech.corpus import file_checksum, make_example
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -121,8 +125,6 @@ def sharded_corpus(tmp_path_factory, request):
 @pytest.fixture(scope="session")
 def parse_flags():
     """Gives a script these flags, the others their defaults; returns what is left for `main`."""
-    import command_line
-
     def parse(module, *arguments):
         module.FLAGS.unparse_flags()
         for name in module.FLAGS:
@@ -158,17 +160,62 @@ def call_script_in_module(parse_flags):
 
 
 @pytest.fixture
-def run_script():
-    """Runs a script as a command: `run_script("train_speech.py", "--seed=1", …)`."""
+def run_command(capsys, settings_end_with_the_test):
+    """Runs a script as a command, but in this process: `run_command("train_speech.py", …)`.
 
-    def run(script, *arguments, **kwargs):
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **kwargs.pop("environment", {})}
-        command = [sys.executable, str(REPOSITORY / "training" / script), *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False, **kwargs
-        )
+    Returns its exit code, and what it wrote to stdout and stderr.
+    """
+
+    def run(script, *arguments):
+        capsys.readouterr()
+        code = command_line.call(REPOSITORY / "training" / script, arguments)
+        return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Makes a folder for all test processes: `made_once("name", function_of_the_folder)`."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name, write):
+        folder, aside = root / name, root / f"{name}-unfinished"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+                write(aside)
+                aside.rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_speech(made_once, tiny_corpus, call_script_in_module):
+    """A batch-normalised model of `tiny_corpus` after two epochs.
+
+    `run/` is the run's folder, `output.txt` what train_speech.py printed, `exported/` the
+    SavedModel. Not to be changed.
+    """
+
+    def train(folder):
+        import export
+        import train_speech
+
+        flags = ["--layers=2", "--units=6", "--batch_size=8", "--learning_rate=0.01", "--epochs=2"]
+        run = f"{folder}/run"
+        with (folder / "output.txt").open("w") as output, contextlib.redirect_stdout(output):
+            call_script_in_module(
+                train_speech, f"--data_dir={tiny_corpus}", f"--output_dir={run}", *flags
+            )
+        call_script_in_module(export, f"--run_dir={run}", f"--output_dir={folder}/exported")
+
+    return made_once("trained-speech", train)
 
 
 @pytest.fixture

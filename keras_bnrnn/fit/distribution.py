@@ -112,7 +112,7 @@ def worker_of(strategy):
 
 
 @contextlib.contextmanager
-def rejoined_after_losing_a_worker(flag_values):
+def rejoined_after_losing_a_worker(output_dir):
     """Starts this process's command again when another worker is gone.
 
     The collectives of the workers that are left have failed and cannot be mended. The command
@@ -122,7 +122,7 @@ def rejoined_after_losing_a_worker(flag_values):
     A worker can be lost at any moment, so all that a script does belongs into this context.
 
     Args:
-        flag_values: the script's.
+        output_dir: the run's folder.
     """
     lost = (
         tf.errors.UnavailableError,
@@ -135,9 +135,9 @@ def rejoined_after_losing_a_worker(flag_values):
     try:
         yield
     except lost as error:
-        if flag_values.strategy in ("none", "mirrored") or len(_workers_of_environment()) < 2:
+        if len(_workers_of_environment()) < 2:
             raise
-        newest = newest_checkpoint(flag_values.output_dir)
+        newest = newest_checkpoint(output_dir)
         before, _, times = os.environ.get(REJOINED, "").rpartition(":")
         times = int(times) + 1 if before == newest and times else 1
         if times > MOST_TIMES_REJOINED:

@@ -57,13 +57,14 @@ class RunFolder:
         columns: `{column of history.csv: key of Keras's epoch logs}`, e.g. `SPEECH_COLUMNS`.
         criterion: the column whose smallest value makes an epoch the best one.
         worker: which of several `Worker`s this process is.
+        task: what kind of run it is, recorded beside the configuration; `None` records nothing.
 
     Raises:
         FitError: the folder holds a run of another configuration, or foreign files, or another
             process stays at work in it.
     """
 
-    def __init__(self, path, config, columns, criterion, worker=Worker()):  # noqa: B008  immutable
+    def __init__(self, path, config, columns, criterion, worker=Worker(), task=None):  # noqa: B008
         if criterion not in columns:
             raise ValueError(f"criterion={criterion!r} is not one of columns={sorted(columns)}")
         self.path = Path(path)
@@ -71,6 +72,7 @@ class RunFolder:
         self.columns = dict(columns)
         self.criterion = criterion
         self.worker = worker
+        self.task = {} if task is None else {"task": task}
         self.checkpoints = Checkpoints(self.path, worker)
         self.rows = []
         self.seconds = []
@@ -189,7 +191,7 @@ class RunFolder:
         if config_path.exists():
             self._compare(config_path)
         else:
-            content = {"format_version": FORMAT_VERSION, "config": self.config}
+            content = {"format_version": FORMAT_VERSION, "config": self.config, **self.task}
             write_aside(config_path, _json(content).encode())
 
     def _join(self):
@@ -289,6 +291,7 @@ class RunFolder:
         results = {
             "model": self.config["model"],
             "config": self.config,
+            **self.task,
             "criterion": self.criterion,
             "best": {**self.best_row, **(best or {})},
             "final": self.rows[-1],

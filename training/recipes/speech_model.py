@@ -64,6 +64,11 @@ def compile_speech_model(model, learning_rate, **options):
     model.compile(
         scaled(keras.optimizers.Adam(learning_rate)),
         FrameMeanCrossEntropy(from_logits=True),
-        weighted_metrics=[FrameCrossEntropy(from_logits=True), FrameErrorRate()],
+        weighted_metrics=speech_metrics(),
         **options,
     )
+
+
+def speech_metrics():
+    """Fresh metrics over live frames: cross-entropy in nats, and the share of wrong states."""
+    return [FrameCrossEntropy(from_logits=True), FrameErrorRate()]

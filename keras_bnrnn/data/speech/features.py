@@ -16,7 +16,23 @@ PREEMPHASIS = 0.97
 LOWEST_FREQUENCY = 20.0
 FRAME_MILLISECONDS = 25.0
 SHIFT_MILLISECONDS = 10.0
+FRAME_SECONDS = SHIFT_MILLISECONDS / 1000.0
+VARIANCE_FLOOR = 1e-8
 DIFFERENCE_WINDOW = 2
+
+
+def normalize_features(features, mean, variance):
+    """Features less their mean, divided by their deviation, which a floor keeps above zero.
+
+    Args:
+        features: `[…, dimension]`, an array or a tensor.
+        mean, variance: of the training split, `[dimension]`.
+
+    Returns:
+        The same shape, float32 for float32 features.
+    """
+    mean, variance = (np.asarray(one, np.float32) for one in (mean, variance))
+    return (features - mean) / np.sqrt(np.maximum(variance, VARIANCE_FLOOR))
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
