@@ -21,6 +21,7 @@ from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech import sources
 from keras_bnrnn.data.speech.alignment import LABEL_KINDS
 from keras_bnrnn.data.speech.corpus import FAILURES_FILE, verify_corpus
+from keras_bnrnn.data.speech.features import FRAME_SECONDS
 from keras_bnrnn.data.speech.kaldi import CMVN_KINDS, KaldiSource
 from keras_bnrnn.data.speech.preparation import prepare_corpus
 
@@ -140,7 +141,7 @@ def main(argv):
     for name, split in corpus.splits.items():
         print(
             f"{name}: {split['utterances']} utterances, {split['frames']} frames "
-            f"({split['frames'] / 6000:.1f} minutes), {len(split['shards'])} shards"
+            f"({split['frames'] * FRAME_SECONDS / 60:.1f} minutes), {len(split['shards'])} shards"
         )
     print(f"{corpus.num_states} states, {corpus.dimension} features per frame")
     failed = corpus.document["failures"]

@@ -18,7 +18,7 @@ import numpy as np
 from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
 from keras_bnrnn.data.speech.alignment import State, match_lengths
 from keras_bnrnn.data.speech.corpus import SPLITS
-from keras_bnrnn.data.speech.features import append_differences
+from keras_bnrnn.data.speech.features import append_differences, normalize_features
 from keras_bnrnn.data.speech.sources import (
     Failure,
     LabelledFrames,
@@ -30,6 +30,7 @@ from keras_bnrnn.data.speech.sources import (
 from keras_bnrnn.data.speech.splits import assign_splits, split_of_folders
 
 STATIC_DIMENSION = 41
+CMVN_FLOOR = 1e-20  # Kaldi's.
 CMVN_KINDS = ("none", "mean", "mean_variance")
 ALIGNMENT_PATTERNS = ("ali*", "pdf*", "*.ali", "*.pdf")
 TEXT_MODELS = ("final.mdl.txt", "final.txt", "final.mdl")
@@ -470,11 +471,8 @@ def apply_cmvn(features, statistics, variance):
         )
     count = statistics[0, -1]
     mean = statistics[0, :-1] / count
-    features = features - mean
-    if variance:
-        squares = statistics[1, :-1] / count - np.square(mean)
-        features = features / np.sqrt(np.maximum(squares, 1e-20))
-    return features.astype(np.float32)
+    squares = statistics[1, :-1] / count - np.square(mean) if variance else np.ones_like(mean)
+    return normalize_features(features, mean, squares, CMVN_FLOOR).astype(np.float32)
 
 
 def _kaldiio():
