@@ -115,7 +115,7 @@ def claim(output_dir, model_dir, corpus):
 
 def make_scorer(serve, description):
     """A function from a list of features `[time, D]` to the log-likelihoods `[time, states]`."""
-    mean, variance = description["mean"], description["variance"]
+    mean, variance = (np.array(description[name], np.float32) for name in ("mean", "variance"))
     priors = log_priors(description["phone_counts"]["state_frames"]).astype(np.float32)
 
     def score(utterances):

@@ -9,14 +9,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_bnrnn.data.speech.features import LogMelFilterBank
-from keras_bnrnn.data.speech.pipelines import VARIANCE_FLOOR
+from keras_bnrnn.data.speech.features import LogMelFilterBank, normalize_features
 from keras_bnrnn.data.text import EOS, UNKNOWN, tokenize
 
-FRAME_SECONDS = 0.01
 SMALLEST = 1e-30  # Not zero, and lost in any sum.
 WAV_HEADER_BYTES = 44
 LOUDEST = 100.0  # Well beyond samples in -1…1, however hot, and well below 16-bit numbers.
@@ -225,7 +222,6 @@ def speech_endpoints(model, corpus):
 
 
 def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
-    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
     rate = corpus.sample_rate
     # Frame t is centred on this time plus t times the shift.
     first = 0.5 * (front_end.frame_length if front_end.snip_edges else front_end.frame_shift) / rate
@@ -236,7 +232,8 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
         level = tf.abs(tf.where(live, waveform, 0.0))
         message = "waveform must hold finite samples in -1…1 (16-bit numbers: divide by 32768)"
         waveform = checked(waveform, (tf.reduce_all(level <= LOUDEST), message))
-        values = (front_end(waveform, lengths) - corpus.mean) / deviation
+        heard = front_end(waveform, lengths)
+        values = normalize_features(heard, corpus.mean, corpus.variance)
         shift = front_end.frame_shift / rate
         times = first + shift * tf.cast(tf.range(tf.shape(values)[1]), tf.float32)
         return {"features": values, "frames": front_end.num_frames(lengths), "times": times}

@@ -8,13 +8,13 @@ import tensorflow as tf
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.augmentation import HIDDEN_VALUE, channels_of
 from keras_bnrnn.data.speech.corpus import load_corpus
+from keras_bnrnn.data.speech.features import normalize_features
 
 MAX_FRAMES = 1300
 MAX_BUCKETS = 10
 BATCHES_PER_BUCKET = 4
 INTERLEAVED_SHARDS = 4
 SHUFFLE_BUFFER = 512
-VARIANCE_FLOOR = 1e-8
 
 
 def speech_dataset(
@@ -81,14 +81,13 @@ def speech_dataset(
             f"has {shortest} frames"
         )
 
-    mean = corpus.mean
-    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
     dataset = _epoch(first_epoch).flat_map(
         lambda epoch: _records(shards, shuffle, seed, epoch, shuffle_buffer)
     )
     parse = _parser(corpus.dimension)
     if augment is not None:
-        parse = _augmented(parse, augment, corpus, mean + HIDDEN_VALUE * deviation, seed)
+        hidden_value = corpus.mean + HIDDEN_VALUE * np.sqrt(corpus.variance)
+        parse = _augmented(parse, augment, corpus, hidden_value, seed)
     dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     if limit is not None:
         dataset = dataset.filter(lambda features, labels, name: tf.shape(labels)[0] <= limit)
@@ -97,7 +96,8 @@ def speech_dataset(
 
     def normalize(features, labels, lengths, names):
         mask = tf.sequence_mask(lengths, tf.shape(features)[1])
-        features = tf.where(mask[:, :, tf.newaxis], (features - mean) / deviation, 0.0)
+        features = normalize_features(features, corpus.mean, corpus.variance)
+        features = tf.where(mask[:, :, tf.newaxis], features, 0.0)
         return (features, labels, mask, names) if with_ids else (features, labels, mask)
 
     dataset = dataset.map(normalize, num_parallel_calls=tf.data.AUTOTUNE)
