@@ -1,9 +1,10 @@
-"""`--strategy`: on which devices and machines a training script runs, and what each of them reads.
+"""On which devices and machines a model is trained, and what each of them reads.
 
 Every worker (machine) reads its own part of the data, and each of its devices (replicas) a part
 of the worker's batches. Keras's `fit` sees a `tf.distribute.DistributedDataset` with the same
-number of steps on every worker, in which every batch is full: rows that are missing at the end of
-an epoch are zeros of weight 0, and a worker whose data ends sooner goes on with batches of them.
+number of steps on every worker, in which every batch is full, as an empty one on any device fails:
+rows that are missing at the end of an epoch are filled up with zeros of weight 0, and a worker
+whose data ends sooner goes on with batches of them.
 """
 
 import contextlib
@@ -33,14 +34,15 @@ class Worker(NamedTuple):
     count: int = 1
 
     @property
-    def is_chief(self):
+    def is_chief(self) -> bool:
         return self.index == 0
 
 
-def make_strategy(name):
-    """Returns the `tf.distribute` strategy that `--strategy=name` asks for.
+def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
+    """Returns a `tf.distribute` strategy by its name.
 
     Call it before anything else of TensorFlow: several machines connect before there are devices.
+    Of several workers all but the first print nothing from then on.
 
     Args:
         name: `"auto"` (`"multi_worker"` where `TF_CONFIG` names several workers, else
@@ -55,13 +57,14 @@ def make_strategy(name):
         FitError: for another name, or a `TF_CONFIG` that is missing or wrong.
     """
     if name not in STRATEGIES:
-        raise FitError(f"--strategy={name} is not one of {', '.join(STRATEGIES)}")
+        raise FitError(f"{name!r} is not one of {', '.join(STRATEGIES)}", "strategy")
     several = name in ("auto", "multi_worker") and len(_workers_of_environment()) > 1
     if name == "multi_worker" or (name == "auto" and several):
         if not several:
             raise FitError(
-                "--strategy=multi_worker needs the environment variable TF_CONFIG with two or "
-                f"more workers, for instance {TF_CONFIG_EXAMPLE}"
+                "'multi_worker' needs the environment variable TF_CONFIG with two or more "
+                f"workers, for instance {TF_CONFIG_EXAMPLE}",
+                "strategy",
             )
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
         worker = worker_of(strategy)
@@ -101,7 +104,7 @@ def _workers_of_environment():
         ) from None
 
 
-def worker_of(strategy):
+def worker_of(strategy: tf.distribute.Strategy) -> Worker:
     """Which `Worker` this process is."""
     resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
@@ -112,17 +115,19 @@ def worker_of(strategy):
 
 
 @contextlib.contextmanager
-def rejoined_after_losing_a_worker(output_dir):
+def rejoined_after_losing_a_worker(output_dir: str | os.PathLike, strategy: str = "auto"):
     """Starts this process's command again when another worker is gone.
 
     The collectives of the workers that are left have failed and cannot be mended. The command
     connects anew, waits until the lost worker is back, and goes on from the newest checkpoint. An
     error that comes back before there is a newer one is raised in the end: no worker is to blame.
 
-    A worker can be lost at any moment, so all that a script does belongs into this context.
+    A worker can be lost at any moment, so all that a program does with TensorFlow belongs into this
+    context.
 
     Args:
         output_dir: the run's folder.
+        strategy: the name that `make_strategy` gets; those of one machine lose no worker.
     """
     lost = (
         tf.errors.UnavailableError,
@@ -135,7 +140,7 @@ def rejoined_after_losing_a_worker(output_dir):
     try:
         yield
     except lost as error:
-        if len(_workers_of_environment()) < 2:
+        if strategy in ("none", "mirrored") or len(_workers_of_environment()) < 2:
             raise
         newest = newest_checkpoint(output_dir)
         before, _, times = os.environ.get(REJOINED, "").rpartition(":")
@@ -148,34 +153,52 @@ def rejoined_after_losing_a_worker(output_dir):
         os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
-def check_batch_size(batch_size, examples, strategy):
+def check_batch_size(batch_size: int, examples: int, strategy: tf.distribute.Strategy) -> None:
     """Raises a `FitError` unless every replica has something to do in every full batch.
 
     Args:
-        batch_size: of all replicas together.
+        batch_size: rows of a batch of all replicas together.
         examples: of the training split.
-        strategy: the script's.
+        strategy: that the model is trained with.
     """
     replicas = strategy.num_replicas_in_sync
     if batch_size % replicas:
         raise FitError(
-            f"--batch_size={batch_size} does not divide over {replicas} replicas; use a multiple "
-            f"of {replicas}, or --strategy=none"
+            f"a batch of {batch_size} does not divide over {replicas} replicas; use a multiple of "
+            f"{replicas}, or the strategy 'none'",
+            "batch_size",
         )
     if examples < replicas:
         raise FitError(
             f"the training split has {examples} examples, too few for {replicas} replicas; use "
-            "--strategy=none"
+            "the strategy 'none'"
         )
 
 
-def distribute(dataset, strategy, rows, skip=0):
+def rows_of_worker(dataset: tf.data.Dataset, worker: Worker, rows: int) -> tf.data.Dataset:
+    """A worker's share of batches that all workers read alike.
+
+    Args:
+        dataset: batches of all workers, nested tensors `[batch, …]`.
+        worker: whose share it is.
+        rows: of a full batch of one worker.
+    """
+    if worker.count == 1:
+        return dataset
+    mine = slice(worker.index * rows, (worker.index + 1) * rows)
+    return dataset.map(lambda *batch: tf.nest.map_structure(lambda values: values[mine], batch))
+
+
+def distribute(
+    dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, rows: int, skip: int = 0
+) -> tuple:
     """Deals a worker's batches out to its devices.
 
     Args:
-        dataset: batches of this worker, of at most `rows` rows and known number: tuples of tensors
-            `[rows, …]`, the last of them weights, 0 for what does not count.
-        strategy: the script's.
+        dataset: batches of this worker, of known number and at most `rows` rows: `(inputs, targets,
+            weights)`, nested tensors `[rows, …]`; weights are 0 for what does not count. Several
+            replicas take batches without weights only where all are full.
+        strategy: that the model is trained with.
         rows: of a full batch of this worker.
         skip: leave out this many steps at the beginning.
 
@@ -183,35 +206,45 @@ def distribute(dataset, strategy, rows, skip=0):
         What `model.fit` takes, and how many steps it has: as many as the worker with most batches.
     """
     steps = int(dataset.cardinality())
+    if steps < 0:
+        raise FitError(
+            "the number of batches of a dataset must be known and finite; use "
+            "tf.data.experimental.assert_cardinality or take"
+        )
     if strategy.num_replicas_in_sync == 1:
         return dataset.skip(skip), steps - skip
     worker = worker_of(strategy)
     replicas = strategy.num_replicas_in_sync // worker.count
-    if worker.count > 1:
-        steps = max(gather(strategy, steps))
+    of_all = gather(strategy, steps) if worker.count > 1 else [steps]
+    steps = max(of_all)
+    full = all(spec.shape[0] == rows for spec in tf.nest.flatten(dataset.element_spec))
+    if len(dataset.element_spec) < 3 and (not full or min(of_all) < steps):
+        raise FitError(
+            "several replicas train on full batches or on (inputs, targets, weights), where rows "
+            "of weight 0 can be added; use batch(…, drop_remainder=True), or yield weights, a loss "
+            "that averages by them (keras_bnrnn.losses.FrameMeanCrossEntropy) and weighted_metrics"
+        )
     empty = tf.data.Dataset.from_tensors(
-        tuple(
-            tf.zeros(
-                [rows if k == 0 else size or 1 for k, size in enumerate(spec.shape)], spec.dtype
-            )
-            for spec in dataset.element_spec
+        tf.nest.map_structure(
+            lambda spec: tf.zeros([rows, *(size or 1 for size in spec.shape[1:])], spec.dtype),
+            dataset.element_spec,
         )
     )
 
-    def dealt_out(*batch):
-        missing = rows - tf.shape(batch[0])[0]
-        parts = []
-        for values in batch:
-            values = tf.pad(values, [[0, missing]] + [[0, 0]] * (len(values.shape) - 1))
-            shape = tf.concat([[replicas, rows // replicas], tf.shape(values)[1:]], 0)
-            part = tf.reshape(values, shape)
-            part.set_shape([replicas, rows // replicas, *values.shape[1:]])
-            parts.append(part)
-        return tf.data.Dataset.from_tensor_slices(tuple(parts))
+    def parts_of(values):
+        missing = rows - tf.shape(values)[0]
+        padded = tf.pad(values, [[0, missing]] + [[0, 0]] * (len(values.shape) - 1))
+        shape = tf.concat([[replicas, rows // replicas], tf.shape(padded)[1:]], 0)
+        part = tf.reshape(padded, shape)
+        part.set_shape([replicas, rows // replicas, *values.shape[1:]])
+        return part
 
-    full = dataset.concatenate(empty.repeat()).take(steps).skip(skip).flat_map(dealt_out)
-    full = full.apply(tf.data.experimental.assert_cardinality((steps - skip) * replicas))
-    return strategy.distribute_datasets_from_function(lambda context: full), steps - skip
+    def dealt_out(*batch):
+        return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(parts_of, batch))
+
+    whole = dataset.concatenate(empty.repeat()).take(steps).skip(skip).flat_map(dealt_out)
+    whole = whole.apply(tf.data.experimental.assert_cardinality((steps - skip) * replicas))
+    return strategy.distribute_datasets_from_function(lambda context: whole), steps - skip
 
 
 def gather(strategy, value):

@@ -5,11 +5,11 @@ class FitError(ValueError):
     """Something the caller can put right; the message says what to do.
 
     Args:
-        message: what is wrong.
-        argument: the name of the argument that it is about, or `None`.
+        message: whole without the argument's name.
+        argument: the one at fault, such as `"output_dir"`; `None` where there is no single one.
     """
 
-    def __init__(self, message, argument=None):
+    def __init__(self, message: str, argument: str | None = None):
         super().__init__(message)
         self.argument = argument
 

@@ -1,4 +1,4 @@
-"""The training loop of the scripts: `model.fit` that survives.
+"""The training loop: `model.fit` that survives.
 
 An epoch is a call of `model.fit` with a dataset of its own, made from the epoch's number, so that
 one that was interrupted goes on with the batches that it had not seen. In between: checkpoints, a
@@ -8,8 +8,9 @@ loss that is not finite, SIGTERM.
 import contextlib
 import math
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -20,47 +21,73 @@ from keras_bnrnn.fit import keras_overrides
 from keras_bnrnn.fit.checkpoints import add_metrics
 from keras_bnrnn.fit.distribution import distribute, gather, worker_of
 from keras_bnrnn.fit.errors import FitError, Stopped
+from keras_bnrnn.fit.run_folder import RunFolder
 from keras_bnrnn.fit.tensorboard import TensorBoard
+
+FORGETFUL = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
 
 
 class Splits(NamedTuple):
-    """The batches of a training script.
+    """What a model is trained and validated on.
 
     Attributes:
-        train: a function of the epoch's number to this worker's batches of the training split.
+        train: a function of the epoch's number, from 0, to this worker's batches of the training
+            split; called twice with a number it gives the same batches.
         valid: this worker's batches of the validation split.
         rows: of a full batch of this worker.
         describe: a function of epoch and step, from 0, to a text that names what is in the batch.
     """
 
-    train: Callable
+    train: Callable[[int], tf.data.Dataset]
     valid: tf.data.Dataset
     rows: int
-    describe: Callable
+    describe: Callable[[int, int], str] = lambda epoch, step: f"batch {step + 1}"
 
 
-def train(model, strategy, run, splits, epochs, *, callbacks=(), checkpoint_steps=0, verbose=2):
+def train(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    run: RunFolder,
+    splits: Splits,
+    epochs: int,
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoint_steps: int = 0,
+    verbose: int = 2,
+) -> None:
     """Trains to the end, from wherever the run's folder stands.
 
     Args:
         model: compiled in the strategy's scope.
-        strategy: the script's.
-        run: its `RunFolder`.
-        splits: its `Splits`.
+        strategy: that it was made in.
+        run: the run's folder.
+        splits: what to train and validate on.
         epochs: in all.
-        callbacks: Keras callbacks, besides those of this module.
-        checkpoint_steps: write a checkpoint after this many steps of an epoch; 0 for none.
+        callbacks: Keras callbacks, besides those of this module. They see one `fit` per epoch, so
+            `EarlyStopping` and `ReduceLROnPlateau`, which would forget what they saw, are refused.
+        checkpoint_steps: write a checkpoint after this many steps of an epoch, and before its
+            evaluation; 0 for neither.
         verbose: 0, nothing; 1, Keras's progress bar; 2, one line per epoch.
 
     Raises:
-        FitError: a loss that is not finite.
+        FitError: a loss that is not finite, a checkpoint of another run or model, workers that were
+            started with different arguments.
         Stopped: by SIGTERM, after a checkpoint was written.
     """
+    for callback in callbacks:
+        if isinstance(callback, FORGETFUL):
+            raise FitError(
+                f"{type(callback).__name__} would start anew with each epoch; decide by the run's "
+                "rows instead (RunFolder.rows)",
+                "callbacks",
+            )
     valid, valid_steps = prepare(model, strategy, splits.valid, splits.rows)
+    agree(strategy, epochs=epochs, checkpoint_steps=checkpoint_steps)
     first = run.restore(model)
+    agree(strategy, finished_epochs=first, finished_steps=run.completed_steps)
     if first >= epochs:
         done = "1 epoch is" if first == 1 else f"{first} epochs are"
-        print(f"{done} done already; --epochs={epochs} asks for no more.")
+        print(f"{done} done already; epochs={epochs} asks for no more.")
     recorder = Recorder(run, splits.describe, checkpoint_steps, epochs if verbose == 2 else 0)
     with stopped_by_sigterm(recorder):
         for epoch in range(first, epochs):
@@ -109,7 +136,19 @@ def end_epoch(model, callbacks, epoch, valid, valid_steps):
     callbacks.on_epoch_end(epoch, {name: float(value) for name, value in logs.items()})
 
 
-def prepare(model, strategy, batches, rows):
+def agree(strategy, **values):
+    """Raises a `FitError` on all workers where one has another value than the others."""
+    if worker_of(strategy).count == 1:
+        return
+    for name, value in values.items():
+        found = sorted(set(gather(strategy, value)))
+        if len(found) > 1:
+            raise FitError(f"the workers differ in {name}: {found}; start all alike", name)
+
+
+def prepare(
+    model: keras.Model, strategy: tf.distribute.Strategy, batches: tf.data.Dataset, rows: int
+) -> tuple:
     """Makes a compiled model ready for its strategy; returns what `distribute` makes of batches."""
     distributed, steps = distribute(batches, strategy, rows)
     replicas = strategy.num_replicas_in_sync // worker_of(strategy).count
@@ -117,8 +156,25 @@ def prepare(model, strategy, batches, rows):
     return distributed, steps
 
 
-def evaluate(model, strategy, batches, rows, callbacks=()):
-    """Keras's `evaluate` over all devices, as a dictionary."""
+def evaluate(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    batches: tf.data.Dataset,
+    rows: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> dict[str, float]:
+    """Keras's `evaluate` over all devices.
+
+    Args:
+        model: after `prepare`, in its strategy.
+        strategy: that it was made in.
+        batches: of this worker.
+        rows: of a full batch of this worker.
+        callbacks: Keras callbacks.
+
+    Returns:
+        The loss and the metrics by name.
+    """
     batches, steps = distribute(batches, strategy, rows)
     return model.evaluate(
         batches, steps=steps, callbacks=list(callbacks), verbose=0, return_dict=True
@@ -126,7 +182,7 @@ def evaluate(model, strategy, batches, rows, callbacks=()):
 
 
 def watchers(tensorboard, run, splits):
-    """The callbacks of `--tensorboard`."""
+    """`[TensorBoard(…)]` in the run's folder, or nothing."""
     if not tensorboard:
         return []
     folder = run.path / "tensorboard"
@@ -158,7 +214,7 @@ class Recorder(keras.callbacks.Callback):
         self.epoch, self.began = epoch, time.monotonic()
         if self.skipped:
             # After other callbacks have begun the epoch, which carries no states over.
-            self.run.checkpoints.restore(self.model)
+            self.run.checkpoints.restore_again(self.model)
         if self.skipped == self.last:
             add_metrics(self.model, self.run.take_metrics(), self.run.worker)
 
@@ -223,8 +279,8 @@ class Recorder(keras.callbacks.Callback):
         batches = "; ".join(self.describe(self.epoch, step) for step in range(before, self.step))
         raise FitError(
             f"{what} not finite in epoch {self.epoch + 1}, step {self.step} ({batches}); the "
-            "last checkpoint before it is kept. Try a lower --learning_rate in another "
-            "--output_dir, --mixed_precision=none, or look at these inputs"
+            "last checkpoint before it is kept. Try a lower learning rate in another folder, full "
+            "precision, or look at these inputs"
         )
 
 
@@ -235,6 +291,9 @@ def stopped_by_sigterm(recorder):
     def ask(number, frame):
         recorder.stop_requested = True
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python tells signals to the main thread alone.
+        return
     before = signal.signal(signal.SIGTERM, ask)
     try:
         yield

@@ -6,7 +6,7 @@ PRECISIONS = {"none": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed
 FLOAT16_LOSS_SCALE = 2.0**7
 
 
-def scaled(optimizer):
+def scaled(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """The optimizer, with a scaled loss where the dtype policy computes in float16.
 
     Keras's own start, 2**15, overflows at these losses, and skips the first dozen steps.

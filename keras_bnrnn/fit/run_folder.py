@@ -1,32 +1,46 @@
 """The folder of a training run: configuration, checkpoints, history, results and models.
 
-    config.json             what was asked for; a run of another configuration is refused here
+    config.json             what was asked for; a run of another configuration is refused here.
+                            Also the run's own number, which its checkpoints have too
     history.csv             a row per finished epoch
     results.json            model, config, the best epoch's row, the last one's
     best.keras              the model after the epoch with the best criterion
     final.keras             the model after the last epoch
     checkpoints/            the newest two; see `checkpoints`
-    tensorboard/            what `--tensorboard` writes
+    tensorboard/            what the `TensorBoard` callback writes
+    damaged-1/              models and tables of a run whose checkpoints were all damaged
 
 A run can be killed at any moment and continues with the same command: a checkpoint has everything
-in it that must agree, and `history.csv` and `results.json` are only printed from it. Of several
-workers the first writes; the others read.
+in it that must agree, and `history.csv` and `results.json` are only printed from it. `best.keras`
+takes its place after the checkpoint that knows of it. Of several workers the first writes; the
+others read.
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
+import os
 import platform
+import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bnrnn.files import PARTIAL, SECONDS_TO_WAIT, lock_folder, write_aside
+from keras_bnrnn.files import (
+    PARTIAL,
+    SECONDS_TO_WAIT,
+    lock_folder,
+    unused,
+    write_aside,
+    written_aside,
+)
 from keras_bnrnn.fit.checkpoints import Checkpoints
 from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.fit.errors import FitError
@@ -34,6 +48,10 @@ from keras_bnrnn.fit.errors import FitError
 FORMAT_VERSION = 2
 BEST_MODEL_FILE = "best.keras"
 FINAL_MODEL_FILE = "final.keras"
+CONFIG_FILE = "config.json"
+HISTORY_FILE = "history.csv"
+RESULTS_FILE = "results.json"
+DAMAGED = "damaged"
 VOCABULARY_FILE = "vocabulary.json"
 LOCK = ".lock-of-worker-"
 PHONE_COUNTS_FILE = "phone_counts.json"
@@ -52,64 +70,89 @@ class RunFolder:
 
     Args:
         path: the folder; made if it does not exist.
-        config: dictionary of everything that decides the run's numbers (JSON values). It must hold
-            `"model"`. A folder made with other values is refused.
-        columns: `{column of history.csv: key of Keras's epoch logs}`, e.g. `SPEECH_COLUMNS`.
+        config: dictionary of everything that decides the run's numbers (JSON values). A folder made
+            with other values is refused.
+        columns: `{column of history.csv: key of Keras's epoch logs}`; `None` for all of the logs.
         criterion: the column whose smallest value makes an epoch the best one.
         worker: which of several `Worker`s this process is.
-        task: what kind of run it is, recorded beside the configuration; `None` records nothing.
+        task: what kind of run it is; a folder of another kind is refused.
+
+    Attributes:
+        rows: a dictionary for each finished epoch, `"epoch"` (from 1), the columns and
+            `"learning_rate"`.
+        seconds: that each of them took.
+        completed_steps: of the epoch after them.
 
     Raises:
         FitError: the folder holds a run of another configuration, or foreign files, or another
             process stays at work in it.
     """
 
-    def __init__(self, path, config, columns, criterion, worker=Worker(), task=None):  # noqa: B008
-        if criterion not in columns:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        config: dict,
+        columns: dict[str, str] | None = None,
+        criterion: str = "val_loss",
+        worker: Worker = Worker(),  # noqa: B008  immutable
+        task: str | None = None,
+    ):
+        if columns is not None and criterion not in columns:
             raise ValueError(f"criterion={criterion!r} is not one of columns={sorted(columns)}")
         self.path = Path(path)
         self.config = json.loads(json.dumps(config))
-        self.columns = dict(columns)
+        self.columns = columns
         self.criterion = criterion
         self.worker = worker
-        self.task = {} if task is None else {"task": task}
-        self.checkpoints = Checkpoints(self.path, worker)
+        self.task = task
         self.rows = []
         self.seconds = []
         self.completed_steps = 0
-        self._metrics = []
+        self._metrics = {}
         self._seconds_of_epoch = 0.0
         if worker.is_chief:
             self._claim()
         else:
             self._join()
+        self._claimed = (self.path / CONFIG_FILE).read_bytes()
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        self.checkpoints = Checkpoints(
+            self.path,
+            worker,
+            {"run": json.loads(self._claimed).get("run"), "configuration": digest[:16]},
+        )
 
     @property
-    def completed_epochs(self):
+    def completed_epochs(self) -> int:
         """Number of finished epochs: `initial_epoch` for `model.fit`."""
         return len(self.rows)
 
     @property
-    def best_row(self):
+    def best_row(self) -> dict | None:
         """The row of the best epoch, the earliest of equals; `None` before the first epoch."""
         return min(self.rows, key=lambda row: row[self.criterion], default=None)
 
     @property
-    def best_model_path(self):
+    def best_model_path(self) -> Path:
         return self.path / BEST_MODEL_FILE
 
     @property
-    def final_model_path(self):
+    def final_model_path(self) -> Path:
         return self.path / FINAL_MODEL_FILE
 
-    def restore(self, model):
+    def restore(self, model: keras.Model) -> int:
         """Puts the newest whole checkpoint into the compiled, built `model` and its optimizer.
 
-        Damaged checkpoints are reported on stderr and passed over.
+        Damaged checkpoints are reported on stderr and renamed. Where none is left, the models and
+        tables that were made with them are moved aside, and training starts again.
 
         Returns:
             The number of finished epochs, 0 for a fresh run. `completed_steps` is the number of
             steps that were made of the next one.
+
+        Raises:
+            FitError: a checkpoint is of another run or model.
+            OSError: a checkpoint cannot be read.
         """
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
@@ -120,17 +163,23 @@ class RunFolder:
             self._seconds_of_epoch = progress["seconds_of_epoch"]
             steps = f" and {self.completed_steps} steps" if self.completed_steps else ""
             print(f"Continuing {self.path} after epoch {self.completed_epochs}{steps}.", flush=True)
+        if self.worker.is_chief:
+            if found is None and (self.path / HISTORY_FILE).exists():
+                self._set_aside()  # Before the checkpoints, which tell a second attempt to do it.
+            self.checkpoints.set_damaged_aside()
+            self._take_new_best()
         self._write_tables()
         return self.completed_epochs
 
-    def keep_file(self, name, content):
+    def keep_file(self, name: str, content: str) -> None:
         """Puts a text file beside the results, for whoever uses the run without its data."""
         if self.worker.is_chief:
+            self._check_still_ours()
             write_aside(self.path / name, content.encode())
 
     def take_metrics(self):
         """What the metrics had summed up in `completed_steps`, for `checkpoints.add_metrics`."""
-        metrics, self._metrics = self._metrics, []
+        metrics, self._metrics = self._metrics, {}
         return metrics
 
     def save_steps(self, model, steps, seconds):
@@ -141,6 +190,7 @@ class RunFolder:
             steps: made of this epoch.
             seconds: it has taken so far in this process.
         """
+        self._check_still_ours()
         self.checkpoints.save(
             model, self.completed_epochs, steps, self._progress(self._seconds_of_epoch + seconds)
         )
@@ -154,12 +204,15 @@ class RunFolder:
             logs: Keras's, of training and validation.
             seconds: it has taken in this process.
         """
+        self._check_still_ours()
         self._record(model, epoch, logs)
         self.seconds.append(round(self._seconds_of_epoch + seconds, 3))
         self.completed_steps, self._seconds_of_epoch = 0, 0.0
         if self.best_row is self.rows[-1]:
-            self._write_model(self.best_model_path, model)
+            self._write_model(self._new_best_path(epoch + 1), model)
         self.checkpoints.save(model, self.completed_epochs, 0, self._progress(0.0))
+        if self.worker.is_chief:
+            self._take_new_best()
         self._write_tables()
 
     def finish(self, model, **best):
@@ -169,13 +222,14 @@ class RunFolder:
             model: the model after the last epoch.
             **best: more values for the best epoch, such as `test_perplexity`.
         """
+        self._check_still_ours()
         self._write_model(self.final_model_path, model)
         self._write_results(finished=True, parameters=model.count_params(), best=best)
 
     def _claim(self):
-        config_path = self.path / "config.json"
+        config_path = self.path / CONFIG_FILE
         if self.path.exists() and not self.path.is_dir():
-            raise FitError(f"--output_dir={self.path} is a file; name a folder")
+            raise FitError(f"{self.path} is a file; name a folder", "output_dir")
         if config_path.exists():
             self._compare(config_path)  # Before waiting for anybody.
         else:
@@ -183,26 +237,33 @@ class RunFolder:
             foreign = [name for name in names if PARTIAL not in name and LOCK not in name]
             if foreign:
                 raise FitError(
-                    f"--output_dir={self.path} holds {foreign[0]} but no config.json, so it is not "
-                    "a run's folder; name a new or empty folder"
+                    f"{self.path} holds {foreign[0]} but no config.json, so it is not a run's "
+                    "folder; name a new or empty folder",
+                    "output_dir",
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock_out_others()
         if config_path.exists():
             self._compare(config_path)
         else:
-            content = {"format_version": FORMAT_VERSION, "config": self.config, **self.task}
+            content = {
+                "format_version": FORMAT_VERSION,
+                "config": self.config,
+                "run": uuid.uuid4().hex,
+                **self._task_entry(),
+            }
             write_aside(config_path, _json(content).encode())
 
     def _join(self):
         """Waits for the first worker's `config.json`."""
-        config_path = self.path / "config.json"
+        config_path = self.path / CONFIG_FILE
         deadline = time.monotonic() + SECONDS_TO_WAIT
         while not config_path.exists():
             if time.monotonic() > deadline:
                 raise FitError(
-                    f"worker 0 has written no {config_path} in {SECONDS_TO_WAIT} s; --output_dir "
-                    "must be a folder that all workers share"
+                    f"worker 0 has written no {config_path} in {SECONDS_TO_WAIT} s; all workers "
+                    "must share the folder",
+                    "output_dir",
                 )
             time.sleep(0.1)
         self._compare(config_path)
@@ -213,29 +274,81 @@ class RunFolder:
             name = f"{LOCK}{self.worker.index}"
             self._lock = lock_folder(self.path, name, SECONDS_TO_WAIT)
         except TimeoutError as error:
-            raise FitError(f"{error}, or name another --output_dir") from None
+            raise FitError(f"{error}, or name another folder", "output_dir") from None
 
     def _compare(self, config_path):
         try:
             content = json.loads(config_path.read_text())
-            version, found = content["format_version"], content["config"]
+            version, found = content["format_version"], dict(content["config"])
         except (ValueError, KeyError, TypeError) as error:
-            raise FitError(f"{config_path} cannot be read: {error}; remove the folder") from None
+            raise FitError(
+                f"{config_path} is damaged ({error}); put a copy of it back, or name another "
+                "folder",
+                "output_dir",
+            ) from None
         if version != FORMAT_VERSION:
             raise FitError(
-                f"{config_path} has format_version {version}, not {FORMAT_VERSION}; "
-                "name another --output_dir"
+                f"{config_path} has format_version {version}, not {FORMAT_VERSION}; name another "
+                "folder",
+                "output_dir",
             )
         differences = [
             f"{key}={found.get(key)!r} there and {self.config.get(key)!r} here"
             for key in sorted({*found, *self.config})
             if found.get(key) != self.config.get(key)
         ]
+        task = content.get("task", self.task)  # Runs of former versions do not say.
+        if task != self.task:
+            differences.insert(0, f"task {task!r} there and {self.task!r} here")
         if differences:
             raise FitError(
-                f"--output_dir={self.path} holds a run of another configuration "
-                f"({'; '.join(differences)}); name another folder, or repeat that run's command"
+                f"{self.path} holds a run of another configuration ({'; '.join(differences)}); "
+                "name another folder, or repeat that run's command",
+                "output_dir",
             )
+
+    def _check_still_ours(self):
+        """Raises a `FitError` where the folder that was claimed is gone or is another one's."""
+        try:
+            found = (self.path / CONFIG_FILE).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found != self._claimed:
+            what = "is gone" if found is None else "is another run's now"
+            raise FitError(
+                f"{self.path} {what}: it was moved, removed or replaced while this run was at work "
+                "in it. Nothing more is written; move it back, and start again",
+                "output_dir",
+            )
+
+    def _new_best_path(self, epoch):
+        """Where a best model waits for the checkpoint that knows of it."""
+        return self.path / f"best-of-epoch-{epoch:04d}.keras"
+
+    def _take_new_best(self):
+        """Makes the waiting model of the best epoch `best.keras`; removes what kills have left."""
+        for waiting in self.path.glob("best-of-epoch-*.keras"):
+            if self.rows and waiting == self._new_best_path(self.best_row["epoch"]):
+                os.replace(waiting, self.best_model_path)
+            else:
+                waiting.unlink()
+
+    def _set_aside(self):
+        """Moves what a run without a whole checkpoint has left to where nothing overwrites it."""
+        kept = unused(self.path / DAMAGED)
+        kept.mkdir()
+        # The history comes last: while it is there, this is still to be done.
+        for name in (BEST_MODEL_FILE, FINAL_MODEL_FILE, RESULTS_FILE, HISTORY_FILE):
+            if (self.path / name).exists():
+                os.replace(self.path / name, kept / name)
+        print(
+            "warning: no whole checkpoint is left; starting again. The former models and tables "
+            f"are kept in {kept}",
+            file=sys.stderr,
+        )
+
+    def _task_entry(self):
+        return {} if self.task is None else {"task": self.task}
 
     def _entries(self):
         return list(self.path.iterdir()) if self.path.exists() else []
@@ -247,16 +360,18 @@ class RunFolder:
                 "call model.fit with initial_epoch=run.completed_epochs"
             )
         row = {"epoch": epoch + 1}
-        for column, key in self.columns.items():
+        for column, key in (self.columns or {name: name for name in sorted(logs)}).items():
             if key not in logs:
                 raise ValueError(f"the epoch's logs lack {key!r}; they have {sorted(logs)}")
             row[column] = float(logs[key])
+        if self.criterion not in row:
+            raise FitError(f"{self.criterion!r} is not one of {sorted(row)}", "criterion")
         row["learning_rate"] = float(np.asarray(model.optimizer.learning_rate))
         bad = [column for column, value in row.items() if not math.isfinite(value)]
         if bad:
             raise FitError(
                 f"{', '.join(bad)} is not finite in epoch {epoch + 1}; the checkpoint before it is "
-                "kept. Try a lower learning rate in another --output_dir"
+                "kept. Try a lower learning rate in another folder"
             )
         self.rows.append(row)
 
@@ -271,27 +386,23 @@ class RunFolder:
         # Statistics that differ between replicas are read as their mean, which takes all workers.
         with tempfile.TemporaryDirectory() as elsewhere:
             target = path if self.worker.is_chief else Path(elsewhere) / path.name
-            # The suffix stays last: Keras chooses the format by it.
-            partial = target.with_name(f"{target.stem}{PARTIAL}{target.suffix}")
-            model.save(partial)
-            if self.worker.is_chief:
-                write_aside(path, partial.read_bytes())
-                partial.unlink()
+            with written_aside(target) as partial:
+                model.save(partial)
 
     def _write_tables(self):
         if self.rows:
             history = io.StringIO(newline="")
-            writer = csv.DictWriter(history, ["epoch", *self.columns, "learning_rate"])
+            writer = csv.DictWriter(history, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-            self.keep_file("history.csv", history.getvalue())
+            self.keep_file(HISTORY_FILE, history.getvalue())
             self._write_results(finished=False)
 
     def _write_results(self, finished, parameters=None, best=None):
         results = {
-            "model": self.config["model"],
+            "model": self.config.get("model"),
             "config": self.config,
-            **self.task,
+            **self._task_entry(),
             "criterion": self.criterion,
             "best": {**self.best_row, **(best or {})},
             "final": self.rows[-1],
@@ -306,12 +417,12 @@ class RunFolder:
         }
         if parameters is not None:
             results["parameters"] = parameters
-        self.keep_file("results.json", _json(results))
+        self.keep_file(RESULTS_FILE, _json(results))
 
 
-def read_results(path):
+def read_results(path: str | os.PathLike) -> dict:
     """Returns a run's `results.json`; a `FitError` says what is wrong with it."""
-    results = Path(path) / "results.json"
+    results = Path(path) / RESULTS_FILE
     if not results.is_file():
         raise FitError(f"{path} has no results.json: it is no run's folder, or no epoch has ended")
     try:
@@ -320,12 +431,12 @@ def read_results(path):
         raise FitError(f"{results} cannot be read: {error}") from None
 
 
-def read_history(path):
+def read_history(path: str | os.PathLike) -> list[dict[str, float]]:
     """Returns a run's `history.csv`, a dictionary of numbers for each of one or more epochs.
 
     A `FitError` says what is wrong with it.
     """
-    history = Path(path) / "history.csv"
+    history = Path(path) / HISTORY_FILE
     if not history.is_file():
         raise FitError(f"{path} has no history.csv: it is no run's folder, or no epoch has ended")
     try:

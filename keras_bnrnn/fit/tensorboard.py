@@ -1,10 +1,12 @@
-"""`--tensorboard`: what a training run shows while it runs."""
+"""What a training run shows in TensorBoard while it runs."""
 
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_bnrnn.fit.keras_overrides import inner
 
 PROBED_BATCHES = 10
 
@@ -23,7 +25,7 @@ class TensorBoard(keras.callbacks.Callback):
 
     Args:
         folder: of the event files.
-        batches: a function to this worker's batches of the first epoch, to time them.
+        batches: a function of nothing to this worker's batches of the first epoch, to time them.
         writes: whether this worker writes.
     """
 
@@ -53,9 +55,8 @@ class TensorBoard(keras.callbacks.Callback):
         }
         if self.steps:  # None where a run was stopped between an epoch's last step and its end.
             seconds = (self.ended - self.began) / self.steps
-            optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
             scalars |= {
-                "gradient_norm": optimizer.gradient_norm.take(),
+                "gradient_norm": inner(self.model.optimizer).gradient_norm.take(),
                 "seconds_per_step": seconds,
                 "input_pipeline/share_of_step": self.seconds_per_batch / max(seconds, 1e-9),
             }

@@ -1,0 +1,47 @@
+"""`model.fit` that is distributed over devices and machines, and survives being killed.
+
+`fit` is a whole run in one call. Its parts, for programs that want more than that:
+
+    make_strategy, worker_of      the devices and machines, and which of them this process is
+    RunFolder                     configuration, checkpoints, history, results and models of a run
+    Splits, train                 the batches, and the training loop over them
+    prepare, evaluate             a model's scores on other batches, over all devices
+    read_results, read_history    what a run's folder says
+"""
+
+from keras_bnrnn.fit.distribution import (
+    STRATEGIES,
+    Worker,
+    make_strategy,
+    rejoined_after_losing_a_worker,
+    rows_of_worker,
+    worker_of,
+)
+from keras_bnrnn.fit.errors import FitError, Stopped
+from keras_bnrnn.fit.loop import Splits, evaluate, prepare, train
+from keras_bnrnn.fit.precision import PRECISIONS, scaled
+from keras_bnrnn.fit.run import fit
+from keras_bnrnn.fit.run_folder import RunFolder, read_history, read_results
+from keras_bnrnn.fit.tensorboard import TensorBoard
+
+__all__ = [
+    "PRECISIONS",
+    "STRATEGIES",
+    "FitError",
+    "RunFolder",
+    "Splits",
+    "Stopped",
+    "TensorBoard",
+    "Worker",
+    "evaluate",
+    "fit",
+    "make_strategy",
+    "prepare",
+    "read_history",
+    "read_results",
+    "rejoined_after_losing_a_worker",
+    "rows_of_worker",
+    "scaled",
+    "train",
+    "worker_of",
+]
