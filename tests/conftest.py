@@ -20,6 +20,8 @@ from script_fixtures import (  # noqa: F401  fixtures
     settings_end_with_the_test,
     sharded_corpus,
     tiny_corpus,
+    tiny_recipe,
+    trained_language,
     trained_speech,
 )
 

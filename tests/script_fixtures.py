@@ -1,6 +1,7 @@
 """A tiny corpus and a way to call the training scripts, for tests that need either."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from tensorflow.python.framework.config import disable_op_determinism
 
 import command_line
 from keras_bnrnn.data.speech.corpus import file_checksum, make_example
+from recipes.language_model import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STATES = 5
@@ -105,6 +107,7 @@ def write_corpus(folder, utterances=(26, 9), seed=0, shard_count=2):
         "variance": frames.var(0).tolist(),
         "seed": seed,
         "versions": {},
+        "failures": 0,
     }
     (folder / "corpus.json").write_text(json.dumps(document))
     return folder
@@ -125,6 +128,7 @@ def sharded_corpus(tmp_path_factory, request):
 @pytest.fixture(scope="session")
 def parse_flags():
     """Gives a script these flags, the others their defaults; returns what is left for `main`."""
+
     def parse(module, *arguments):
         module.FLAGS.unparse_flags()
         for name in module.FLAGS:
@@ -216,6 +220,51 @@ def trained_speech(made_once, tiny_corpus, call_script_in_module):
         call_script_in_module(export, f"--run_dir={run}", f"--output_dir={folder}/exported")
 
     return made_once("trained-speech", train)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """What stands for `RECIPES["small"]` of the language models."""
+    return dataclasses.replace(
+        RECIPES["small"], units=8, timesteps=5, batch_size=4, epochs=2, dropout=0.2
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_language(made_once, tiny_recipe, call_script_in_module):
+    """A batch-normalised language model after two epochs.
+
+    `text/` is its text, `run/` the run's folder, `output.txt` what train_ptb.py printed. Not to be
+    changed.
+    """
+    pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed")
+
+    def train(folder):
+        import train_ptb
+
+        write_text(folder / "text")
+        flags = [f"--data_dir={folder}/text", f"--output_dir={folder}/run", "--seed=4"]
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            (folder / "output.txt").open("w") as output,
+            contextlib.redirect_stdout(output),
+        ):
+            patch.setitem(RECIPES, "small", tiny_recipe)
+            call_script_in_module(train_ptb, *flags)
+
+    return made_once("trained-language", train)
+
+
+def write_text(folder):
+    """Writes sentences of a dozen words, in which each word says much about the next."""
+    folder.mkdir()
+    generator = np.random.default_rng(3)
+    for split, sentences in (("train", 130), ("valid", 15), ("test", 17)):
+        lines = []
+        for _ in range(sentences):
+            begin, length = generator.integers(0, 12), generator.integers(4, 9)
+            lines.append(" ".join(f"w{(begin + k) % 12}" for k in range(length)))
+        (folder / f"ptb.{split}.txt").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture
