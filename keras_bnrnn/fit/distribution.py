@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -115,7 +116,7 @@ def worker_of(strategy: tf.distribute.Strategy) -> Worker:
 
 
 @contextlib.contextmanager
-def rejoined_after_losing_a_worker(output_dir: str | os.PathLike, strategy: str = "auto"):
+def rejoined_after_losing_a_worker(output_dir: str | os.PathLike) -> Iterator[None]:
     """Starts this process's command again when another worker is gone.
 
     The collectives of the workers that are left have failed and cannot be mended. The command
@@ -127,7 +128,6 @@ def rejoined_after_losing_a_worker(output_dir: str | os.PathLike, strategy: str 
 
     Args:
         output_dir: the run's folder.
-        strategy: the name that `make_strategy` gets; those of one machine lose no worker.
     """
     lost = (
         tf.errors.UnavailableError,
@@ -140,7 +140,7 @@ def rejoined_after_losing_a_worker(output_dir: str | os.PathLike, strategy: str 
     try:
         yield
     except lost as error:
-        if strategy in ("none", "mirrored") or len(_workers_of_environment()) < 2:
+        if len(_workers_of_environment()) < 2:
             raise
         newest = newest_checkpoint(output_dir)
         before, _, times = os.environ.get(REJOINED, "").rpartition(":")

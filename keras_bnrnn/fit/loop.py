@@ -143,7 +143,7 @@ def agree(strategy, **values):
     for name, value in values.items():
         found = sorted(set(gather(strategy, value)))
         if len(found) > 1:
-            raise FitError(f"the workers differ in {name}: {found}; start all alike", name)
+            raise FitError(f"the workers differ in {name}: {found}; start all alike")
 
 
 def prepare(

@@ -1,5 +1,6 @@
 """A whole run in one call."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -83,7 +84,8 @@ def fit(
     >>> [row["epoch"] for row in run.rows]
     [1, 2]
     """
-    with rejoined_after_losing_a_worker(output_dir, strategy):
+    several = strategy not in ("none", "mirrored")
+    with rejoined_after_losing_a_worker(output_dir) if several else contextlib.nullcontext():
         distribution = make_strategy(strategy)
         worker = worker_of(distribution)
         batches_of = train if callable(train) else lambda epoch: train

@@ -56,14 +56,6 @@ VOCABULARY_FILE = "vocabulary.json"
 LOCK = ".lock-of-worker-"
 PHONE_COUNTS_FILE = "phone_counts.json"
 
-SPEECH_COLUMNS = {
-    "train_fce": "fce",
-    "train_fer": "fer",
-    "dev_fce": "val_fce",
-    "dev_fer": "val_fer",
-}
-LANGUAGE_COLUMNS = {"train_perplexity": "perplexity", "valid_perplexity": "val_perplexity"}
-
 
 class RunFolder:
     """A run's folder, new or to be continued.
