@@ -19,6 +19,7 @@ from keras_bnrnn.data.speech.corpus import CORPUS_FILE, find_utterance, load_cor
 from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
 from keras_bnrnn.data.speech.pipelines import kept_lengths
 from recipes.phone_model import phone_segments
+from recipes.speech_model import with_lengths
 
 FREQUENT_STATES = 10
 MOST_STATES_SHOWN = 40
@@ -122,8 +123,11 @@ def run_model(corpus, features):
             f"--run_dir={FLAGS.run_dir}: it was trained on another corpus, with other states"
         )
     model = keras.models.load_model(path, compile=False)
+    if len(model.inputs) == 1:
+        model = with_lengths(model)
     features = normalize_features(features, corpus.mean, corpus.variance)
-    logits = np.asarray(model(features[np.newaxis]))[0]
+    inputs = {"features": features[np.newaxis], "lengths": np.array([len(features)])}
+    logits = np.asarray(model(inputs))[0]
     if logits.shape[-1] != corpus.num_states:
         raise command_line.CommandError(
             f"--run_dir={FLAGS.run_dir}: the model knows {logits.shape[-1]} states, the corpus "
