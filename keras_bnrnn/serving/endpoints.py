@@ -187,7 +187,7 @@ def speech_endpoints(model, corpus):
         features = at_least_one_frame(features)
         live = tf.sequence_mask(lengths, tf.shape(features)[1])
         features = checked_features(features, live)
-        inputs = [features, lengths] if len(model.inputs) > 1 else features
+        inputs = {"features": features, "lengths": lengths} if len(model.inputs) > 1 else features
         logits = model(inputs, training=False)
         return tf.nn.log_softmax(tf.cast(logits, tf.float32))[:, :time]
 

@@ -51,7 +51,7 @@ def runtime_models(model, formats, num_frames):
     models = {}
     if "onnx" in formats:
         if not any(getattr(layer, "stateful", False) for layer in model.layers):
-            models["whole.onnx"] = model
+            models["whole.onnx"] = keras.Model(model.inputs, model.outputs)
         if stack is not None:
             models["step.onnx"] = stepping_model(model, stack, None)
     if "litert" in formats:
