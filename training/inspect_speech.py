@@ -10,7 +10,6 @@ phones' boundaries, its labels and, given a run, the model's posteriors.
 
 from pathlib import Path
 
-import keras
 import numpy as np
 from absl import flags
 
@@ -123,9 +122,9 @@ def run_model(corpus, features):
     path = run_dir / BEST_MODEL_FILE
     if not path.is_file():
         raise command_line.CommandError(f"--run_dir={run_dir}: no {BEST_MODEL_FILE} in it")
-    model = keras.models.load_model(path, compile=False)
     features = normalize_features(features, corpus.mean, corpus.variance)
-    logits = np.asarray(model(features[np.newaxis]))[0]
+    inputs = {"features": features[np.newaxis], "lengths": np.array([len(features)])}
+    logits = np.asarray(SpeechTask.load_model(path)(inputs))[0]
     posteriors = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return posteriors / posteriors.sum(axis=-1, keepdims=True)
 

@@ -14,7 +14,6 @@ import tensorflow as tf
 from keras_bnrnn.data.speech.features import LogMelFilterBank, normalize_features
 from keras_bnrnn.data.text import EOS, UNKNOWN, tokenize
 
-SMALLEST = 1e-30  # Not zero, and lost in any sum.
 WAV_HEADER_BYTES = 44
 LOUDEST = 100.0  # Well beyond samples in -1…1, however hot, and well below 16-bit numbers.
 
@@ -164,7 +163,8 @@ def speech_endpoints(model, corpus):
     """The endpoints of an acoustic model.
 
     Args:
-        model: folded, from features `[batch, time, dimension]` to logits `[batch, time, states]`.
+        model: folded, from features `[batch, time, dimension]` and lengths `[batch]`, or from
+            features with zeros in the padding, to logits `[batch, time, states]`.
         corpus: the `Corpus` it was trained on, for its mean, variance and feature set-up.
 
     Returns:
@@ -187,10 +187,8 @@ def speech_endpoints(model, corpus):
         features = at_least_one_frame(features)
         live = tf.sequence_mask(lengths, tf.shape(features)[1])
         features = checked_features(features, live)
-        # The model takes frames of zeros for padding. A live one gets values that change nothing.
-        zeros = tf.reduce_all(features == 0.0, axis=-1, keepdims=True)
-        features = tf.where(zeros & live[:, :, tf.newaxis], SMALLEST, features)
-        logits = model(features, training=False)
+        inputs = {"features": features, "lengths": lengths} if len(model.inputs) > 1 else features
+        logits = model(inputs, training=False)
         return tf.nn.log_softmax(tf.cast(logits, tf.float32))[:, :time]
 
     features_spec = tf.TensorSpec([None, None, corpus.dimension], tf.float32, "features")

@@ -56,7 +56,9 @@ def test_unseen_speakers_are_counted_apart(tiny_corpus, trained_speech, monkeypa
             yield {**utterance, "speaker": "new" if utterance["id"] in new else "old"}
 
     monkeypatch.setattr(speech_task, "read_utterances", read_with_speakers)
-    found = task.more_scores(lambda x: np.eye(corpus.num_states)[np.zeros(x.shape[:2], int)])
+    found = task.more_scores(
+        lambda x: np.eye(corpus.num_states)[np.zeros(x["features"].shape[:2], int)]
+    )
     rates = found["speakers"]
     for group, members in (
         ("unseen", [u for u in dev if u["id"] in new]),
@@ -88,7 +90,7 @@ def test_scoring_leaves_the_model_as_it_was(tiny_corpus, trained_speech):
     def call(x):
         for variable in model.variables:
             variable.assign(np.ones(variable.shape))
-        return tf.zeros((*x.shape[:2], task.corpus.num_states))
+        return tf.zeros((*x["features"].shape[:2], task.corpus.num_states))
 
     evaluate.score(model, call, task, "")
     for value, same in zip(before, model.get_weights(), strict=True):

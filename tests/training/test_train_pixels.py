@@ -1,7 +1,6 @@
 """train_pixels.py: its images, a run, and what it refuses."""
 
 import json
-import zipfile
 
 import keras
 import numpy as np
@@ -17,6 +16,10 @@ from keras_bnrnn.fit.run_folder import read_history
 from recipes.pixel_task import PixelTask, batches, read_images
 
 FLAGS = ("--units=6", "--epochs=2", "--batch_size=100")
+
+
+def inputs_of(pixels):
+    return {"pixels": pixels, "lengths": np.full(len(pixels), 64)}
 
 
 def test_splits_are_disjoint_and_the_permutation_is_one():
@@ -72,7 +75,7 @@ def test_a_run(call_script, tmp_path, flags):
     assert 0.0 < best["test_error"] < 1.0
     model = keras.models.load_model(tmp_path / "best.keras")
     pixels, classes = read_images("--permuted" in flags)["test"]
-    answers = model.predict(pixels, batch_size=100, verbose=0).argmax(axis=-1)
+    answers = model.predict(inputs_of(pixels), batch_size=100, verbose=0).argmax(axis=-1)
     assert np.mean(answers != classes) == pytest.approx(best["test_error"])
     layer = model.get_layer("lstm")
     if "--per_step" in flags:
@@ -108,7 +111,8 @@ def test_two_devices_are_one(call_script, tmp_path, model):
         if not any(name in weight.path for name in undetermined):
             np.testing.assert_allclose(weight, same, atol=1e-5, err_msg=weight.path)
     pixels, _ = read_images(False)["test"]
-    answers = [one.predict(pixels, batch_size=300, verbose=0) for one in (alone, together)]
+    inputs = inputs_of(pixels)
+    answers = [one.predict(inputs, batch_size=300, verbose=0) for one in (alone, together)]
     np.testing.assert_allclose(*answers, atol=1e-5)
 
 
@@ -126,22 +130,17 @@ def test_what_is_refused(call_script, tmp_path, flags, error, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_files_of_before_the_classes_had_names_of_their_own_load(parse_flags, tmp_path):
-    parse_flags(train_pixels, "--units=3")
-    task = PixelTask(PixelTask.settings_of(train_pixels.FLAGS))
-    model = task.build_model(1)
-    model.save(tmp_path / "new.keras")
-    with (
-        zipfile.ZipFile(tmp_path / "new.keras") as new,
-        zipfile.ZipFile(tmp_path / "old.keras", "w") as old,
-    ):
-        for name in new.namelist():
-            content = new.read(name)
-            if name == "config.json":
-                assert b'"pixels>wrong_class"' in content and b"keras_bnrnn>w" not in content
-                content = content.replace(b'"pixels>', b'"keras_bnrnn>')
-                content = content.replace(b'"recipes.pixel_model"', b'"train_pixels"')
-            old.writestr(name, content)
-    loaded = task.load_model(tmp_path / "old.keras")
-    for weight, same in zip(model.weights, loaded.weights, strict=True):
-        np.testing.assert_array_equal(weight, same)
+def test_files_of_before_images_had_lengths_load(tmp_path):
+    @keras.saving.register_keras_serializable(package="keras_bnrnn")
+    class ImagesWithInk(keras.layers.Layer):
+        def call(self, pixels):
+            return pixels
+
+    pixels = keras.Input((64, 1), name="pixels")
+    logits = keras.layers.LSTM(3, name="lstm")(ImagesWithInk(name="images")(pixels))
+    old = keras.Model(pixels, logits)
+    old.save(tmp_path / "old.keras")
+    keras.saving.get_custom_objects().pop("keras_bnrnn>ImagesWithInk")
+    images, _ = read_images(False)["test"]
+    loaded = PixelTask.load_model(tmp_path / "old.keras")
+    np.testing.assert_allclose(loaded(inputs_of(images[:9])), old(images[:9]), atol=1e-6)

@@ -36,8 +36,8 @@ def test_trains_and_writes_results(trained_speech, task):
     assert 0.4 < results["best"]["dev_fer_of_commonest_state"] < 0.9
     assert results["task"] == "speech"
     loaded = keras.saving.load_model(trained_speech / "run" / "best.keras", compile=False)
-    features, labels, _ = next(iter(task().batches("dev")))
-    assert loaded(features).shape == (*labels.shape, 5)
+    inputs, labels, _ = next(iter(task().batches("dev")))
+    assert loaded(inputs).shape == (*labels.shape, 5)
     lines = (trained_speech / "output.txt").read_text().splitlines()
     assert any(line.startswith("Next:") for line in lines)
     # One line per epoch where there is no terminal, and nothing between them.
@@ -69,7 +69,9 @@ def test_one_direction(task):
     features = np.random.default_rng(0).normal(size=(1, 9, 123)).astype("float32")
     changed = features.copy()
     changed[:, 5:] += 1.0
-    first, second = model(features).numpy(), model(changed).numpy()
+    first, second = (
+        model({"features": one, "lengths": np.array([9])}).numpy() for one in (features, changed)
+    )
     np.testing.assert_allclose(first[:, :5], second[:, :5], atol=1e-6)
     assert np.abs(first[:, 5:] - second[:, 5:]).max() > 1e-3
 
@@ -91,7 +93,7 @@ def test_a_run_in_parts_ends_like_a_whole_one(call_script, tiny_corpus, tmp_path
 def test_orders_differ_between_epochs_and_seeds(task):
     def order(seed, epoch):
         batches = task(f"--seed={seed}").batches("train", Worker(), epoch)
-        return np.concatenate([features[:, 0, 0] for features, _, _ in batches]).tolist()
+        return np.concatenate([inputs["features"][:, 0, 0] for inputs, _, _ in batches]).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 1) == order(0, 1)
@@ -105,7 +107,9 @@ def test_augmentation_is_for_training_alone(task):
 
     def pairs(split, epoch):
         both = (one.batches(split, Worker(), epoch) for one in (augmented, plain))
-        return [[a.numpy(), b.numpy()] for (a, *_), (b, *_) in zip(*both, strict=True)]
+        return [
+            [inputs["features"].numpy() for inputs, *_ in pair] for pair in zip(*both, strict=True)
+        ]
 
     training = pairs("train", 0)
     assert all(hidden.shape == whole.shape for hidden, whole in training)

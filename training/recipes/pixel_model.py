@@ -3,10 +3,13 @@
 import keras
 
 from keras_bnrnn import BatchNormLSTM
+from keras_bnrnn.data import sequence_mask
 from keras_bnrnn.fit.precision import scaled
 from keras_bnrnn.losses import FrameMeanCrossEntropy
 
 CLASSES, PIXELS = 10, 64
+# What models of today do without: it masked images of zeros.
+FORMER_CLASSES = {"keras_bnrnn>ImagesWithInk": keras.layers.Identity}
 
 
 def build_pixel_model(layer, learning_rate, **options):
@@ -18,12 +21,14 @@ def build_pixel_model(layer, learning_rate, **options):
         **options: more arguments of `model.compile`.
 
     Returns:
-        A `keras.Model` from pixels `[batch, 64, 1]` to logits `[batch, 10]` (float32).
+        A `keras.Model` from `{"pixels": [batch, 64, 1], "lengths": [batch]}` to logits `[batch, 10]`
+        (float32).
     """
     pixels = keras.Input((PIXELS, 1), name="pixels")
-    images = ImagesWithInk(name="images")(pixels)
-    logits = keras.layers.Dense(CLASSES, dtype="float32", name="logits")(layer(images))
-    model = keras.Model(pixels, logits, name="pixel_classifier")
+    lengths = keras.Input((), dtype="int32", name="lengths")
+    hidden = layer(pixels, mask=sequence_mask(pixels, lengths))
+    logits = keras.layers.Dense(CLASSES, dtype="float32", name="logits")(hidden)
+    model = keras.Model({"pixels": pixels, "lengths": lengths}, logits, name="pixel_classifier")
     model.compile(
         scaled(keras.optimizers.Adam(learning_rate, global_clipnorm=1.0)),
         FrameMeanCrossEntropy(from_logits=True),
@@ -70,22 +75,6 @@ def recurrent_layer(
     )
 
 
-@keras.saving.register_keras_serializable(package="pixels")
-class ImagesWithInk(keras.layers.Layer):
-    """Masks images of zeros: the rows that fill a batch up over several devices."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def compute_mask(self, pixels, mask=None):
-        ink = keras.ops.not_equal(pixels[:, :, 0], 0.0)
-        return keras.ops.logical_or(ink, keras.ops.any(ink, axis=1, keepdims=True))
-
-    def call(self, pixels):
-        return pixels
-
-
 def pixel_metrics():
     """The mean over images of the cross-entropy, and the share given the wrong class."""
     return [
@@ -100,7 +89,3 @@ def wrong_class(y_true, y_pred):
     chosen = keras.ops.argmax(y_pred, axis=-1)
     different = keras.ops.not_equal(keras.ops.cast(y_true, chosen.dtype), chosen)
     return keras.ops.cast(different, "float32")
-
-
-# What files call them that were saved before they had a package name of their own.
-FORMER_NAMES = {f"keras_bnrnn>{one.__name__}": one for one in (ImagesWithInk, wrong_class)}

@@ -11,12 +11,13 @@ from command_line import CommandError
 from keras_bnrnn.fit.distribution import Worker
 from recipes import measures
 from recipes.pixel_model import (
-    FORMER_NAMES,
+    FORMER_CLASSES,
     PIXELS,
     build_pixel_model,
     pixel_metrics,
     recurrent_layer,
 )
+from recipes.speech_model import with_lengths
 from recipes.training import Task
 
 LARGEST = 16.0
@@ -91,9 +92,9 @@ class PixelTask(Task):
     def model_title(self):
         return f"{self.settings.model}, {self.settings.units} units"
 
-    def load_model(self, path):
-        with keras.saving.custom_object_scope(FORMER_NAMES):
-            return super().load_model(path)
+    @staticmethod
+    def load_model(path):
+        return with_lengths(keras.models.load_model(path, FORMER_CLASSES, compile=False))
 
 
 def read_images(permuted):
@@ -122,12 +123,16 @@ def read_images(permuted):
 
 
 def batches(images, rows, worker=Worker(), shuffle=None):  # noqa: B008  immutable
-    """A worker's batches `(pixels, classes, weights)`, shuffled by a seed and an epoch."""
+    """A worker's batches `({pixels, lengths}, classes, weights)`, shuffled by a seed and an epoch.
+
+    Every image is of 64 pixels, but not the rows that fill a batch up over several devices.
+    """
     pixels, classes = images
     chosen = np.arange(len(pixels))
     if shuffle is not None:
         chosen = np.random.default_rng(shuffle).permutation(chosen)
     chosen = chosen[worker.index :: worker.count]
     weights = np.ones(len(chosen), "float32")
-    arrays = (pixels[chosen], classes[chosen], weights)
+    inputs = {"pixels": pixels[chosen], "lengths": np.full(len(chosen), PIXELS, "int32")}
+    arrays = (inputs, classes[chosen], weights)
     return tf.data.Dataset.from_tensor_slices(arrays).batch(rows).prefetch(2)

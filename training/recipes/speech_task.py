@@ -4,6 +4,7 @@ import contextlib
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -16,7 +17,12 @@ from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.metrics import FrameErrorRate
 from recipes import measures
 from recipes.phone_model import phone_counts
-from recipes.speech_model import build_speech_model, compile_speech_model, speech_metrics
+from recipes.speech_model import (
+    build_speech_model,
+    compile_speech_model,
+    speech_metrics,
+    with_lengths,
+)
 from recipes.training import Task
 
 PHONE_COUNTS_FILE = "phone_counts.json"
@@ -54,9 +60,7 @@ class SpeechTask(Task):
     def batches(self, split, worker=Worker(), epoch=None):  # noqa: B008  immutable
         """A worker's batches; weights are 1 for live frames, else 0."""
         dataset = self.read(split, worker, epoch)
-        return dataset.map(
-            lambda features, labels, mask: (features, labels, tf.cast(mask, tf.float32))
-        )
+        return dataset.map(lambda inputs, labels, mask: (inputs, labels, tf.cast(mask, tf.float32)))
 
     def read(self, split, worker=Worker(), epoch=None, with_ids=False):  # noqa: B008  immutable
         augment = epoch is not None and split == "train" and self.settings.augment
@@ -92,6 +96,10 @@ class SpeechTask(Task):
         )
         compile_speech_model(model, settings.learning_rate, **options)
         return model
+
+    @staticmethod
+    def load_model(path):
+        return with_lengths(keras.models.load_model(path, compile=False))
 
     def metrics(self):
         return speech_metrics()

@@ -138,7 +138,8 @@ class Task:
         """
         return {}
 
-    def load_model(self, path):
+    @staticmethod
+    def load_model(path):
         """A saved model of this task, not compiled."""
         return keras.models.load_model(path, compile=False)
 
