@@ -56,9 +56,8 @@ def test_unseen_speakers_are_counted_apart(tiny_corpus, trained_speech, monkeypa
             yield {**utterance, "speaker": "new" if utterance["id"] in new else "old"}
 
     monkeypatch.setattr(speech_task, "read_utterances", read_with_speakers)
-    found = task.more_scores(
-        lambda x: np.eye(corpus.num_states)[np.zeros(x["features"].shape[:2], int)]
-    )
+    first_state = np.eye(corpus.num_states)[0]
+    found = task.more_scores(lambda x: np.ones((*x["features"].shape[:2], 1)) * first_state)
     rates = found["speakers"]
     for group, members in (
         ("unseen", [u for u in dev if u["id"] in new]),

@@ -21,8 +21,8 @@ def build_pixel_model(layer, learning_rate, **options):
         **options: more arguments of `model.compile`.
 
     Returns:
-        A `keras.Model` from `{"pixels": [batch, 64, 1], "lengths": [batch]}` to logits `[batch, 10]`
-        (float32).
+        A `keras.Model` from `{"pixels": [batch, 64, 1], "lengths": [batch]}` to float32 logits
+        `[batch, 10]`.
     """
     pixels = keras.Input((PIXELS, 1), name="pixels")
     lengths = keras.Input((), dtype="int32", name="lengths")

@@ -57,7 +57,7 @@ def build_speech_model(
 
 
 def with_lengths(model):
-    """The model; one saved before models had lengths, which knows padding by its zeros, with them."""
+    """The model; one from before models had lengths, which knows padding by its zeros, with them."""
     if len(model.inputs) > 1:
         return model
     lengths = keras.Input((), dtype="int32", name="lengths")
