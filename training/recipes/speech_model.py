@@ -57,7 +57,7 @@ def build_speech_model(
 
 
 def with_lengths(model):
-    """The model; one from before models had lengths, which knows padding by its zeros, with them."""
+    """A model with lengths: one from before they came in knows padding by its zeros."""
     if len(model.inputs) > 1:
         return model
     lengths = keras.Input((), dtype="int32", name="lengths")
