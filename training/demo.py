@@ -40,7 +40,7 @@ flags.DEFINE_integer("layers", 2, "Recurrent layers.", lower_bound=1, flag_value
 flags.DEFINE_integer(
     "units", 96, "Units per layer and direction.", lower_bound=1, flag_values=FLAGS
 )
-flags.DEFINE_integer("epochs", 15, "Epochs of each model.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("epochs", 8, "Epochs of each model.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0, flag_values=FLAGS)
 
 
@@ -69,6 +69,7 @@ def main(argv):
             f"--layers={FLAGS.layers}",
             f"--units={FLAGS.units}",
             f"--epochs={FLAGS.epochs}",
+            "--batch_size=16",
             "--learning_rate=0.003",
             f"--seed={FLAGS.seed}",
         )
