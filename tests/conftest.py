@@ -13,12 +13,16 @@ import pytest
 from script_fixtures import (  # noqa: F401  fixtures
     call_script,
     call_script_in_module,
+    made_once,
     parse_flags,
-    run_script,
+    run_command,
     run_without,
     settings_end_with_the_test,
     sharded_corpus,
     tiny_corpus,
+    tiny_recipe,
+    trained_language,
+    trained_speech,
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent

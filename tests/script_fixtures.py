@@ -1,7 +1,11 @@
 """A tiny corpus and a way to call the training scripts, for tests that need either."""
 
+import contextlib
+import dataclasses
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +16,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework.config import disable_op_determinism
 
+import command_line
 from keras_bnrnn.data.speech.corpus import file_checksum, make_example
+from recipes.language_model import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STATES = 5
@@ -101,6 +107,7 @@ def write_corpus(folder, utterances=(26, 9), seed=0, shard_count=2):
         "variance": frames.var(0).tolist(),
         "seed": seed,
         "versions": {},
+        "failures": 0,
     }
     (folder / "corpus.json").write_text(json.dumps(document))
     return folder
@@ -121,7 +128,6 @@ def sharded_corpus(tmp_path_factory, request):
 @pytest.fixture(scope="session")
 def parse_flags():
     """Gives a script these flags, the others their defaults; returns what is left for `main`."""
-    import command_line
 
     def parse(module, *arguments):
         module.FLAGS.unparse_flags()
@@ -158,17 +164,107 @@ def call_script_in_module(parse_flags):
 
 
 @pytest.fixture
-def run_script():
-    """Runs a script as a command: `run_script("train_speech.py", "--seed=1", …)`."""
+def run_command(capsys, settings_end_with_the_test):
+    """Runs a script as a command, but in this process: `run_command("train_speech.py", …)`.
 
-    def run(script, *arguments, **kwargs):
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **kwargs.pop("environment", {})}
-        command = [sys.executable, str(REPOSITORY / "training" / script), *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False, **kwargs
-        )
+    Returns its exit code, and what it wrote to stdout and stderr.
+    """
+
+    def run(script, *arguments):
+        capsys.readouterr()
+        code = command_line.call(REPOSITORY / "training" / script, arguments)
+        return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Makes a folder for all test processes: `made_once("name", function_of_the_folder)`."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name, write):
+        folder, aside = root / name, root / f"{name}-unfinished"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+                write(aside)
+                aside.rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_speech(made_once, tiny_corpus, call_script_in_module):
+    """A batch-normalised model of `tiny_corpus` after two epochs.
+
+    `run/` is the run's folder, `output.txt` what train_speech.py printed, `exported/` the
+    SavedModel. Not to be changed.
+    """
+
+    def train(folder):
+        import export
+        import train_speech
+
+        flags = ["--layers=2", "--units=6", "--batch_size=8", "--learning_rate=0.01", "--epochs=2"]
+        run = f"{folder}/run"
+        with (folder / "output.txt").open("w") as output, contextlib.redirect_stdout(output):
+            call_script_in_module(
+                train_speech, f"--data_dir={tiny_corpus}", f"--output_dir={run}", *flags
+            )
+        call_script_in_module(export, f"--run_dir={run}", f"--output_dir={folder}/exported")
+
+    return made_once("trained-speech", train)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """What stands for `RECIPES["small"]` of the language models."""
+    return dataclasses.replace(
+        RECIPES["small"], units=8, timesteps=5, batch_size=4, epochs=2, dropout=0.2
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_language(made_once, tiny_recipe, call_script_in_module):
+    """A batch-normalised language model after two epochs.
+
+    `text/` is its text, `run/` the run's folder, `output.txt` what train_ptb.py printed. Not to be
+    changed.
+    """
+    pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed")
+
+    def train(folder):
+        import train_ptb
+
+        write_text(folder / "text")
+        flags = [f"--data_dir={folder}/text", f"--output_dir={folder}/run", "--seed=4"]
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            (folder / "output.txt").open("w") as output,
+            contextlib.redirect_stdout(output),
+        ):
+            patch.setitem(RECIPES, "small", tiny_recipe)
+            call_script_in_module(train_ptb, *flags)
+
+    return made_once("trained-language", train)
+
+
+def write_text(folder):
+    """Writes sentences of a dozen words, in which each word says much about the next."""
+    folder.mkdir()
+    generator = np.random.default_rng(3)
+    for split, sentences in (("train", 130), ("valid", 15), ("test", 17)):
+        lines = []
+        for _ in range(sentences):
+            begin, length = generator.integers(0, 12), generator.integers(4, 9)
+            lines.append(" ".join(f"w{(begin + k) % 12}" for k in range(length)))
+        (folder / f"ptb.{split}.txt").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture

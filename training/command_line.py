@@ -19,18 +19,12 @@ if __name__ == "__main__":
 import ctypes
 import logging
 import os
+import runpy
 import signal
 import sys
 
 import absl.logging
-import keras
-import tensorflow as tf
 from absl import app, flags
-
-from keras_bnrnn.fit.distribution import STRATEGIES
-from keras_bnrnn.fit.errors import FitError as CommandError
-from keras_bnrnn.fit.errors import Stopped
-from keras_bnrnn.fit.precision import PRECISIONS
 
 MODELS = ("baseline", "batch_norm")
 EXIT_STOPPED = 143  # as a shell has it for a process that SIGTERM ended
@@ -38,8 +32,20 @@ PARENT = "KERAS_BNRNN_PARENT"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
+class CommandError(Exception):
+    """Something the caller of a script can put right; printed as one line, without a traceback."""
+
+
+class Stopped(Exception):
+    """The script was told to stop and has; printed as one line."""
+
+
 def define_run_flags(flag_values):
     """Defines the flags that every training script has."""
+    # Here, because not every script needs keras_bnrnn.
+    from keras_bnrnn.fit.distribution import STRATEGIES
+    from keras_bnrnn.fit.precision import PRECISIONS
+
     flags.DEFINE_string(
         "output_dir",
         None,
@@ -175,7 +181,7 @@ def parse(flag_values, argv, description=""):
         raise SystemExit(2) from None
 
 
-def run(main, flag_values, description="", expected_errors=()):
+def run(main, flag_values, description="", expected_errors=(), positional=False):
     """Runs `main(argv)` under absl's `app.run`; expected errors end as one line and code 1.
 
     Args:
@@ -183,7 +189,9 @@ def run(main, flag_values, description="", expected_errors=()):
         flag_values: the script's `flags.FlagValues`.
         description: what `--help` prints above the flags, usually the script's `__doc__`.
         expected_errors: exception classes that are the caller's to put right, besides
-            `CommandError`, `OSError` and the missing of an optional package.
+            `CommandError`, `OSError` and the missing of an optional package. Where one has an
+            `argument`, the flag of that name is put in front of its message.
+        positional: whether the script takes arguments that are no flags.
     """
 
     def parse_flags(argv):
@@ -198,9 +206,12 @@ def run(main, flag_values, description="", expected_errors=()):
         signal.signal(signal.SIGTERM, stop)
         try:
             stop_with_parent()
+            if argv[1:] and not positional:
+                raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
             return main(argv)
         except (CommandError, OSError, ModuleNotFoundError, *expected_errors) as error:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
+            flag = getattr(error, "argument", None)
+            print(f"error: {f'--{flag}: ' if flag else ''}{_one_line(error)}", file=sys.stderr)
             return 1
         except Stopped as stopped:
             print(f"stopped: {_one_line(stopped)}", file=sys.stderr)
@@ -210,6 +221,27 @@ def run(main, flag_values, description="", expected_errors=()):
             return 130
 
     app.run(guarded_main, flags_parser=parse_flags)
+
+
+def call(script, arguments):
+    """Runs a script in this process as its command would, so that TensorFlow starts once for many.
+
+    Args:
+        script: its path.
+        arguments: of its command line.
+
+    Returns:
+        The exit code.
+    """
+    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv = [str(script), *map(str, arguments)]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as ended:
+        return ended.code or 0
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
 
 
 def stop(number, frame):
@@ -230,31 +262,6 @@ def stop_with_parent():
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):
         raise Stopped("what had started it is gone")
-
-
-def set_up_tensorflow(flag_values, strategy):
-    """Applies the flags on precision and determinism, and refuses what Keras cannot do together.
-
-    Raises:
-        CommandError: with the reason.
-    """
-    if strategy.num_replicas_in_sync > 1:
-        for name, harmless in (("jit_compile", False), ("steps_per_execution", 1)):
-            if flag_values[name].value != harmless:
-                raise CommandError(
-                    f"--{name} cannot be combined with several devices: Keras's fit fails under "
-                    "tf.distribute then (docs/SCALING.md); leave it away or use --strategy=none"
-                )
-        for name in ("normalize_recurrent", "normalize_cell_state"):
-            asked = name in flag_values and flag_values[name].value
-            if asked and flag_values.model == "batch_norm" and flag_values.synchronized:
-                raise CommandError(
-                    f"--{name} cannot be synchronised over several devices: that would take "
-                    "collectives inside the time loop; add --nosynchronized or use --strategy=none"
-                )
-    keras.mixed_precision.set_dtype_policy(PRECISIONS[flag_values.mixed_precision])
-    if flag_values.deterministic:
-        tf.config.experimental.enable_op_determinism()
 
 
 def fit_verbosity():

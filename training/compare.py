@@ -4,24 +4,21 @@
     python training/compare.py --output_dir=comparison runs/*
 
 Works on folders of one training script: train_speech.py (fce and fer), train_ptb.py (perplexity) or
-train_pixels.py (loss and error). The picture has
-a panel per measure, dashed for training and solid for validation, as in the paper's figures. It is
-written to compare.png in --output_dir.
+train_pixels.py (loss and error). The picture has a panel per measure, dashed for training and solid
+for validation, as in the paper's figures. It is written to compare.png in --output_dir.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 import command_line
 from command_line import CommandError
+from keras_bnrnn.fit.errors import FitError
 from keras_bnrnn.fit.run_folder import read_history, read_results
+from paper.curves import COLORS, MODEL_COLORS, Curve, draw_curves
+from recipes.tasks import task_of
 
 PICTURE_FILE = "compare.png"
 
@@ -29,44 +26,6 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "output_dir", ".", "Folder for the picture; made if it does not exist.", flag_values=FLAGS
 )
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measure of an epoch: the columns of history.csv that hold it and how to show it."""
-
-    title: str
-    training: str
-    validation: str
-    test: str
-    percent: bool = False
-    logarithmic: bool = False
-
-    def text(self, value):
-        if value is None:
-            return "-"
-        if self.percent:
-            return f"{value:.1%}"
-        return f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-
-# The first measure of a kind is its training criterion.
-SPEECH = (
-    Measure("Frame-wise cross-entropy (nats)", "train_fce", "dev_fce", "test_fce"),
-    Measure("Frame error rate", "train_fer", "dev_fer", "test_fer", percent=True),
-)
-LANGUAGE = (
-    Measure(
-        "Perplexity", "train_perplexity", "valid_perplexity", "test_perplexity", logarithmic=True
-    ),
-)
-PIXELS = (
-    Measure("Cross-entropy (nats)", "train_loss", "valid_loss", "test_loss", logarithmic=True),
-    Measure("Error rate", "train_error", "valid_error", "test_error", percent=True),
-)
-KINDS = (SPEECH, LANGUAGE, PIXELS)
-MODEL_COLORS = {"baseline": "tab:blue", "batch_norm": "tab:red"}
-MORE_COLORS = ("tab:green", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 
 
 @dataclass(frozen=True)
@@ -118,14 +77,16 @@ def read_runs(paths):
 
 
 def common_measures(runs):
-    """The measures that all runs have, `SPEECH` or `LANGUAGE`."""
-    for measures in KINDS:
-        if all(measures[0].training in row for run in runs for row in run.rows):
-            return measures
-    raise CommandError(
-        "the runs cannot be compared: "
-        + "; ".join(f"{run.path} has {', '.join(run.rows[0])}" for run in runs)
-    )
+    """The measures of the task that all runs are of."""
+    tasks = [task_of(run.results) for run in runs]
+    if len(set(tasks)) > 1:
+        raise CommandError(
+            "the runs cannot be compared: "
+            + ", ".join(
+                f"{run.path} is of {task.script}" for run, task in zip(runs, tasks, strict=True)
+            )
+        )
+    return tasks[0].measures
 
 
 def table(runs, measures):
@@ -208,78 +169,12 @@ def draw(runs, measures, path):
     )
 
 
-class Curve(NamedTuple):
-    """What is drawn in one colour: the rows of history.csv of one run, or of several seeds."""
-
-    label: str
-    color: str
-    histories: list
-
-
-def draw_curves(curves, measures, path):
-    """Writes a picture: a panel per measure, a colour per curve, dashed training curves.
-
-    Of several histories the mean is drawn, in a band from the least to the greatest.
-    """
-    figure = Figure(figsize=(5.2 * len(measures) + 0.6, 4.2), dpi=140, layout="constrained")
-    panels = figure.subplots(1, len(measures), squeeze=False)
-    for panel, measure in zip(panels[0], measures, strict=True):
-        for curve in curves:
-            draw_curve(panel, curve, measure.training, "--")
-            draw_curve(panel, curve, measure.validation, "-")
-        panel.set_title(measure.title)
-        panel.set_xlabel("epoch")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if measure.percent:
-            panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        if measure.logarithmic:
-            set_logarithmic(panel)
-        panel.grid(alpha=0.25, which="both")
-        panel.spines[["top", "right"]].set_visible(False)
-    handles = [
-        Line2D([], [], color=curve.color, linewidth=2, label=curve.label) for curve in curves
-    ]
-    handles += [
-        Line2D([], [], color="0.3", linestyle="--", label="training"),
-        Line2D([], [], color="0.3", linestyle="-", label="validation"),
-    ]
-    columns = 2 * len(measures)
-    figure.legend(
-        handles=handles, frameon=False, fontsize=9, loc="outside lower center", ncols=columns
-    )
-    figure.savefig(path)
-
-
-def draw_curve(panel, curve, column, line):
-    length = min(len(rows) for rows in curve.histories)
-    values = np.array([[row[column] for row in rows[:length]] for rows in curve.histories])
-    epochs = np.arange(1, length + 1)
-    marker = "o" if length <= 25 else None
-    style = {"color": curve.color, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
-    panel.plot(epochs, values.mean(axis=0), line, **style)
-    if len(values) > 1:
-        low, high = values.min(axis=0), values.max(axis=0)
-        panel.fill_between(epochs, low, high, color=curve.color, alpha=0.15, linewidth=0)
-
-
-def set_logarithmic(panel):
-    """A logarithmic axis with plain numbers, for what falls by factors."""
-    panel.set_yscale("log")
-    low, high = panel.get_ylim()
-    steps = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8) if high < 20 * low else (1, 2, 5)
-    ticks = [step * 10.0**power for power in range(-4, 5) for step in steps]
-    panel.set_yticks([tick for tick in ticks if low <= tick <= high])
-    panel.yaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
-    panel.minorticks_off()
-
-
 def choose_colors(runs):
     """A colour per run: the models' own where there is one run of each, else any."""
     if len({run.model for run in runs}) == len(runs):
         return [MODEL_COLORS[run.model] for run in runs]
-    palette = [*MODEL_COLORS.values(), *MORE_COLORS]
-    return [palette[index % len(palette)] for index in range(len(runs))]
+    return [COLORS[index % len(COLORS)] for index in range(len(runs))]
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)
+    command_line.run(main, FLAGS, __doc__, expected_errors=(FitError,), positional=True)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -29,13 +28,14 @@ from absl import flags
 from tqdm import tqdm
 
 import command_line
-from command_line import CommandError, Stopped
-from evaluate import EVALUATION_FILE
+from command_line import CommandError
 from keras_bnrnn.files import write_aside
+from keras_bnrnn.fit.errors import FitError
 from keras_bnrnn.fit.run_folder import read_history, read_results
 from paper import report
 from paper.experiments import EXPERIMENTS, POPULATION, QUICK_EPOCHS
-from train_ptb import read_corpus
+from recipes.language_task import read_text
+from recipes.tasks import EVALUATION_FILE
 
 SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
@@ -110,8 +110,6 @@ class Run:
 
 
 def main(argv):
-    if len(argv) > 1:
-        raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     work_dir, results_dir = Path(FLAGS.work_dir), Path(FLAGS.results_dir)
     if FLAGS.quick:
         work_dir = work_dir / "quick"
@@ -163,7 +161,7 @@ def data_of(name):
     if not folder.is_dir():
         raise CommandError(f"--data_dir={FLAGS.data_dir} has no folder {name}")
     if name == "ptb":
-        read_corpus(folder)  # The audio is judged by its preparation.
+        read_text(folder)  # The audio is judged by its preparation.
     return folder
 
 
@@ -200,7 +198,7 @@ def runs_of(name, data, work_dir, results_dir):
                 train.append(f"--data_dir={data}")
                 evaluate.append(f"--data_dir={data}")
             commands = (
-                (sys.executable, str(SCRIPTS / experiment.script), *train),
+                (sys.executable, str(SCRIPTS / experiment.task.script), *train),
                 (sys.executable, str(SCRIPTS / "evaluate.py"), *evaluate),
             )
             epochs = QUICK_EPOCHS if FLAGS.quick else experiment.epochs
@@ -251,7 +249,6 @@ class Process:
 def make(runs, total):
     """Makes the runs that are not done; returns the names of those that failed, with reasons."""
     waiting, active, failed = list(runs), [], []
-    before = signal.signal(signal.SIGTERM, stop)
     bar = tqdm(total=total, initial=total - len(runs), unit="run", disable=not sys.stderr.isatty())
     try:
         while waiting or active:
@@ -282,13 +279,8 @@ def make(runs, total):
             run = process.run
             if run.finished_epochs and not (run.results_dir / "results.json").is_file():
                 keep_history(run)
-        signal.signal(signal.SIGTERM, before)
         bar.close()
     return failed
-
-
-def stop(number, frame):
-    raise Stopped("SIGTERM; the same command goes on")
 
 
 def keep(run):
@@ -349,4 +341,4 @@ def processor():
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)
+    command_line.run(main, FLAGS, __doc__, expected_errors=(FitError,))

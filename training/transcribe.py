@@ -32,8 +32,8 @@ DESCRIPTION_FILE = Path("assets") / "speech_model.json"
 SIXTEEN_BIT = 32768.0
 SILENT_PEAK = 16.0  # of 32768
 CLIPPED_SHARE = 0.001
+# As in keras_bnrnn.data.speech, which is not at hand where only the SavedModel is.
 FRAME_SECONDS = 0.01
-# As in keras_bnrnn.data.speech.audio, which is not at hand where only the SavedModel is.
 LENGTHS = re.compile(
     r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE
 )
@@ -328,4 +328,4 @@ def draw(picture, title, waveform, description, features, scores, start, segment
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)
+    command_line.run(main, FLAGS, __doc__, positional=True)

@@ -3,8 +3,8 @@
 Every worker (machine) reads its own part of the data, and each of its devices (replicas) a part
 of the worker's batches. Keras's `fit` sees a `tf.distribute.DistributedDataset` with the same
 number of steps on every worker, in which every batch is full, as an empty one on any device fails:
-rows that are missing at the end of an epoch are filled up with zeros of weight 0, and a worker
-whose data ends sooner goes on with batches of them.
+rows that are missing at the end of an epoch are filled up with zeros, so of length 0 and weight
+0, and a worker whose data ends sooner goes on with batches of them.
 """
 
 import contextlib

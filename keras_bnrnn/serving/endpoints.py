@@ -9,15 +9,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_bnrnn.data.speech.features import LogMelFilterBank
-from keras_bnrnn.data.speech.pipelines import VARIANCE_FLOOR
+from keras_bnrnn.data.speech.features import LogMelFilterBank, normalize_features
 from keras_bnrnn.data.text import EOS, UNKNOWN, tokenize
 
-FRAME_SECONDS = 0.01
-SMALLEST = 1e-30  # Not zero, and lost in any sum.
 WAV_HEADER_BYTES = 44
 LOUDEST = 100.0  # Well beyond samples in -1…1, however hot, and well below 16-bit numbers.
 
@@ -167,7 +163,8 @@ def speech_endpoints(model, corpus):
     """The endpoints of an acoustic model.
 
     Args:
-        model: folded, from features `[batch, time, dimension]` to logits `[batch, time, states]`.
+        model: folded, from features `[batch, time, dimension]` and lengths `[batch]`, or from
+            features with zeros in the padding, to logits `[batch, time, states]`.
         corpus: the `Corpus` it was trained on, for its mean, variance and feature set-up.
 
     Returns:
@@ -190,10 +187,8 @@ def speech_endpoints(model, corpus):
         features = at_least_one_frame(features)
         live = tf.sequence_mask(lengths, tf.shape(features)[1])
         features = checked_features(features, live)
-        # The model takes frames of zeros for padding. A live one gets values that change nothing.
-        zeros = tf.reduce_all(features == 0.0, axis=-1, keepdims=True)
-        features = tf.where(zeros & live[:, :, tf.newaxis], SMALLEST, features)
-        logits = model(features, training=False)
+        inputs = {"features": features, "lengths": lengths} if len(model.inputs) > 1 else features
+        logits = model(inputs, training=False)
         return tf.nn.log_softmax(tf.cast(logits, tf.float32))[:, :time]
 
     features_spec = tf.TensorSpec([None, None, corpus.dimension], tf.float32, "features")
@@ -225,7 +220,6 @@ def speech_endpoints(model, corpus):
 
 
 def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
-    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
     rate = corpus.sample_rate
     # Frame t is centred on this time plus t times the shift.
     first = 0.5 * (front_end.frame_length if front_end.snip_edges else front_end.frame_shift) / rate
@@ -236,7 +230,8 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
         level = tf.abs(tf.where(live, waveform, 0.0))
         message = "waveform must hold finite samples in -1…1 (16-bit numbers: divide by 32768)"
         waveform = checked(waveform, (tf.reduce_all(level <= LOUDEST), message))
-        values = (front_end(waveform, lengths) - corpus.mean) / deviation
+        heard = front_end(waveform, lengths)
+        values = normalize_features(heard, corpus.mean, corpus.variance)
         shift = front_end.frame_shift / rate
         times = first + shift * tf.cast(tf.range(tf.shape(values)[1]), tf.float32)
         return {"features": values, "frames": front_end.num_frames(lengths), "times": times}

@@ -17,7 +17,7 @@ from keras_bnrnn.serving.endpoints import CarriedStack, plain_stack
 FORMATS = {"onnx": "tf2onnx", "litert": "ai_edge_litert"}
 SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
 MEANINGS = {
-    "whole.onnx": "features [batch, time, dimension] to logits; padding is zeros",
+    "whole.onnx": "features [batch, time, dimension] and lengths [batch] to logits",
     "whole.tflite": "the same for one utterance of a fixed length",
     "step.onnx": "frames or tokens [batch, time] and states to log-probabilities and new states, "
     "in the order of the inputs",
@@ -51,7 +51,7 @@ def runtime_models(model, formats, num_frames):
     models = {}
     if "onnx" in formats:
         if not any(getattr(layer, "stateful", False) for layer in model.layers):
-            models["whole.onnx"] = model
+            models["whole.onnx"] = keras.Model(model.inputs, model.outputs)
         if stack is not None:
             models["step.onnx"] = stepping_model(model, stack, None)
     if "litert" in formats:
@@ -89,7 +89,7 @@ def input_name(model):
 def unrolled(model, num_frames):
     """A copy of a folded model for one utterance of a fixed number of frames, without a loop.
 
-    A shorter utterance is filled up with zeros, which the model's mask leaves out.
+    A shorter utterance is filled up with what the model's mask leaves out.
     """
 
     def clone(layer):
@@ -108,10 +108,17 @@ def unrolled(model, num_frames):
             copy.backward_layer.zero_output_for_mask = False
         return copy
 
-    shape = (1, num_frames, *model.inputs[0].shape[2:])
-    inputs = keras.Input(batch_shape=shape, dtype=model.inputs[0].dtype, name=input_name(model))
-    copy = keras.models.clone_model(model, input_tensors=inputs, clone_function=clone)
-    copy.set_weights(model.get_weights())
+    inputs = [
+        keras.Input(
+            batch_shape=(1, *(num_frames if size is None else size for size in one.shape[1:])),
+            dtype=one.dtype,
+            name=one.name,
+        )
+        for one in model.inputs
+    ]
+    flat = keras.Model(model.inputs, model.outputs)
+    copy = keras.models.clone_model(flat, input_tensors=inputs, clone_function=clone)
+    copy.set_weights(flat.get_weights())
     return copy
 
 

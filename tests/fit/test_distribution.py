@@ -41,23 +41,30 @@ def test_ten_steps_are_those_of_one_device(kind, model, tmp_path):
 
 
 def test_a_partial_batch_is_filled_up_and_nothing_is_lost(mirrored):
-    batches = [np.arange(1, 5), np.arange(5, 9), np.arange(9, 10)]
-    dataset = tf.data.Dataset.from_generator(
-        lambda: ((batch, batch, np.ones(len(batch), np.float32)) for batch in batches),
-        output_signature=tuple(
-            tf.TensorSpec([None], one) for one in (tf.int64, tf.int64, tf.float32)
-        ),
-    ).apply(tf.data.experimental.assert_cardinality(3))
+    numbers = np.arange(1, 10)
+    inputs = {"values": numbers[:, np.newaxis].repeat(3, axis=1), "lengths": 3 + numbers}
+    arrays = (inputs, numbers, np.ones(9, np.float32))
+    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(4)
     for skip in (0, 2):
         distributed, steps = distribute(dataset, mirrored, 4, skip)
         assert steps == 3 - skip
-        seen = [[local(mirrored, part) for part in batch] for batch in distributed]
+        seen = [
+            tf.nest.map_structure(lambda part: local(mirrored, part), batch)
+            for batch in distributed
+        ]
         assert len(seen) == steps
-        values = [value for (first, second), _, _ in seen for value in (*first, *second)]
-        weights = [weight for _, _, (first, second) in seen for weight in (*first, *second)]
-        assert values == list(range(1 + 4 * skip, 10)) + [0] * 3
-        assert weights == [1.0] * (9 - 4 * skip) + [0.0] * 3
-        assert all(len(first) == len(second) == 2 for (first, second), _, _ in seen)
+        expected = [*numbers[4 * skip :], 0, 0, 0]
+        live = np.sign(expected)
+        for pick, wanted in (
+            (lambda batch: batch[0]["values"], np.repeat(expected, 3).reshape(-1, 3)),
+            (lambda batch: batch[0]["lengths"], (3 + np.array(expected)) * live),
+            (lambda batch: batch[1], expected),
+            (lambda batch: batch[2], live),
+        ):
+            assert all(len(half) == 2 for batch in seen for half in pick(batch))
+            np.testing.assert_array_equal(
+                np.concatenate([np.concatenate(pick(b)) for b in seen]), wanted
+            )
 
 
 def test_frames_count_alike_on_unequal_replicas(mirrored):

@@ -9,6 +9,9 @@ from matplotlib.image import imread
 
 import compare
 from command_line import CommandError
+from keras_bnrnn.fit.errors import FitError
+from paper import curves
+from recipes import measures
 
 SPEECH = ("train_fce", "train_fer", "dev_fce", "dev_fer")
 LANGUAGE = ("train_perplexity", "valid_perplexity")
@@ -28,6 +31,7 @@ def write_run(folder, model, columns, values, **best):
     results = {
         "model": model,
         "config": {"model": model},
+        "task": "speech" if columns == SPEECH else "language",
         "best": {**min(rows, key=lambda row: row[columns[0]]), **best},
         "seconds_per_epoch": [9.0] + [2.0] * (len(rows) - 1),
     }
@@ -82,13 +86,13 @@ def test_curves_are_dashed_for_training_and_solid_for_validation(tmp_path, monke
     )
     figures = []
 
-    class Recorded(compare.Figure):
+    class Recorded(curves.Figure):
         def __init__(self, *arguments, **kwargs):
             super().__init__(*arguments, **kwargs)
             figures.append(self)
 
-    monkeypatch.setattr(compare, "Figure", Recorded)
-    compare.draw(runs, compare.SPEECH, tmp_path / "x.png")
+    monkeypatch.setattr(curves, "Figure", Recorded)
+    compare.draw(runs, measures.SPEECH, tmp_path / "x.png")
     panels = figures[0].axes
     assert [panel.get_xlabel() for panel in panels] == ["epoch", "epoch"]
     assert [line.get_linestyle() for line in panels[0].lines] == ["--", "-"] * 2
@@ -99,12 +103,13 @@ def test_curves_are_dashed_for_training_and_solid_for_validation(tmp_path, monke
 def test_speech_beside_language_is_refused(call_script, tmp_path):
     plain = write_run(tmp_path / "plain", "baseline", SPEECH, [0.9])
     normalised = write_run(tmp_path / "bn", "batch_norm", LANGUAGE, [250.0])
-    with pytest.raises(CommandError, match="cannot be compared"):
+    message = r"cannot be compared: .*plain is of train_speech\.py, .*bn is of train_ptb\.py"
+    with pytest.raises(CommandError, match=message):
         call_script(compare, f"--output_dir={tmp_path}", plain, normalised)
 
 
 def test_what_is_no_run_is_named(call_script, tmp_path):
-    with pytest.raises(CommandError, match=r"no results\.json"):
+    with pytest.raises(FitError, match=r"no results\.json"):
         call_script(compare, tmp_path)
     with pytest.raises(CommandError, match="no run is named"):
         call_script(compare)

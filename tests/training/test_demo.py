@@ -4,17 +4,20 @@ import re
 
 import pytest
 
+import demo
+from command_line import CommandError
+
 
 @pytest.mark.slow
-def test_demo_and_its_repetition(run_script, tmp_path):
+def test_demo_and_its_repetition(run_command, tmp_path):
     pytest.importorskip("pocketsphinx")
     pytest.importorskip("espeakng_loader")
     small = ["--utterances=24", "--layers=1", "--units=8", "--epochs=2"]
     outputs = []
     for _ in range(2):
-        done = run_script("demo.py", f"--output_dir={tmp_path}/demo", *small)
-        assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
+        code, output, errors = run_command("demo.py", f"--output_dir={tmp_path}/demo", *small)
+        assert code == 0, errors
+        outputs.append(output)
     for output in outputs:
         assert re.search(r"phone error rate \d+", output)
         assert re.search(r"(passed|did not pass) the best train_fce of baseline", output)
@@ -33,9 +36,10 @@ def test_demo_and_its_repetition(run_script, tmp_path):
     assert decoded[0] == decoded[1]
 
 
-def test_a_failed_step_is_named(run_script, tmp_path):
+def test_a_failed_step_is_named(call_script, tmp_path, capsys):
     (tmp_path / "corpus").write_text("in the way")
-    done = run_script("demo.py", f"--output_dir={tmp_path}")
-    assert done.returncode == 1
-    assert "error: prepare_speech.py ended with exit code 1" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(CommandError, match=r"prepare_speech\.py ended with exit code 1"):
+        call_script(demo, f"--output_dir={tmp_path}")
+    captured = capsys.readouterr()
+    assert "$ python training/prepare_speech.py --source=synthetic" in captured.out
+    assert captured.err.startswith("error: ") and "Traceback" not in captured.err

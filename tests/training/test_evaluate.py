@@ -6,24 +6,29 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import evaluate
-import train_ptb
-import train_speech
 from command_line import CommandError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
+from keras_bnrnn.fit.errors import FitError
 from keras_bnrnn.fit.run_folder import read_results
+from recipes import speech_task
+from recipes.speech_task import SpeechTask
+from recipes.tasks import EVALUATION_FILE
 
-SPEECH = ("--layers=1", "--units=6", "--batch_size=4", "--epochs=1", "--learning_rate=0.01")
+
+@pytest.fixture
+def run(trained_speech, tmp_path):
+    """A copy of the trained run's folder."""
+    return shutil.copytree(trained_speech / "run", tmp_path / "run")
 
 
 def read(folder):
-    return json.loads((folder / evaluate.EVALUATION_FILE).read_text())
+    return json.loads((folder / EVALUATION_FILE).read_text())
 
 
-def test_speech(call_script, tiny_corpus, tmp_path):
-    run = tmp_path / "run"
-    call_script(train_speech, *SPEECH, f"--data_dir={tiny_corpus}", f"--output_dir={run}")
+def test_speech(call_script, tiny_corpus, run):
     model = (run / "best.keras").read_bytes()
     call_script(evaluate, f"--run_dir={run}", f"--data_dir={tiny_corpus}")
     assert (run / "best.keras").read_bytes() == model
@@ -40,10 +45,9 @@ def test_speech(call_script, tiny_corpus, tmp_path):
     }
 
 
-def test_unseen_speakers_are_counted_apart(tiny_corpus, monkeypatch):
+def test_unseen_speakers_are_counted_apart(tiny_corpus, trained_speech, monkeypatch):
     corpus = load_corpus(tiny_corpus)
-    task = evaluate.SpeechTask.__new__(evaluate.SpeechTask)
-    task.corpus, task.config = corpus, {"batch_size": 4}
+    task = SpeechTask(read_results(trained_speech / "run")["config"], tiny_corpus)
     dev = list(read_utterances(corpus, "dev"))
     new = {utterance["id"] for utterance in dev[::2]}
 
@@ -51,13 +55,10 @@ def test_unseen_speakers_are_counted_apart(tiny_corpus, monkeypatch):
         for utterance in read_utterances(corpus, split):
             yield {**utterance, "speaker": "new" if utterance["id"] in new else "old"}
 
-    monkeypatch.setattr(evaluate, "read_utterances", read_with_speakers)
-
-    class FirstState:
-        def predict_on_batch(self, x):
-            return np.eye(corpus.num_states)[np.zeros(x.shape[:2], int)]
-
-    rates = task.by_speaker(FirstState())
+    monkeypatch.setattr(speech_task, "read_utterances", read_with_speakers)
+    first_state = np.eye(corpus.num_states)[0]
+    found = task.more_scores(lambda x: np.ones((*x["features"].shape[:2], 1)) * first_state)
+    rates = found["speakers"]
     for group, members in (
         ("unseen", [u for u in dev if u["id"] in new]),
         ("seen", [u for u in dev if u["id"] not in new]),
@@ -67,52 +68,50 @@ def test_unseen_speakers_are_counted_apart(tiny_corpus, monkeypatch):
     assert rates["speaker new"] == rates["unseen"]
 
 
-@pytest.mark.parametrize("model", ["baseline", "batch_norm"])
-def test_language(call_script, tmp_path, model):
-    pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed")
-    run = tmp_path / "run"
-    flags = ["--steps_per_epoch=3", "--epochs=1", "--dropout=0.5", f"--model={model}"]
-    call_script(train_ptb, *flags, f"--output_dir={run}")
-    call_script(evaluate, f"--run_dir={run}")
+def test_language(call_script, trained_language, tmp_path):
+    run = shutil.copytree(trained_language / "run", tmp_path / "run")
+    call_script(evaluate, f"--run_dir={run}", f"--data_dir={trained_language}/text")
     found, best = read(run), read_results(run)["best"]
-    expected = pytest.approx(best["valid_perplexity"], rel=1e-4)
-    assert found["moving_averages"]["perplexity"] == expected
-    assert ("recalibrated" in found) == ("batch_statistics" in found) == (model == "batch_norm")
-    config = read_results(run)["config"]
-    config["text"]["sha256"] = 16 * "0"
-    with pytest.raises(CommandError, match="trained on another text"):
-        evaluate.LanguageTask(config, None)
+    assert found["moving_averages"]["perplexity"] == pytest.approx(
+        best["valid_perplexity"], rel=1e-4
+    )
+    assert {"recalibrated", "batch_statistics"} <= found.keys()
+    with pytest.raises(CommandError, match="it was trained on another text"):
+        call_script(evaluate, f"--run_dir={run}")
 
 
-def test_scoring_leaves_the_model_as_it_was(parse_flags, call_script, tiny_corpus, tmp_path):
-    run = tmp_path / "run"
-    call_script(train_speech, *SPEECH, f"--data_dir={tiny_corpus}", f"--output_dir={run}")
-    parse_flags(evaluate, f"--run_dir={run}", f"--data_dir={tiny_corpus}")
-    task = evaluate.SpeechTask(read_results(run)["config"], str(tiny_corpus))
-    model = keras.models.load_model(run / "best.keras", compile=False)
+def test_scoring_leaves_the_model_as_it_was(tiny_corpus, trained_speech):
+    results = read_results(trained_speech / "run")
+    task = SpeechTask(results["config"], tiny_corpus)
+    model = task.load_model(trained_speech / "run" / "best.keras")
     before = model.get_weights()
-    evaluate.score(model, task, "", training=True)
+
+    def call(x):
+        for variable in model.variables:
+            variable.assign(np.ones(variable.shape))
+        return tf.zeros((*x["features"].shape[:2], task.corpus.num_states))
+
+    evaluate.score(model, call, task, "")
     for value, same in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(value, same)
 
 
-def test_what_is_refused(call_script, tiny_corpus, tmp_path):
-    with pytest.raises(CommandError, match=r"no results\.json"):
+def test_only_dropout_is_switched_off():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    evaluate.without_dropout(model)
+    assert model.layers[0].rate == 0.0
+
+
+def test_what_is_refused(call_script, tiny_corpus, run, tmp_path):
+    with pytest.raises(FitError, match=r"no results\.json"):
         call_script(evaluate, f"--run_dir={tmp_path}")
-    run = tmp_path / "run"
-    call_script(train_speech, *SPEECH, f"--data_dir={tiny_corpus}", f"--output_dir={run}")
+    with pytest.raises(CommandError, match="--data_dir is missing"):
+        call_script(evaluate, f"--run_dir={run}")
     other = tmp_path / "other"
     shutil.copytree(tiny_corpus, other)
-    document = json.loads((other / "corpus.json").read_text())
-    document["states"].append(document["states"][0])
-    for split in document["splits"].values():
-        split["state_frames"].append(0)
-    (other / "corpus.json").write_text(json.dumps(document))
-    with pytest.raises(CommandError, match="trained on another corpus"):
-        call_script(evaluate, f"--run_dir={run}", f"--data_dir={other}")
-    same_states = {**json.loads((tiny_corpus / "corpus.json").read_text()), "seed": 99}
-    (other / "corpus.json").write_text(json.dumps(same_states))
-    with pytest.raises(CommandError, match="trained on another corpus"):
+    document = json.loads((tiny_corpus / "corpus.json").read_text())
+    (other / "corpus.json").write_text(json.dumps({**document, "seed": 99}))
+    with pytest.raises(CommandError, match="it was trained on another corpus"):
         call_script(evaluate, f"--run_dir={run}", f"--data_dir={other}")
     (run / "best.keras").unlink()
     with pytest.raises(CommandError, match=r"no best\.keras"):

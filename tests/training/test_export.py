@@ -47,8 +47,8 @@ def exported(request, tiny_corpus, tmp_path_factory, call_script_in_module):
 
 def test_equals_the_trained_model_without_the_package(exported, tiny_corpus, tmp_path, run_without):
     corpus = load_corpus(tiny_corpus)
-    features, _, mask = next(iter(speech_dataset(corpus, "dev", 9)))
-    lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+    inputs, _, mask = next(iter(speech_dataset(corpus, "dev", 9)))
+    features, lengths = inputs["features"], inputs["lengths"]
     assert len(set(lengths.numpy())) > 1
     rng = np.random.default_rng(0)
     waveform = (0.1 * rng.normal(size=(3, 4000))).astype("float32")
@@ -72,7 +72,7 @@ def test_equals_the_trained_model_without_the_package(exported, tiny_corpus, tmp
     outputs = np.load(tmp_path / "outputs.npz")
 
     model = keras.saving.load_model(exported / "run" / "best.keras", compile=False)
-    expected = tf.nn.log_softmax(model(features, training=False)).numpy()
+    expected = tf.nn.log_softmax(model(inputs, training=False)).numpy()
     live = mask.numpy()
     actual = outputs["serve_log_posteriors"]
     assert actual.shape == (*live.shape, corpus.num_states)
@@ -85,7 +85,8 @@ def test_equals_the_trained_model_without_the_package(exported, tiny_corpus, tmp
     for row, (count, samples) in enumerate(zip(frames, waveform_lengths, strict=True)):
         alone = front_end(waveform[row : row + 1, :samples])
         alone = (alone - corpus.mean) / np.sqrt(corpus.variance)
-        expected = tf.nn.log_softmax(model(alone, training=False)).numpy()[0]
+        inputs = {"features": alone, "lengths": tf.constant([count])}
+        expected = tf.nn.log_softmax(model(inputs, training=False)).numpy()[0]
         actual = outputs["serve_waveform_log_posteriors"][row, :count]
         # The filter bank's logarithms enlarge the rounding of other batch shapes.
         np.testing.assert_allclose(actual, expected, atol=1e-4)
@@ -132,9 +133,10 @@ def test_a_run_of_half_precision_is_served_in_float32(
     scores = served(features=tf.constant(features), lengths=lengths)["log_posteriors"]
     # The reference is computed in float32 too, so nothing of half precision may be left.
     exact = export.for_any_device(keras_bnrnn.fold_batch_norm(trained))
-    expected = tf.nn.log_softmax(exact(features))
+    inputs = {"features": features, "lengths": lengths}
+    expected = tf.nn.log_softmax(exact(inputs))
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    np.testing.assert_allclose(scores, tf.nn.log_softmax(trained(features)), atol=0.1)
+    np.testing.assert_allclose(scores, tf.nn.log_softmax(trained(inputs)), atol=0.1)
     half = tf.as_dtype(precision)
     functions = served.graph.as_graph_def().library.function
     nodes = [node for function in functions for node in function.node_def]

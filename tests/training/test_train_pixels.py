@@ -10,13 +10,20 @@ pytest.importorskip("sklearn", reason="the `experiments` extra is not installed"
 
 import train_pixels
 from command_line import CommandError
+from keras_bnrnn.fit.distribution import Worker
+from keras_bnrnn.fit.errors import FitError
 from keras_bnrnn.fit.run_folder import read_history
+from recipes.pixel_task import PixelTask, batches, read_images
 
 FLAGS = ("--units=6", "--epochs=2", "--batch_size=100")
 
 
+def inputs_of(pixels):
+    return {"pixels": pixels, "lengths": np.full(len(pixels), 64)}
+
+
 def test_splits_are_disjoint_and_the_permutation_is_one():
-    images, permuted = train_pixels.read_images(False), train_pixels.read_images(True)
+    images, permuted = read_images(False), read_images(True)
     assert {name: len(part[1]) for name, part in images.items()} == {
         "train": 1197,
         "valid": 300,
@@ -38,13 +45,13 @@ def test_batches_are_shuffled_by_seed_and_epoch_and_shared_out():
     images = (np.arange(10, dtype="float32").reshape(10, 1, 1), np.arange(10))
 
     def order(**arguments):
-        dataset = train_pixels.batches(images, 4, **arguments)
+        dataset = batches(images, 4, **arguments)
         return [int(y) for _, labels, _ in dataset for y in labels]
 
     assert order() == list(range(10))
     first, again, second = (order(shuffle=pair) for pair in ((3, 0), (3, 0), (3, 1)))
     assert first == again != second and sorted(first) == sorted(second) == list(range(10))
-    parts = [order(shuffle=(3, 0), worker=train_pixels.Worker(index, 2)) for index in range(2)]
+    parts = [order(shuffle=(3, 0), worker=Worker(index, 2)) for index in range(2)]
     assert sorted(parts[0] + parts[1]) == list(range(10))
 
 
@@ -52,10 +59,12 @@ def test_batches_are_shuffled_by_seed_and_epoch_and_shared_out():
     "flags",
     [
         ["--model=baseline"],
-        ["--normalize_recurrent", "--per_step", "--gamma=0.1", "--permuted"],
-        ["--normalize_recurrent", "--normalize_cell_state", "--per_step", "--gamma=0.1"],
+        [
+            *("--normalize_recurrent", "--normalize_cell_state", "--per_step", "--gamma=0.1"),
+            "--permuted",
+        ],
     ],
-    ids=["baseline", "recurrent", "cell_state"],
+    ids=["baseline", "per_step"],
 )
 def test_a_run(call_script, tmp_path, flags):
     call_script(train_pixels, *FLAGS, *flags, f"--output_dir={tmp_path}")
@@ -65,19 +74,20 @@ def test_a_run(call_script, tmp_path, flags):
     best = json.loads((tmp_path / "results.json").read_text())["best"]
     assert 0.0 < best["test_error"] < 1.0
     model = keras.models.load_model(tmp_path / "best.keras")
-    pixels, classes = train_pixels.read_images("--permuted" in flags)["test"]
-    answers = model.predict(pixels, batch_size=100, verbose=0).argmax(axis=-1)
+    pixels, classes = read_images("--permuted" in flags)["test"]
+    answers = model.predict(inputs_of(pixels), batch_size=100, verbose=0).argmax(axis=-1)
     assert np.mean(answers != classes) == pytest.approx(best["test_error"])
     layer = model.get_layer("lstm")
     if "--per_step" in flags:
         assert layer.max_timesteps == 64 and layer.normalize_recurrent
         gammas = [weight for weight in layer.weights if weight.name.endswith("gamma")]
-        assert len(gammas) == 2 + ("--normalize_cell_state" in flags)
+        assert len(gammas) == 3
         assert all(np.abs(np.asarray(one) - 0.1).max() < 0.4 for one in gammas)
     else:
         assert type(layer) is keras.layers.LSTM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["baseline", "batch_norm"])
 def test_two_devices_are_one(call_script, tmp_path, model):
     """Though the last batch of 1197 and that of 300 images are filled up to 400."""
@@ -100,21 +110,37 @@ def test_two_devices_are_one(call_script, tmp_path, model):
     for weight, same in zip(alone.weights, together.weights, strict=True):
         if not any(name in weight.path for name in undetermined):
             np.testing.assert_allclose(weight, same, atol=1e-5, err_msg=weight.path)
-    pixels, _ = train_pixels.read_images(False)["test"]
-    answers = [one.predict(pixels, batch_size=300, verbose=0) for one in (alone, together)]
+    pixels, _ = read_images(False)["test"]
+    inputs = inputs_of(pixels)
+    answers = [one.predict(inputs, batch_size=300, verbose=0) for one in (alone, together)]
     np.testing.assert_allclose(*answers, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "error", "message"),
     [
-        (["--per_step", "--normalization=sequence"], "--per_step needs"),
-        (["--batch_size=3", "--strategy=mirrored"], "does not divide"),
-        (["--normalize_cell_state", "--strategy=mirrored"], "cell_state cannot be synchronised"),
-        (["stray"], "unexpected argument"),
+        (["--per_step", "--normalization=sequence"], CommandError, "--per_step needs"),
+        (["--batch_size=3", "--strategy=mirrored"], FitError, "does not divide"),
+        (["--normalize_cell_state", "--strategy=mirrored"], CommandError, "be synchronised"),
     ],
 )
-def test_what_is_refused(call_script, tmp_path, flags, message):
-    with pytest.raises(CommandError, match=message):
+def test_what_is_refused(call_script, tmp_path, flags, error, message):
+    with pytest.raises(error, match=message):
         call_script(train_pixels, *flags, f"--output_dir={tmp_path}/run")
     assert not (tmp_path / "run").exists()
+
+
+def test_files_of_before_images_had_lengths_load(tmp_path):
+    @keras.saving.register_keras_serializable(package="keras_bnrnn")
+    class ImagesWithInk(keras.layers.Layer):
+        def call(self, pixels):
+            return pixels
+
+    pixels = keras.Input((64, 1), name="pixels")
+    logits = keras.layers.LSTM(3, name="lstm")(ImagesWithInk(name="images")(pixels))
+    old = keras.Model(pixels, logits)
+    old.save(tmp_path / "old.keras")
+    keras.saving.get_custom_objects().pop("keras_bnrnn>ImagesWithInk")
+    images, _ = read_images(False)["test"]
+    loaded = PixelTask.load_model(tmp_path / "old.keras")
+    np.testing.assert_allclose(loaded(inputs_of(images[:9])), old(images[:9]), atol=1e-6)

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 
-import export
-import train_speech
 import transcribe
 from command_line import CommandError
+from keras_bnrnn.data.speech.audio import LENGTHS
+from keras_bnrnn.data.speech.features import FRAME_SECONDS
 
-SMALL = ("--layers=2", "--units=6", "--batch_size=8", "--learning_rate=0.01", "--epochs=1")
 PHONES = {"SIL", "AH", "T", "OW"}
 
 RUN_SCRIPT = """
@@ -25,12 +24,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_corpus, tmp_path_factory, call_script_in_module):
-    folder = tmp_path_factory.mktemp("exported")
-    flags = [f"--data_dir={tiny_corpus}", f"--output_dir={folder}/run", *SMALL]
-    call_script_in_module(train_speech, *flags)
-    call_script_in_module(export, f"--run_dir={folder}/run", f"--output_dir={folder}/exported")
-    return folder / "exported"
+def exported(trained_speech):
+    return trained_speech / "exported"
 
 
 @pytest.fixture
@@ -97,6 +92,11 @@ def test_transcripts_of_several_files(exported, audio, tmp_path, call_script, ca
         call_script(transcribe, f"--model={exported}", "--transcript=qwrtz", audio)
     with pytest.raises(CommandError, match="is no file"):
         call_script(transcribe, f"--model={exported}", "--transcript=oh", audio, other)
+
+
+def test_what_transcribe_cannot_import_is_as_in_the_package():
+    assert transcribe.FRAME_SECONDS == FRAME_SECONDS
+    assert transcribe.LENGTHS.pattern == LENGTHS.pattern
 
 
 def test_transcripts_of_any_length_and_name(tmp_path):

@@ -3,7 +3,6 @@
 import statistics
 from typing import NamedTuple
 
-import compare
 from keras_bnrnn.fit.run_folder import read_history, read_results
 from paper.experiments import EXPERIMENTS
 
@@ -91,7 +90,7 @@ class Results:
         self.experiment = EXPERIMENTS[name]
         self.missing, self.unfinished, self.candidates = [], {}, {}
         self.data = set()
-        self.measures = None
+        self.measures = self.experiment.task.measures
         for key, configuration in self.experiment.configurations.items():
             runs = []
             for seed in range(configuration.seeds):
@@ -101,7 +100,6 @@ class Results:
                     if (path / "history.csv").is_file():
                         rows = read_history(path)
                         self.unfinished[f"{configuration.label}, {path.name}"] = rows
-                        self.measures = measures_of(rows)
                     continue
                 results = read_results(path)
                 wanted = self.experiment.arguments_of(configuration, seed, quick)
@@ -109,9 +107,8 @@ class Results:
                     self.missing.append(configuration.label)
                     continue
                 runs.append(FinishedRun(read_history(path), results))
-                self.data.add(data_of(results["config"]))
+                self.data.add(results["config"].get(self.experiment.task.data, {}).get("sha256"))
             if runs:
-                self.measures = measures_of(runs[0].rows)
                 model = Model(configuration.label, configuration.arguments, runs, self.measures)
                 self.candidates.setdefault(configuration.label, []).append(model)
         # Of what is there so far; `finished` says whether that is all.
@@ -143,16 +140,6 @@ class Results:
         """How much of the experiment there is."""
         total = sum(one.seeds for one in self.experiment.configurations.values())
         return f"{total - len(self.missing)} of {total} runs are finished"
-
-
-def data_of(config):
-    """The checksum of the data that a run was trained on; `None` where it carries its own."""
-    return next((config[key]["sha256"] for key in ("text", "corpus") if key in config), None)
-
-
-def measures_of(rows):
-    """The measures that a history has; the first is the criterion."""
-    return next(kind for kind in compare.KINDS if kind[0].training in rows[0])
 
 
 def spread(values, show):

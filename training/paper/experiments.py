@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+from recipes.language_task import LanguageTask
+from recipes.pixel_task import PixelTask
+from recipes.speech_task import SpeechTask
+
 PLAIN = ("--model=baseline",)
 NORMALIZED = ("--model=batch_norm",)
 RECURRENT = (*NORMALIZED, "--normalize_recurrent")
@@ -55,7 +59,7 @@ class Experiment(NamedTuple):
 
     Attributes:
         title: of its section.
-        script: the training script of its runs.
+        task: of its runs, a class of `Task`.
         data: the folder of `--data_dir` that it needs, or `None`.
         epochs: of each run.
         arguments: of all runs.
@@ -65,7 +69,7 @@ class Experiment(NamedTuple):
     """
 
     title: str
-    script: str
+    task: type
     data: str | None
     epochs: int
     arguments: tuple
@@ -132,7 +136,7 @@ PIXEL_CONFIGURATIONS = {
 EXPERIMENTS = {
     "pixel-digits": Experiment(
         title="Images read pixel by pixel, in rows",
-        script="train_pixels.py",
+        task=PixelTask,
         data=None,
         epochs=40,
         arguments=(),
@@ -142,7 +146,7 @@ EXPERIMENTS = {
     ),
     "pixel-digits-permuted": Experiment(
         title="Images read pixel by pixel, in a fixed random order",
-        script="train_pixels.py",
+        task=PixelTask,
         data=None,
         epochs=40,
         arguments=("--permuted",),
@@ -152,7 +156,7 @@ EXPERIMENTS = {
     ),
     "digits-speech": Experiment(
         title="Spoken digits, 2 × 128 units, bidirectional",
-        script="train_speech.py",
+        task=SpeechTask,
         data="spoken-digits",
         epochs=10,
         arguments=("--layers=2", "--units=128"),
@@ -164,7 +168,7 @@ EXPERIMENTS = {
     ),
     "ptb-small": Experiment(
         title="Penn Treebank, 2 × 200 units, the recipe of Zaremba et al. 2014",
-        script="train_ptb.py",
+        task=LanguageTask,
         data="ptb",
         epochs=13,
         arguments=("--size=small",),
@@ -181,7 +185,7 @@ EXPERIMENTS = {
     ),
     "ptb-small-regularised": Experiment(
         title="Penn Treebank, 2 × 200 units, with dropout, the best of a search on validation",
-        script="train_ptb.py",
+        task=LanguageTask,
         data="ptb",
         epochs=13,
         # Momentum changes the population statistics and nothing else of a training.
@@ -225,7 +229,7 @@ EXPERIMENTS = {
     ),
     "digits-speech-large": Experiment(
         title="Spoken digits, the paper's 5 × 250 units, bidirectional",
-        script="train_speech.py",
+        task=SpeechTask,
         data="spoken-digits",
         epochs=10,
         arguments=(),
@@ -235,7 +239,7 @@ EXPERIMENTS = {
     ),
     "ptb-medium": Experiment(
         title="Penn Treebank, 2 × 650 units",
-        script="train_ptb.py",
+        task=LanguageTask,
         data="ptb",
         epochs=39,
         arguments=("--size=medium",),

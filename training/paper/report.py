@@ -1,36 +1,20 @@
-"""Writes results/README.md and its figures from the runs that `reproduce.py` has made.
-
-    python training/report.py --results_dir=results
+"""results/README.md and its figures, from the runs that `reproduce.py` has made.
 
 Every figure in the text is computed from the history.csv and results.json of the runs' folders.
 """
 
 import itertools
 import statistics
-from pathlib import Path
 
-from absl import flags
-
-import command_line
-import compare
-from command_line import CommandError
 from keras_bnrnn.files import write_aside
 from paper import claims
+from paper.curves import COLORS, Curve, draw_curves
 from paper.experiment_results import Results, epochs, spread
 from paper.experiments import EXPERIMENTS
 
 REPORT_FILE = "README.md"
-COLORS = ("tab:blue", "tab:red", *compare.MORE_COLORS)
 GROUPS = ("seen", "unseen")
 STATISTICS = ("moving_averages", "recalibrated", "batch_statistics")
-
-FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "results_dir",
-    str(Path(__file__).resolve().parents[2] / "results"),
-    "Folder of the finished runs.",
-    flag_values=FLAGS,
-)
 
 INTRODUCTION = """# The paper's claims, measured again
 
@@ -38,7 +22,7 @@ Laurent et al., [Batch normalized recurrent neural networks](https://arxiv.org/a
 (2016), on data that is small enough to try: `make reproduce DATA=DIR` makes the runs that are not
 here yet; with a `--results_dir` and a `--work_dir` of its own `training/reproduce.py` makes all.
 This page and its figures are computed from the `history.csv` and `results.json` in the folders
-beside it, by `training/report.py`; the runs are listed in `training/experiments.py`.
+beside it, by `training/report.py`; the runs are listed in `training/paper/experiments.py`.
 
 In the figures training is dashed and validation (`valid` or `dev`) solid; a line is the mean over
 seeds, its band goes from the least to the greatest. In the tables it is the mean, and least and
@@ -73,13 +57,6 @@ python training/compare.py runs/large_baseline runs/large_batch_norm
 """
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
-    write(Path(FLAGS.results_dir))
-    print(f"Written: {FLAGS.results_dir}/{REPORT_FILE}")
-
-
 def write(folder, quick=False):
     """Writes the report and its figures.
 
@@ -94,12 +71,12 @@ def write(folder, quick=False):
         curves |= {run: [rows] for run, rows in results.unfinished.items()}
         if curves:
             curves = [
-                compare.Curve(label, color, runs)
+                Curve(label, color, runs)
                 for (label, runs), color in zip(
                     curves.items(), itertools.cycle(COLORS), strict=False
                 )
             ]
-            compare.draw_curves(curves, results.measures, folder / f"{name}.png")
+            draw_curves(curves, results.measures, folder / f"{name}.png")
     write_aside(folder / REPORT_FILE, text(found).encode())
 
 
@@ -116,7 +93,7 @@ def text(found):
 def section(name, results):
     """The lines of an experiment."""
     lines = []
-    if results.measures:
+    if results.models or results.unfinished:
         lines.append(f"![Training and validation curves, by epoch]({name}.png)\n")
     if results.experiment.note:
         lines.append(f"{results.experiment.note}\n")
@@ -248,7 +225,3 @@ def by_epoch(results):
 
 def row(cells):
     return f"| {' | '.join(cells)} |"
-
-
-if __name__ == "__main__":
-    command_line.run(main, FLAGS, __doc__)

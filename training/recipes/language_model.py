@@ -171,10 +171,15 @@ def build_language_model(
         # gradients have the paper's size when they meet the clipping bound and the learning rate.
         loss=FrameMeanCrossEntropy(from_logits=True),
         loss_weights=[float(recipe.timesteps)],
-        weighted_metrics=[Perplexity(from_logits=True)],
+        weighted_metrics=language_metrics(),
         **options,
     )
     return model
+
+
+def language_metrics():
+    """Fresh metrics: the perplexity per word."""
+    return [Perplexity(from_logits=True)]
 
 
 class ResetStates(keras.callbacks.Callback):

@@ -159,7 +159,8 @@ def _claim(output_dir, plan):
             there = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CorpusError(f"{path}: not readable as JSON ({error})") from error
-        # Older plans say nothing of the lexicon.
+        # Older plans say nothing of the lexicon, nor of newer settings.
+        there["settings"] = plan["settings"] | there.get("settings", {})
         changed = sorted(key for key in plan if there.get(key, plan[key]) != plan[key])
         if changed:
             raise CorpusError(

@@ -1,0 +1,127 @@
+"""What the scripts share: flags, `--help`, errors of one line, and who stops with whom."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import command_line
+from keras_bnrnn.fit.errors import FitError
+
+TRAINING = Path(command_line.__file__).parent
+SCRIPTS = sorted(
+    path.name for path in TRAINING.glob("*.py") if "command_line.run(" in path.read_text()
+)
+SCRIPTS.remove("command_line.py")
+WITH_ARGUMENTS = {"compare.py", "transcribe.py"}
+
+CHILD = """
+import time
+from absl import flags
+import command_line
+def main(argv):
+    print("running", flush=True)
+    time.sleep(60)
+command_line.run(main, flags.FlagValues())
+"""
+PARENT = """
+import subprocess, sys
+import command_line
+child = subprocess.Popen(
+    [sys.executable, "-c", sys.argv[1]], env=command_line.child_environment(), stderr=sys.stdout
+)
+child.wait()
+"""
+
+
+def failing(tmp_path, error):
+    """A script whose `main` raises what is written."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+from absl import flags
+import command_line
+from keras_bnrnn.fit.errors import FitError
+def main(argv):
+    raise {error}
+command_line.run(main, flags.FlagValues(), expected_errors=(FitError,))
+"""
+    )
+    return script
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_flag(run_command, script):
+    code, output, _ = run_command(script, "--help")
+    assert code == 0
+    flag_values = __import__(script.removesuffix(".py")).FLAGS
+    for name in flag_values:
+        assert f"--{name}" in output or f"--[no]{name}" in output
+    assert script in output
+
+
+@pytest.mark.parametrize("script", sorted({*SCRIPTS} - WITH_ARGUMENTS))
+def test_an_argument_that_is_no_flag_is_refused(run_command, script):
+    code, _, errors = run_command(script, "stray")
+    assert code == 1
+    assert errors == "error: unexpected argument 'stray'; every option is a --flag\n"
+
+
+def test_flags_that_are_wrong_end_with_code_2(run_command):
+    for flag in ("--layers=0", "--model=bogus", "--nonsense"):
+        code, _, errors = run_command("train_speech.py", flag)
+        assert code == 2
+        [line] = errors.splitlines()
+        assert line.startswith("error: ") and flag.strip("-").split("=")[0] in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "printed"),
+    [
+        ("command_line.CommandError('a\\nb')", 1, "error: a b\n"),
+        ("FitError('is a file', 'output_dir')", 1, "error: --output_dir: is a file\n"),
+        ("FitError('nothing')", 1, "error: nothing\n"),
+        ("FileNotFoundError('gone')", 1, "error: gone\n"),
+        ("command_line.Stopped('at step 3')", 143, "stopped: at step 3\n"),
+        ("KeyboardInterrupt", 130, "interrupted: the same command continues\n"),
+    ],
+)
+def test_errors_are_one_line(run_command, tmp_path, error, code, printed):
+    found, _, errors = run_command(failing(tmp_path, error))
+    assert (found, errors) == (code, printed)
+
+
+def test_other_errors_keep_their_traceback(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        command_line.call(failing(tmp_path, "ZeroDivisionError"), [])
+
+
+def test_no_script_imports_another_or_reads_its_flags():
+    names = [script.removesuffix(".py") for script in SCRIPTS]
+    for path in TRAINING.rglob("*.py"):
+        for name in names:
+            if path.parent == TRAINING:  # paper.report is no script.
+                assert f"import {name}\n" not in path.read_text().replace(
+                    "from paper import report\n", ""
+                ), path
+        if path.name not in SCRIPTS and path.name != "command_line.py":
+            assert "FLAGS" not in path.read_text(), path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child")
+def test_a_script_stops_with_what_had_started_it():
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD], cwd=TRAINING, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout.readline() == "running\n"
+        parent.kill()
+        began = time.monotonic()
+        # The child inherited the pipe, so this lasts until it ends.
+        assert "stopped: SIGTERM" in parent.stdout.read()
+        assert time.monotonic() - began < 30.0
+
+
+def test_what_the_fit_library_raises_has_an_argument():
+    assert FitError("is a file", "output_dir").argument == "output_dir"

@@ -1,0 +1,182 @@
+"""The task of train_ptb.py: the next word of a text."""
+
+import dataclasses
+import hashlib
+import json
+
+import keras
+
+from command_line import CommandError
+from keras_bnrnn.data.text import SPLITS, load_text, token_windows
+from keras_bnrnn.fit.distribution import Worker
+from recipes import measures
+from recipes.language_model import (
+    RECIPES,
+    Recipe,
+    ResetStates,
+    build_language_model,
+    language_metrics,
+)
+from recipes.training import Task
+
+VOCABULARY_FILE = "vocabulary.json"
+
+
+class LanguageTask(Task):
+    """Word-level language modelling of Penn Treebank, or of another text."""
+
+    name = "language"
+    script = "train_ptb.py"
+    measures = measures.LANGUAGE
+    data = "text"
+    setting_names = (
+        *("model", "size", "recipe", "steps_per_epoch", "normalization", "normalize_recurrent"),
+        *("gamma", "momentum", "mixed_precision", "synchronized", "seed"),
+    )
+
+    @classmethod
+    def settings_of(cls, options):
+        """The settings among a script's flags, which change the size's recipe."""
+        names = ("dropout", "learning_rate", "constant_epochs", "decay")
+        given = {name: getattr(options, name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given.get("dropout", 0.0) >= 1.0:
+            raise CommandError(f"--dropout={options.dropout} must be below 1")
+        if given.get("decay", 1.0) < 1.0:
+            raise CommandError(
+                f"--decay={options.decay} must be at least 1: the rate is divided by it"
+            )
+        recipe = dataclasses.asdict(dataclasses.replace(RECIPES[options.size], **given))
+        others = [name for name in cls.setting_names if name != "recipe"]
+        return {name: getattr(options, name) for name in others} | {"recipe": recipe}
+
+    def read_data(self, data_dir):
+        self.corpus = read_text(data_dir)
+        self.recipe = Recipe(**self.settings.recipe)
+        self.batch_size, self.default_epochs = self.recipe.batch_size, self.recipe.epochs
+        self.windows = {name: self._windows(name) for name in SPLITS}
+        steps, windows = self.settings.steps_per_epoch, len(self.windows["train"])
+        if steps is not None:
+            if steps > windows:
+                raise CommandError(
+                    f"--steps_per_epoch={steps} is more than the text's {windows} windows"
+                )
+            self.windows["train"] = self.windows["train"].take(steps)
+
+    def _windows(self, split):
+        try:
+            return token_windows(
+                getattr(self.corpus, split),
+                self.batch_size,
+                self.recipe.timesteps,
+                start=self.corpus.eos_id,
+                keep_remainder=split != "train",
+            )
+        except ValueError as error:
+            raise CommandError(f"{split} text of {self.corpus.source}: {error}") from None
+
+    def describe_data(self):
+        corpus = self.corpus
+        digest = hashlib.sha256("\n".join(corpus.vocabulary).encode("utf-8"))
+        for name in SPLITS:
+            digest.update(getattr(corpus, name).tobytes())
+        return {
+            "vocabulary": len(corpus.vocabulary),
+            **{f"{name}_tokens": len(getattr(corpus, name)) for name in SPLITS},
+            "sha256": digest.hexdigest()[:16],
+        }
+
+    def check_devices(self, strategy):
+        replicas, streams = strategy.num_replicas_in_sync, self.batch_size
+        if streams % replicas:
+            fitting = [str(count) for count in range(1, streams + 1) if streams % count == 0]
+            raise CommandError(
+                f"the recipe's {streams} streams do not divide over {replicas} devices; make "
+                f"{', '.join(fitting[:-1])} or {fitting[-1]} visible (CUDA_VISIBLE_DEVICES for "
+                "GPUs), or use --strategy=none"
+            )
+
+    def batches(self, split, worker=Worker(), epoch=None):  # noqa: B008  immutable
+        """The windows of a worker's streams, in the order of the text."""
+        windows = self.windows[split]
+        if worker.count == 1:
+            return windows
+        rows = self.batch_size // worker.count
+        return windows.map(
+            lambda *window: tuple(one[worker.index * rows :][:rows] for one in window)
+        )
+
+    def describe_batch(self, worker, epoch, step):
+        """Which tokens it has."""
+        first = step * self.recipe.timesteps
+        last = first + self.recipe.timesteps - 1
+        return f"tokens {first} to {last} of the {self.batch_size} streams"
+
+    def build_model(self, replicas, **options):
+        settings = self.settings
+        return build_language_model(
+            self.recipe,
+            len(self.corpus.vocabulary),
+            normalized=settings.model == "batch_norm",
+            normalization=settings.normalization,
+            normalize_recurrent=settings.normalize_recurrent,
+            gamma=settings.gamma,
+            momentum=settings.momentum,
+            synchronized=settings.synchronized and replicas > 1,
+            replicas=replicas,
+            **options,
+        )
+
+    def metrics(self):
+        return language_metrics()
+
+    def callbacks(self):
+        return [
+            ResetStates(),
+            keras.callbacks.LearningRateScheduler(self.recipe.learning_rate_of),
+        ]
+
+    def files(self):
+        # What a user of the exported model needs to turn text into tokens and back.
+        words = {"tokenization": self.corpus.tokenization, "words": list(self.corpus.vocabulary)}
+        return {VOCABULARY_FILE: lambda: json.dumps(words, indent=1) + "\n"}
+
+    def plan(self):
+        corpus, recipe, steps = self.corpus, self.recipe, len(self.windows["train"])
+        counts = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in SPLITS)
+        yield f"Text: {corpus.source}; {counts} tokens, {len(corpus.vocabulary):,} words."
+        used = steps * recipe.batch_size * recipe.timesteps
+        yield (
+            f"An epoch: {steps:,} windows of {recipe.batch_size} streams x {recipe.timesteps} "
+            f"steps = {used:,} training tokens, the other {len(corpus.train) - used:,} are left "
+            "out; validation and test use every token."
+        )
+        if self.settings.model == "batch_norm" and self.settings.normalization == "sequence":
+            yield (
+                "Warning: sequence-wise statistics see each window's later words, so `train` is no "
+                "language model's perplexity; `valid` and `test`, with population statistics, are."
+            )
+        if self._normalizes_recurrent():
+            yield (
+                "The model cannot be exported: a normalised recurrent term is no part of a plain "
+                "layer."
+            )
+
+    def model_title(self):
+        return f"{self.settings.model}, {self.settings.size}"
+
+    def next_commands(self, folder):
+        if self._normalizes_recurrent():
+            return []
+        return [f"python training/export.py --run_dir={folder} --output_dir={folder}/exported"]
+
+    def _normalizes_recurrent(self):
+        return self.settings.model == "batch_norm" and self.settings.normalize_recurrent
+
+
+def read_text(data_dir):
+    """`load_text`, with what the caller can put right as a `CommandError`."""
+    try:
+        return load_text(data_dir)
+    except ValueError as error:
+        raise CommandError(f"--data_dir={data_dir}: {error}") from None

@@ -1,0 +1,187 @@
+"""The task of train_speech.py: which state of which triphone each frame of speech is in."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech.augmentation import SpecAugment
+from keras_bnrnn.data.speech.corpus import CORPUS_FILE, load_corpus, read_utterances
+from keras_bnrnn.data.speech.pipelines import alignments, kept_lengths, speech_dataset
+from keras_bnrnn.fit.distribution import Worker
+from keras_bnrnn.metrics import FrameErrorRate
+from recipes import measures
+from recipes.phone_model import phone_counts
+from recipes.speech_model import (
+    build_speech_model,
+    compile_speech_model,
+    speech_metrics,
+    with_lengths,
+)
+from recipes.training import Task
+
+PHONE_COUNTS_FILE = "phone_counts.json"
+
+
+class SpeechTask(Task):
+    """Frame-wise classification of a prepared speech corpus."""
+
+    name = "speech"
+    script = "train_speech.py"
+    measures = measures.SPEECH
+    data = "corpus"
+    valid = "dev"
+    setting_names = (
+        *("model", "layers", "units", "bidirectional", "batch_size", "max_frames", "augment"),
+        *("mixed_precision", "synchronized", "learning_rate", "momentum", "seed"),
+    )
+
+    def read_data(self, data_dir):
+        self.corpus = load_corpus(data_dir)
+        self.kept = kept_lengths(self.corpus.split("train"), self.settings.max_frames)
+        self.batch_size, self.examples = self.settings.batch_size, len(self.kept)
+
+    def describe_data(self):
+        return {
+            "source": self.corpus.source,
+            "states": self.corpus.num_states,
+            "sha256": self.corpus.checksum[:16],
+        }
+
+    def check_devices(self, strategy):
+        if self.examples:  # Else reading says why.
+            super().check_devices(strategy)
+
+    def batches(self, split, worker=Worker(), epoch=None):  # noqa: B008  immutable
+        """A worker's batches; weights are 1 for live frames, else 0."""
+        dataset = self.read(split, worker, epoch)
+        return dataset.map(lambda inputs, labels, mask: (inputs, labels, tf.cast(mask, tf.float32)))
+
+    def read(self, split, worker=Worker(), epoch=None, with_ids=False):  # noqa: B008  immutable
+        augment = epoch is not None and split == "train" and self.settings.augment
+        return speech_dataset(
+            self.corpus,
+            split,
+            self.batch_size // worker.count,
+            max_frames=self.settings.max_frames,
+            seed=self.settings.seed,
+            first_epoch=epoch or 0,
+            augment=SpecAugment() if augment else None,
+            worker=worker,
+            with_ids=with_ids,
+        )
+
+    def describe_batch(self, worker, epoch, step):
+        """The ids of its utterances, found by reading up to it again."""
+        dataset = self.read("train", worker, epoch, with_ids=True)
+        ids = [name.decode() for *_, names in dataset.skip(step).take(1) for name in names.numpy()]
+        return f"utterances {', '.join(ids) or 'of other workers'}"
+
+    def build_model(self, replicas, **options):
+        settings = self.settings
+        model = build_speech_model(
+            self.corpus.dimension,
+            self.corpus.num_states,
+            normalized=settings.model == "batch_norm",
+            layers=settings.layers,
+            units=settings.units,
+            bidirectional=settings.bidirectional,
+            momentum=settings.momentum,
+            synchronized=settings.synchronized and replicas > 1,
+        )
+        compile_speech_model(model, settings.learning_rate, **options)
+        return model
+
+    @staticmethod
+    def load_model(path):
+        return with_lengths(keras.models.load_model(path, compile=False))
+
+    def metrics(self):
+        return speech_metrics()
+
+    def has_test(self):
+        return "test" in self.corpus.splits
+
+    def files(self):
+        corpus = self.corpus
+
+        def counts():
+            """What a phone recogniser learns from the training alignments."""
+            return json.dumps(phone_counts(corpus.states, alignments(corpus, "train"))) + "\n"
+
+        return {
+            CORPUS_FILE: lambda: json.dumps(corpus.document, indent=1) + "\n",
+            PHONE_COUNTS_FILE: counts,
+        }
+
+    def trivial_scores(self):
+        """Dev frame error rate of always answering the training split's most frequent state."""
+        commonest = int(np.argmax(self.corpus.split("train")["state_frames"]))
+        dev = self.corpus.split("dev")
+        return {"dev_fer_of_commonest_state": 1.0 - dev["state_frames"][commonest] / dev["frames"]}
+
+    def plan(self):
+        corpus, train = self.corpus, self.corpus.split("train")
+        counts = ", ".join(
+            f"{entry['utterances']:,} {name} ({entry['frames']:,} frames)"
+            for name, entry in corpus.splits.items()
+        )
+        yield f"Corpus {corpus.path}: utterances {counts}; {corpus.num_states:,} states."
+        [rate] = self.trivial_scores().values()
+        yield f"Always answering the commonest state: dev fer {rate:.1%}."
+        if len(self.kept) < train["utterances"]:
+            yield (
+                f"Left out of training: {train['utterances'] - len(self.kept):,} utterances longer "
+                f"than --max_frames={self.settings.max_frames}, "
+                f"{1.0 - self.kept.sum() / train['frames']:.1%} of its frames."
+            )
+
+    def model_title(self):
+        settings = self.settings
+        direction = "bidirectional" if settings.bidirectional else "forward"
+        return f"{settings.model}, {settings.layers} {direction} layers of {settings.units} units"
+
+    def next_commands(self, folder):
+        exported = Path(folder) / "exported"
+        return [
+            f"python training/export.py --run_dir={folder} --output_dir={exported}",
+            f"python training/transcribe.py --model={exported} AUDIO",
+        ]
+
+    def more_scores(self, infer):
+        """Frame error rates of speakers that training heard, of others, and of each."""
+        heard = {utterance["speaker"] for utterance in read_utterances(self.corpus, "train")}
+        speakers = {u["id"]: u["speaker"] for u in read_utterances(self.corpus, "dev")}
+        rates = {}
+        for x, y, mask, names in tqdm(
+            self.read("dev", with_ids=True), desc="by speaker", unit="batch"
+        ):
+            logits = infer(x)
+            for row, name in enumerate(names.numpy()):
+                speaker = speakers[name.decode()]
+                groups = ("seen" if speaker in heard else "unseen", f"speaker {speaker}")
+                for group in groups:
+                    rate = rates.setdefault(group, FrameErrorRate())
+                    rate.update_state(y[row], logits[row], sample_weight=mask[row])
+        return {"speakers": {group: float(rates[group].result()) for group in sorted(rates)}}
+
+    @contextlib.contextmanager
+    def damage_explained(self):
+        """Turns a record that cannot be read into an error that names the damaged shards."""
+        try:
+            yield
+        except tf.errors.DataLossError as error:
+            path = self.corpus.path
+            damaged = (
+                ", ".join(self.corpus.damaged_shards()) or "none now, so perhaps the disk fails"
+            )
+            raise CorpusError(
+                f"{path}: a record cannot be read ({error.message.splitlines()[0]}); shards "
+                f"whose checksum is wrong: {damaged}. Prepare the corpus again (prepare_speech.py "
+                f"--verify={path} tells more), then give this command again: it continues"
+            ) from error
