@@ -126,6 +126,7 @@ def test_compressed_features_of_41_dimensions_get_differences(tmp_path):
     np.testing.assert_allclose(utterance["features"], expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_workers_change_no_byte(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "PART_UTTERANCES", 2)
     tree.write_alignments()
