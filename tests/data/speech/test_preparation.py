@@ -33,6 +33,7 @@ for package in ("pocketsphinx", "espeakng_loader", "soxr"):
 soundfile = pytest.importorskip("soundfile", reason="the extra 'speech' is not installed")
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("remembered_alignments")
 
 
 def corpus_bytes(folder):
@@ -51,7 +52,7 @@ def source():
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, source):
+def prepared(tmp_path_factory, source, remembered_alignments):
     folder = tmp_path_factory.mktemp("prepared") / "corpus"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "PART_UTTERANCES", 4)
