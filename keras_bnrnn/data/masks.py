@@ -25,5 +25,5 @@ def sequence_mask(values, lengths):
     >>> hidden = keras.layers.LSTM(250, return_sequences=True)(features, mask=mask)
     >>> model = keras.Model({"features": features, "lengths": lengths}, hidden)
     """
-    number = keras.ops.cumsum(keras.ops.ones_like(values[:, :, 0], dtype="int32"), axis=1)
+    number = keras.ops.cumsum(keras.ops.ones_like(values, dtype="int32")[:, :, 0], axis=1)
     return number <= keras.ops.expand_dims(lengths, 1)

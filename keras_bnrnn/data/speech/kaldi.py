@@ -26,10 +26,10 @@ from keras_bnrnn.data.speech.sources import (
     LabelledFrames,
     Source,
     Utterance,
-    drop_duplicates,
+    dealt_out,
     require_folder,
 )
-from keras_bnrnn.data.speech.splits import assign_splits, split_of_folders
+from keras_bnrnn.data.speech.splits import split_of_folders
 
 STATIC_DIMENSION = 41
 CMVN_FLOOR = 1e-20  # Kaldi's.
@@ -127,9 +127,7 @@ class KaldiSource(Source):
         listed, failures = [], []
         for path in lists:
             self._list_folder(root, path, alignments, listed, failures)
-        listed = assign_splits(listed, self.splits, self.seed)
-        listed, duplicates = drop_duplicates(listed)
-        return listed, failures + duplicates
+        return dealt_out(listed, failures, self)
 
     def _list_folder(self, root, path, alignments, listed, failures):
         folder = path.parent

@@ -126,6 +126,7 @@ def test_compressed_features_of_41_dimensions_get_differences(tmp_path):
     np.testing.assert_allclose(utterance["features"], expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_workers_change_no_byte(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "PART_UTTERANCES", 2)
     tree.write_alignments()
@@ -349,6 +350,8 @@ def test_commands_run_only_where_they_are_allowed(tree, tmp_path, file):
         tree.source(cmvn="mean").utterances()
     with pytest.raises(PipeError, match="is a command"):
         kaldi.load_matrix(command)
+    with pytest.raises(UtteranceError, match="is missing"):  # kaldiio would run this one too.
+        kaldi.load_matrix(f"| touch {ran}")
     assert not ran.exists()
     corpus = prepare_corpus(tree.source(cmvn="mean", pipes=True), tmp_path / "corpus")
     assert corpus.document["failures"] == 0 and ran.exists()
