@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import soundfile
 
 from recipes.language_model import RECIPES, build_language_model
 from recipes.speech_model import build_speech_model
@@ -66,3 +67,16 @@ def _run(folder, model, criterion, config):
     }
     (folder / "results.json").write_text(json.dumps(results))
     return folder
+
+
+def noise(samples, seed=0):
+    """Samples in -1…1 that 16 bits hold."""
+    values = np.random.default_rng(seed).integers(-9000, 9000, samples)
+    return (values / 32768).astype(np.float32)
+
+
+def wav(samples, tmp_path, rate=8000):
+    """The bytes of a WAV file."""
+    path = tmp_path / f"{len(samples)}.wav"
+    soundfile.write(path, samples, rate, subtype="PCM_16")
+    return path.read_bytes()

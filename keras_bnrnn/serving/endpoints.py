@@ -1,5 +1,6 @@
 """The signatures of any model: `serve`, and `step` where it reads forwards."""
 
+import itertools
 import re
 
 import keras
@@ -67,20 +68,23 @@ def model_endpoints(model: keras.Model) -> dict[str, Endpoint]:
 
 def input_names(model: keras.Model) -> list[str]:
     """The names of the inputs, `inputs` for one that only Keras has named."""
-    names = [*model.input] if isinstance(model.input, dict) else [one.name for one in model.inputs]
+    names = (one.name for one in model.inputs)
     return _distinct("inputs" if AUTOMATIC_INPUT.fullmatch(name) else name for name in names)
 
 
 def output_names(model: keras.Model) -> list[str]:
     """The names of the outputs, as in Keras those of their layers if the model gives no others."""
-    return _distinct(model.output if isinstance(model.output, dict) else model.output_names)
+    if isinstance(model.output, dict):
+        return keras.tree.flatten({name: name for name in model.output})
+    return _distinct(model.output_names)
 
 
 def _distinct(names):
     found = []
     for name in names:
-        count = sum(one == name or re.fullmatch(re.escape(name) + r"_\d+", one) for one in found)
-        found.append(f"{name}_{count}" if name in found else name)
+        numbered = (f"{name}_{count}" for count in itertools.count(1))
+        free = (one for one in itertools.chain([name], numbered) if one not in found)
+        found.append(next(free))
     return found
 
 

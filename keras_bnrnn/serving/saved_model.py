@@ -37,9 +37,9 @@ def export(
     Normalisation is folded into kernels and biases where it can be; MODEL_CARD.md says where it
     could not, and what each input and output is. The signatures are `serve` (as `serving_default`
     too, where TensorFlow Serving looks), and `step` if the model reads forwards and has an output
-    for each frame: the next frames and the states to outputs and new states. An input or output has
-    the name that the model has for it: that of the `keras.Input`, of the output's layer, or the key
-    in a dictionary. Batches may be of any size, computation is in float32, and states of `stateful`
+    for each frame: the next frames and the states to outputs and new states. An input has the name
+    of its `keras.Input` (`inputs` if it was given none), an output that of its layer, or its key in
+    a dictionary. Batches may be of any size, computation is in float32, and states of `stateful`
     layers start from zero.
 
     Args:

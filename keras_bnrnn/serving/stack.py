@@ -41,7 +41,6 @@ PER_FRAME = (
     keras.layers.Softmax,
     keras.layers.SpatialDropout1D,
     keras.layers.Subtract,
-    keras.layers.TimeDistributed,
 )
 
 
