@@ -51,8 +51,8 @@ def speech_endpoints(model: keras.Model, corpus: Corpus) -> dict[str, Endpoint]:
         time = tf.shape(features)[1]
         features = at_least_one_frame(features)
         mask = tf.sequence_mask(lengths, tf.shape(features)[1])
-        given = [checked_features(features, mask), lengths][: len(model.inputs)]
-        return tf.nn.log_softmax(masked([*given, mask], training=False))[:, :time]
+        logits = masked([checked_features(features, mask), mask], training=False)
+        return tf.nn.log_softmax(logits)[:, :time]
 
     specs = [
         tf.TensorSpec([None, None, corpus.dimension], tf.float32, "features"),
@@ -89,8 +89,7 @@ def speech_step(stack):
         lengths = checked_lengths(lengths, features)
         states = checked_states(states, tf.shape(features)[0])
         mask = tf.sequence_mask(lengths, tf.shape(features)[1])
-        given = [checked_features(features, mask), lengths][: stack.num_inputs]
-        [logits], states = stack(given, states, mask)
+        [logits], states = stack([checked_features(features, mask)], states, mask)
         return {"log_posteriors": tf.nn.log_softmax(logits), **stack.named(states)}
 
     return step

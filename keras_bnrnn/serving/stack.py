@@ -83,12 +83,11 @@ class CarriedStack:
     Args:
         model: functional; it shares its weights.
         mask: `"own"`, the model masks frames as it is built to; `"given"`, a mask comes with the
-            inputs in place of that; `"none"`, all frames count.
+            inputs in place of that and of their lengths; `"none"`, all frames count.
         frames: `None` for any batch and number of frames; or how many of one row, without a loop.
 
     Attributes:
         model: from `[*inputs, mask if given, *states]` to `[*outputs, *new states]`.
-        num_inputs: of the model, the states and the given mask aside.
         state_specs: names and shapes of the states.
 
     Raises:
@@ -115,14 +114,14 @@ class CarriedStack:
             for layer in model.layers
             if isinstance(layer, keras.layers.RNN)
         }
-        self.num_inputs = len(inputs)
+        frames_alone = _Frames()
         states, after = keras.tree.flatten(list(before.values())), {}
 
         def call(layer, *args, **kwargs):
             if mask != "own" and isinstance(layer, keras.layers.Masking):
                 return args[0]
             if layer not in before:
-                return _each_frame_by_itself(layer, args, kwargs)
+                return frames_alone.call(layer, args, kwargs)
             _check_reads_forwards(layer, args, kwargs)
             if layer in after:
                 raise ServingError(f"{layer.name!r} is called twice")
@@ -139,6 +138,8 @@ class CarriedStack:
         if not states or any(len(one.shape) < 3 for one in outputs):
             raise ServingError(f"{model.name!r} has no output for each frame that it reads")
         new_states = keras.tree.flatten([after[layer] for layer in before])
+        if mask != "own":
+            inputs = _without_lengths(inputs)
         self.model = keras.Model([*inputs, *given, *states], [*outputs, *new_states])
         self.state_specs = [
             tf.TensorSpec([None, one.shape[1]], tf.float32, one.name) for one in states
@@ -190,7 +191,7 @@ def carried_stack(model: keras.Model, **options) -> CarriedStack | None:
 
 
 def with_mask(model: keras.Model) -> keras.Model:
-    """The model with its mask, `[batch, time]`, as another input in place of what it masks."""
+    """The model with a mask, `[batch, time]`, as its last input, for its own masks and lengths."""
     inputs = _inputs_like(model.inputs)
     mask = keras.Input((None,), dtype="bool", name="mask")
 
@@ -202,6 +203,7 @@ def with_mask(model: keras.Model) -> keras.Model:
         return layer(*args, **kwargs)
 
     outputs = _call_again(model, inputs, [mask], call)
+    inputs = _without_lengths(inputs)
     return keras.Model([*inputs, mask], keras.tree.pack_sequence_as(model.output, outputs))
 
 
@@ -223,6 +225,10 @@ def _inputs_like(tensors, names=None):
     ]
 
 
+def _without_lengths(inputs):
+    return [one for one in inputs if len(one.shape) > 1]
+
+
 def _call_again(model, inputs, more, call):
     """The outputs of a functional model's own layers, called by `call`, on new inputs and more."""
     flat = keras.Model([*model.inputs, *more], model.outputs, name=model.name)
@@ -240,18 +246,34 @@ def _state_sizes(layer):
     return list(zip("hc" if len(sizes) <= 2 else range(len(sizes)), sizes, strict=False))
 
 
-def _each_frame_by_itself(layer, args, kwargs):
-    outputs = layer(*args, **kwargs)
-    if getattr(outputs, "dtype", None) == "bool":
-        return outputs  # A mask.
+class _Frames:
+    """Calls what gives each frame a value of its own; anything else is a `ServingError`."""
+
+    def __init__(self):
+        self.masks = []
+
+    def call(self, layer, args, kwargs):
+        outputs = layer(*args, **kwargs)
+        if isinstance(layer, keras.layers.Layer):
+            known = _is_per_frame(layer, args) and not any(
+                one is mask for one in keras.tree.flatten(args) for mask in self.masks
+            )
+        else:  # Of bare operations those that make masks, which are made of integers.
+            made = keras.tree.flatten(outputs)
+            known = not any("float" in one.dtype for one in made)
+            self.masks.extend(made)
+        if not known:
+            raise ServingError(f"{layer.name!r} may join values of several frames")
+        return outputs
+
+
+def _is_per_frame(layer, args):
     rank = len(keras.tree.flatten(args)[0].shape)
-    axes = np.ravel(getattr(layer, "axis", -1))
-    if not getattr(layer, "per_frame", False) and not (
-        isinstance(layer, keras.layers.Embedding)
-        or (isinstance(layer, PER_FRAME) and rank >= 3 and set(axes) <= {-1, rank - 1})
-    ):
-        raise ServingError(f"{layer.name!r} may join values of several frames")
-    return outputs
+    return isinstance(layer, keras.layers.Embedding) or (
+        isinstance(layer, PER_FRAME)
+        and rank >= 3
+        and set(np.ravel(getattr(layer, "axis", -1))) <= {-1, rank - 1}
+    )
 
 
 def _check_reads_forwards(layer, args, kwargs):

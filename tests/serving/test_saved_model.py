@@ -16,22 +16,12 @@ from keras_bnrnn import (
     Bidirectional,
     serving,
 )
+from keras_bnrnn.data import sequence_mask
 from keras_bnrnn.serving.saved_model import for_serving
 from untrained import shaken
 
 layers = keras.layers
 BATCH, TIME, WORDS = 2, 6, 9
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class LiveFrames(layers.Layer):
-    """The mask of features that are as long as `lengths` says."""
-
-    per_frame = True
-
-    def call(self, features, lengths):
-        time = keras.ops.arange(keras.ops.shape(features)[1])
-        return time < lengths[:, None]
 
 
 def stacked():
@@ -62,7 +52,7 @@ def two_inputs():
 
 def with_lengths():
     features, lengths = keras.Input((None, 3)), keras.Input((), dtype="int32", name="lengths")
-    mask = LiveFrames()(features, lengths)
+    mask = sequence_mask(features, lengths)
     scores = BatchNormGRU(4, return_sequences=True, name="scores")(features, mask=mask)
     return keras.Model([features, lengths], scores)
 
