@@ -55,13 +55,19 @@ def speech(model, strategy):
         features = rng.normal(size=(*mask.shape, 9)) * rng.uniform(0.5, 3, (rows, 1, 1)) + 1.0
         batches.append(
             (
-                np.where(mask[..., np.newaxis], features, 0.0).astype(np.float32),
+                {
+                    "features": np.where(mask[..., np.newaxis], features, 0.0).astype(np.float32),
+                    "lengths": lengths.astype(np.int32),
+                },
                 np.where(mask, rng.integers(0, 5, mask.shape), 0).astype(np.int32),
                 mask.astype(np.float32),
             )
         )
     spec = (
-        tf.TensorSpec([None, None, 9], tf.float32),
+        {
+            "features": tf.TensorSpec([None, None, 9], tf.float32),
+            "lengths": tf.TensorSpec([None], tf.int32),
+        },
         tf.TensorSpec([None, None], tf.int32),
         tf.TensorSpec([None, None], tf.float32),
     )

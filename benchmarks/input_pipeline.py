@@ -178,12 +178,16 @@ def network(corpus, layers, units, bidirectional):
     import keras
 
     from keras_bnrnn import BatchNormLSTM, Bidirectional
+    from keras_bnrnn.data import sequence_mask
 
-    inputs = keras.Input([None, corpus.dimension])
-    values = keras.layers.Masking()(inputs)
+    features = keras.Input([None, corpus.dimension], name="features")
+    lengths = keras.Input([], dtype="int32", name="lengths")
+    mask = sequence_mask(features, lengths)
+    values = features
     for _ in range(layers):
         layer = BatchNormLSTM(units, return_sequences=True)
-        values = (Bidirectional(layer) if bidirectional else layer)(values)
+        values = (Bidirectional(layer) if bidirectional else layer)(values, mask=mask)
+    inputs = {"features": features, "lengths": lengths}
     model = keras.Model(inputs, keras.layers.Dense(corpus.num_states)(values))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), loss)
@@ -195,8 +199,8 @@ def train(corpus, dataset, steps):
     model = network(corpus, layers=5, units=250, bidirectional=True)
     frames = 0
     start = None
-    for features, labels, mask in dataset.take(steps + 1):
-        model.train_on_batch(features, labels, sample_weight=mask)
+    for inputs, labels, mask in dataset.take(steps + 1):
+        model.train_on_batch(inputs, labels, sample_weight=mask)
         if start is None:
             start = time.perf_counter()
             continue

@@ -101,7 +101,10 @@ def batches(task, steps):
     shape = (rows_of(task), timesteps_of(task))
     if task == "speech":
         batch = (
-            tf.random.normal((*shape, 123)),
+            {
+                "features": tf.random.normal((*shape, 123)),
+                "lengths": tf.fill(shape[:1], shape[1]),
+            },
             tf.random.uniform(shape, maxval=STATES, dtype=tf.int32),
             tf.ones(shape),
         )

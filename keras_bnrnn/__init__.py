@@ -13,7 +13,7 @@ if _keras.backend.backend() != "tensorflow":
         "before the first import of keras."
     )
 
-from keras_bnrnn import losses, metrics
+from keras_bnrnn import data, losses, metrics
 from keras_bnrnn.bidirectional import Bidirectional
 from keras_bnrnn.cells import BatchNormGRUCell, BatchNormLSTMCell, BatchNormSimpleRNNCell
 from keras_bnrnn.folding import copy_weights, fold_batch_norm
@@ -31,6 +31,7 @@ __all__ = [
     "BatchNormSimpleRNNCell",
     "Bidirectional",
     "copy_weights",
+    "data",
     "fold_batch_norm",
     "losses",
     "metrics",

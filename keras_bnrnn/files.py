@@ -4,23 +4,28 @@ import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 PARTIAL = ".partial"
 LOCK_FILE = ".lock"
 SECONDS_TO_WAIT = 120
 
 
-def lock_folder(folder, name=LOCK_FILE, seconds=SECONDS_TO_WAIT):
+def lock_folder(
+    folder: Path, name: str = LOCK_FILE, seconds: float = SECONDS_TO_WAIT
+) -> contextlib.AbstractContextManager:
     """Waits for a former process to leave a folder, and keeps later ones out.
 
     Args:
-        folder: `Path`; it exists.
+        folder: that exists.
         name: of the lock's file in it, for folders that several processes share by agreement.
         seconds: how long to wait. A killed process leaves at once, a stopped one when it has saved.
 
     Returns:
         A context manager to keep; the lock ends with it, or with this process. A folder that cannot
-        be written, or is on a file system without locks, is not locked.
+        be written, or is on a file system without locks, is not locked. This process itself is
+        never locked out.
 
     Raises:
         TimeoutError: another process was at work all the time.
@@ -45,15 +50,42 @@ def lock_folder(folder, name=LOCK_FILE, seconds=SECONDS_TO_WAIT):
             return lock
 
 
-def write_aside(path, content):
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path to write a file to; the file becomes `path` when the context ends without an error.
+
+    Its suffix is that of `path`, for writers that choose a format by it.
+
+    Raises:
+        OSError: as the writer did, with the name of the file (a full disk names none).
+    """
+    partial = path.with_name(f"{path.stem}{PARTIAL}{path.suffix}")
+    try:
+        yield partial
+        flush(partial)
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def write_aside(path: Path, content: bytes) -> None:
     """Writes bytes in such a way that `path` is whole or not there."""
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_bytes(content)
-    flush(partial)
-    os.replace(partial, path)
+    with written_aside(path) as partial:
+        partial.write_bytes(content)
 
 
-def flush(path):
+def unused(path: Path) -> Path:
+    """The first of `path-1`, `path-2`, … that does not exist."""
+    number = 1
+    while (found := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return found
+
+
+def flush(path: Path) -> None:
     """Asks the system to put `path` on disk, so that a rename never outruns its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -31,6 +31,7 @@ from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.run_folder import BEST_MODEL_FILE, read_results
 from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate, Perplexity
 from recipes import language_model
+from recipes.speech_model import with_lengths
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -48,7 +49,9 @@ def main(argv):
     if not path.is_file():
         raise CommandError(f"--run_dir={run_dir}: no {BEST_MODEL_FILE} in it")
     task = task_of(results["config"])(results["config"], FLAGS.data_dir)
-    model = keras.models.load_model(path, compile=False)
+    model = keras.models.load_model(path, train_pixels.FORMER_CLASSES, compile=False)
+    if len(model.inputs) == 1 and isinstance(task.train.element_spec[0], dict):
+        model = with_lengths(model)
     found = {"moving_averages": score(model, task, "moving averages")}
     if hasattr(task, "by_speaker"):
         found["speakers"] = task.by_speaker(model)

@@ -16,10 +16,11 @@ from absl import flags
 import command_line
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import CORPUS_FILE, find_utterance, load_corpus
-from keras_bnrnn.data.speech.pipelines import VARIANCE_FLOOR, kept_lengths
+from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
+from keras_bnrnn.data.speech.pipelines import kept_lengths
 from recipes.phone_model import phone_segments
+from recipes.speech_model import with_lengths
 
-FRAMES_PER_SECOND = 100
 FREQUENT_STATES = 10
 MOST_STATES_SHOWN = 40
 
@@ -62,10 +63,10 @@ def show_corpus(corpus):
     )
     print(f"{'split':6} {'utterances':>10} {'frames':>12} {'hours':>7} {'shards':>6}  seconds")
     for name, split in corpus.splits.items():
-        seconds = kept_lengths(split) / FRAMES_PER_SECOND
+        seconds = kept_lengths(split) * FRAME_SECONDS
         print(
             f"{name:6} {split['utterances']:10} {split['frames']:12} "
-            f"{split['frames'] / FRAMES_PER_SECOND / 3600:7.2f} {len(split['shards']):6}  "
+            f"{split['frames'] * FRAME_SECONDS / 3600:7.2f} {len(split['shards']):6}  "
             f"{seconds.min():.1f} to {seconds.max():.1f}, median {np.median(seconds):.1f}"
         )
     print(f"{corpus.document['failures']} utterances failed in preparation")
@@ -78,7 +79,7 @@ def show_corpus(corpus):
         return
     figure, (durations, labels) = new_figure(1, 2, (11, 4))
     for name, split in corpus.splits.items():
-        durations.hist(kept_lengths(split) / FRAMES_PER_SECOND, bins=40, alpha=0.6, label=name)
+        durations.hist(kept_lengths(split) * FRAME_SECONDS, bins=40, alpha=0.6, label=name)
         share = np.sort(split["state_frames"])[::-1] / split["frames"]
         labels.plot(np.arange(1, len(share) + 1), share, label=name)
     durations.set(xlabel="duration [s]", ylabel="utterances")
@@ -95,7 +96,7 @@ def show_utterance(corpus):
     gender = f" ({utterance['gender']})" if utterance["gender"] else ""
     print(f"{utterance['id']} ({split}), speaker {utterance['speaker'] or 'unknown'}{gender}")
     print(f"transcript: {utterance['transcript'] or 'unknown'}")
-    print(f"{len(labels) / FRAMES_PER_SECOND:.2f} s, {len(np.unique(labels))} different states")
+    print(f"{len(labels) * FRAME_SECONDS:.2f} s, {len(np.unique(labels))} different states")
     print(f"phones:     {' '.join(corpus.phones(labels))}")
     posteriors = None
     if FLAGS.run_dir:
@@ -122,8 +123,11 @@ def run_model(corpus, features):
             f"--run_dir={FLAGS.run_dir}: it was trained on another corpus, with other states"
         )
     model = keras.models.load_model(path, compile=False)
-    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
-    logits = np.asarray(model(((features - corpus.mean) / deviation)[np.newaxis]))[0]
+    if len(model.inputs) == 1:
+        model = with_lengths(model)
+    features = normalize_features(features, corpus.mean, corpus.variance)
+    inputs = {"features": features[np.newaxis], "lengths": np.array([len(features)])}
+    logits = np.asarray(model(inputs))[0]
     if logits.shape[-1] != corpus.num_states:
         raise command_line.CommandError(
             f"--run_dir={FLAGS.run_dir}: the model knows {logits.shape[-1]} states, the corpus "
@@ -138,15 +142,15 @@ def draw_utterance(corpus, utterance, posteriors):
     rows = 2 if posteriors is None else 3
     figure, axes = new_figure(rows, 1, (12, 3 * rows), sharex=True)
     labels = utterance["labels"]
-    seconds = len(labels) / FRAMES_PER_SECOND
+    seconds = len(labels) * FRAME_SECONDS
     static = utterance["features"][:, :41] if corpus.dimension == 123 else utterance["features"]
     axes[0].imshow(static.T, origin="lower", aspect="auto", extent=(0, seconds, 0, static.shape[1]))
     axes[0].set(ylabel="energy and channels")
     axes[0].set_title(f"{utterance['id']}: {utterance['transcript']}", pad=16)
     for phone, start, end in phone_segments(corpus.states, labels):
-        axes[0].axvline(start / FRAMES_PER_SECOND, color="white", linewidth=0.6)
+        axes[0].axvline(start * FRAME_SECONDS, color="white", linewidth=0.6)
         axes[0].text(
-            (start + end) / 2 / FRAMES_PER_SECOND,
+            (start + end) / 2 * FRAME_SECONDS,
             static.shape[1],
             phone,
             ha="center",
@@ -155,7 +159,7 @@ def draw_utterance(corpus, utterance, posteriors):
         )
     shown = list(dict.fromkeys(labels.tolist()))
     axes[1].step(
-        np.arange(len(labels)) / FRAMES_PER_SECOND, [shown.index(k) for k in labels], where="post"
+        np.arange(len(labels)) * FRAME_SECONDS, [shown.index(k) for k in labels], where="post"
     )
     axes[1].set(ylabel="labels")
     if posteriors is not None:

@@ -10,6 +10,7 @@ The output folder holds corpus.json (set-up, states, counts, statistics), failur
 left out, and why) and the shards. A killed preparation continues with the same command.
 """
 
+import contextlib
 import os
 import sys
 
@@ -17,10 +18,11 @@ from absl import flags
 from tqdm import tqdm
 
 import command_line
-from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.errors import CorpusError, PipeError
 from keras_bnrnn.data.speech import sources
 from keras_bnrnn.data.speech.alignment import LABEL_KINDS
 from keras_bnrnn.data.speech.corpus import FAILURES_FILE, verify_corpus
+from keras_bnrnn.data.speech.features import FRAME_SECONDS
 from keras_bnrnn.data.speech.kaldi import CMVN_KINDS, KaldiSource
 from keras_bnrnn.data.speech.preparation import prepare_corpus
 
@@ -32,6 +34,7 @@ FLAGS_OF_SOURCES = {
     "manifest": ("manifest",),
     "alignment_dir": ("kaldi",),
     "cmvn": ("kaldi",),
+    "pipes": ("kaldi",),
     "tier": ("textgrid",),
     "labels": ALIGNED,
     "lexicon": ALIGNED,
@@ -65,6 +68,13 @@ flags.DEFINE_string(
 )
 flags.DEFINE_enum(
     "cmvn", "none", CMVN_KINDS, "kaldi: what of cmvn.scp's statistics to apply.", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "pipes",
+    False,
+    "kaldi: run the commands in feats.scp and cmvn.scp (`gunzip -c feats.gz |`). Only for a "
+    "directory that you trust.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string(
     "tier", "phones", "textgrid: the tier that holds the phones.", flag_values=FLAGS
@@ -121,7 +131,7 @@ def main(argv):
         return verify(FLAGS.verify)
     output_dir = command_line.require_flag(FLAGS, "output_dir")
     source = make_source(command_line.require_flag(FLAGS, "source"))
-    with tqdm(unit="utt", desc="preparing", disable=None) as bar:
+    with flag_named(), tqdm(unit="utt", desc="preparing", disable=None) as bar:
 
         def progress(done, total, failed):
             bar.total = total
@@ -140,7 +150,7 @@ def main(argv):
     for name, split in corpus.splits.items():
         print(
             f"{name}: {split['utterances']} utterances, {split['frames']} frames "
-            f"({split['frames'] / 6000:.1f} minutes), {len(split['shards'])} shards"
+            f"({split['frames'] * FRAME_SECONDS / 60:.1f} minutes), {len(split['shards'])} shards"
         )
     print(f"{corpus.num_states} states, {corpus.dimension} features per frame")
     failed = corpus.document["failures"]
@@ -148,6 +158,15 @@ def main(argv):
         print(f"{failed} utterances failed, listed in {os.path.join(output_dir, FAILURES_FILE)}")
     print(f"the corpus is in {output_dir}")
     return 0
+
+
+@contextlib.contextmanager
+def flag_named():
+    """Names the flag where the library names its argument."""
+    try:
+        yield
+    except PipeError as error:
+        raise command_line.CommandError(str(error).replace("pipes=True", "--pipes")) from error
 
 
 def make_source(name):
@@ -167,7 +186,13 @@ def make_source(name):
     if name == "textgrid":
         return sources.TextGridSource(input_dir=input_dir, tier=FLAGS.tier, **dealt)
     alignment_dir = command_line.require_flag(FLAGS, "alignment_dir")
-    return KaldiSource(input_dir=input_dir, alignment_dir=alignment_dir, cmvn=FLAGS.cmvn, **dealt)
+    return KaldiSource(
+        input_dir=input_dir,
+        alignment_dir=alignment_dir,
+        cmvn=FLAGS.cmvn,
+        pipes=FLAGS.pipes,
+        **dealt,
+    )
 
 
 def refuse_other_sources_flags(name):

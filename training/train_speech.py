@@ -155,9 +155,9 @@ def main(argv):
 
 
 def batches(corpus, split, worker=Worker(), first_epoch=0):  # noqa: B008  immutable
-    """A worker's batches `(features, labels, weights)`; weights are 1 for live frames, else 0."""
+    """A worker's batches `(inputs, labels, weights)`; weights are 1 for live frames, else 0."""
     dataset = read(corpus, split, worker, first_epoch)
-    return dataset.map(lambda features, labels, mask: (features, labels, tf.cast(mask, tf.float32)))
+    return dataset.map(lambda inputs, labels, mask: (inputs, labels, tf.cast(mask, tf.float32)))
 
 
 def read(corpus, split, worker, first_epoch=0, with_ids=False):

@@ -26,13 +26,13 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
+from keras_bnrnn.data.speech.features import FRAME_SECONDS
 from recipes.phone_model import PhoneModel, phone_errors
 
 DESCRIPTION_FILE = Path("assets") / "speech_model.json"
 SIXTEEN_BIT = 32768.0
 SILENT_PEAK = 16.0  # of 32768
 CLIPPED_SHARE = 0.001
-FRAME_SECONDS = 0.01
 # As in keras_bnrnn.data.speech.audio, which is not at hand where only the SavedModel is.
 LENGTHS = re.compile(
     r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE

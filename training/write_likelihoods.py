@@ -30,7 +30,7 @@ import command_line
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
-from keras_bnrnn.data.speech.pipelines import VARIANCE_FLOOR
+from keras_bnrnn.data.speech.features import normalize_features
 from recipes.phone_model import log_priors
 
 DESCRIPTION_FILE = Path("assets") / "speech_model.json"
@@ -117,15 +117,14 @@ def claim(output_dir, model_dir, corpus):
 
 def make_scorer(serve, description):
     """A function from a list of features `[time, D]` to the log-likelihoods `[time, states]`."""
-    mean = np.array(description["mean"], np.float32)
-    deviation = np.sqrt(np.maximum(np.array(description["variance"], np.float32), VARIANCE_FLOOR))
+    mean, variance = (np.array(description[name], np.float32) for name in ("mean", "variance"))
     priors = log_priors(description["phone_counts"]["state_frames"]).astype(np.float32)
 
     def score(utterances):
         lengths = [len(features) for features in utterances]
         padded = np.zeros((len(lengths), max(lengths), len(mean)), np.float32)
         for row, features in zip(padded, utterances, strict=True):
-            row[: len(features)] = (features - mean) / deviation
+            row[: len(features)] = normalize_features(features, mean, variance)
         outputs = serve(features=tf.constant(padded), lengths=tf.constant(lengths, tf.int32))
         scores = outputs["log_posteriors"].numpy() - priors
         return [row[:length] for row, length in zip(scores, lengths, strict=True)]

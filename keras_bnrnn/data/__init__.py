@@ -4,6 +4,7 @@ Importing this package needs none of the extras; a function that needs one says 
 """
 
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
+from keras_bnrnn.data.masks import sequence_mask
 from keras_bnrnn.data.speech.augmentation import SpecAugment
 from keras_bnrnn.data.speech.corpus import Corpus, load_corpus, read_utterances
 from keras_bnrnn.data.speech.features import LogMelFilterBank
@@ -20,6 +21,7 @@ __all__ = [
     "load_corpus",
     "load_text",
     "read_utterances",
+    "sequence_mask",
     "speech_dataset",
     "token_windows",
 ]

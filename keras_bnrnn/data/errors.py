@@ -13,6 +13,10 @@ class UtteranceError(ValueError):
     """One utterance cannot be used; the message is the reason in `failures.tsv`."""
 
 
+class PipeError(CorpusError):
+    """An entry is a command to run, and nobody allowed that."""
+
+
 def missing_extra(package, purpose):
     """The error for an optional package that is not installed.
 

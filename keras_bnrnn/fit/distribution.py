@@ -3,7 +3,8 @@
 Every worker (machine) reads its own part of the data, and each of its devices (replicas) a part
 of the worker's batches. Keras's `fit` sees a `tf.distribute.DistributedDataset` with the same
 number of steps on every worker, in which every batch is full: rows that are missing at the end of
-an epoch are zeros of weight 0, and a worker whose data ends sooner goes on with batches of them.
+an epoch are of length 0 and weight 0, and a worker whose data ends sooner goes on with batches of
+them.
 """
 
 import contextlib
@@ -173,8 +174,9 @@ def distribute(dataset, strategy, rows, skip=0):
     """Deals a worker's batches out to its devices.
 
     Args:
-        dataset: batches of this worker, of at most `rows` rows and known number: tuples of tensors
-            `[rows, …]`, the last of them weights, 0 for what does not count.
+        dataset: batches of this worker, of at most `rows` rows and known number: `(inputs, labels,
+            weights)`, each a tensor `[rows, …]` or a dictionary of them. Rows that fill up are
+            zeros in all: where an input says how long a sequence is, of length 0.
         strategy: the script's.
         rows: of a full batch of this worker.
         skip: leave out this many steps at the beginning.
@@ -190,24 +192,22 @@ def distribute(dataset, strategy, rows, skip=0):
     if worker.count > 1:
         steps = max(gather(strategy, steps))
     empty = tf.data.Dataset.from_tensors(
-        tuple(
-            tf.zeros(
-                [rows if k == 0 else size or 1 for k, size in enumerate(spec.shape)], spec.dtype
-            )
-            for spec in dataset.element_spec
+        tf.nest.map_structure(
+            lambda spec: tf.zeros([rows, *(size or 1 for size in spec.shape[1:])], spec.dtype),
+            dataset.element_spec,
         )
     )
 
     def dealt_out(*batch):
-        missing = rows - tf.shape(batch[0])[0]
-        parts = []
-        for values in batch:
+        def part(values):
+            missing = rows - tf.shape(values)[0]
             values = tf.pad(values, [[0, missing]] + [[0, 0]] * (len(values.shape) - 1))
             shape = tf.concat([[replicas, rows // replicas], tf.shape(values)[1:]], 0)
-            part = tf.reshape(values, shape)
-            part.set_shape([replicas, rows // replicas, *values.shape[1:]])
-            parts.append(part)
-        return tf.data.Dataset.from_tensor_slices(tuple(parts))
+            return tf.ensure_shape(
+                tf.reshape(values, shape), [replicas, rows // replicas, *values.shape[1:]]
+            )
+
+        return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(part, batch))
 
     full = dataset.concatenate(empty.repeat()).take(steps).skip(skip).flat_map(dealt_out)
     full = full.apply(tf.data.experimental.assert_cardinality((steps - skip) * replicas))

@@ -82,9 +82,9 @@ def clip_after_sum(optimizer):
 
 def build_metrics(model, strategy, element_spec, rows):
     """Makes the variables of loss and metrics, which must exist before the replicas run."""
-    batch = tuple(
-        tf.zeros([rows, *(size or 1 for size in spec.shape[1:])], spec.dtype)
-        for spec in element_spec
+    batch = tf.nest.map_structure(
+        lambda spec: tf.zeros([rows, *(size or 1 for size in spec.shape[1:])], spec.dtype),
+        element_spec,
     )
     with strategy.scope():
         model._symbolic_build(data_batch=batch)

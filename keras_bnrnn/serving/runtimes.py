@@ -23,8 +23,9 @@ FILES = {"serve": "whole", "step": "step"}
 
 
 def whole(model: keras.Model, meaning: str = "the model's inputs to its outputs") -> Runtime:
-    """`serve` for other runtimes: a functional model as it is."""
-    return Runtime(lambda frames: model if frames is None else unrolled(model, frames), meaning)
+    """`serve` for other runtimes: a functional model, its inputs in a list."""
+    flat = keras.Model(model.inputs, model.outputs)
+    return Runtime(lambda frames: flat if frames is None else unrolled(flat, frames), meaning)
 
 
 def stepping(
@@ -132,9 +133,8 @@ def unrolled(model, num_frames):
         )
         for one in model.inputs
     ]
-    flat = keras.Model(model.inputs, model.outputs)
-    copy = keras.models.clone_model(flat, input_tensors=inputs, clone_function=clone)
-    copy.set_weights(flat.get_weights())
+    copy = keras.models.clone_model(model, input_tensors=inputs, clone_function=clone)
+    copy.set_weights(model.get_weights())
     return copy
 
 

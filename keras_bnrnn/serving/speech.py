@@ -1,12 +1,10 @@
 """The signatures of an acoustic model: features, samples or WAV files to log-posteriors."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.data.speech.corpus import Corpus
-from keras_bnrnn.data.speech.features import LogMelFilterBank
-from keras_bnrnn.data.speech.pipelines import VARIANCE_FLOOR
+from keras_bnrnn.data.speech.features import LogMelFilterBank, normalize_features
 from keras_bnrnn.serving.runtimes import stepping, whole
 from keras_bnrnn.serving.stack import (
     Endpoint,
@@ -27,8 +25,9 @@ def speech_endpoints(model: keras.Model, corpus: Corpus) -> dict[str, Endpoint]:
     """The endpoints of an acoustic model.
 
     Args:
-        model: without normalisation; from features `[batch, time, dimension]` (and, if it takes
-            them, lengths `[batch]`) to logits `[batch, time, states]`.
+        model: without normalisation; from features `[batch, time, dimension]` and lengths
+            `[batch]`, or from features with zeros in the padding; to logits
+            `[batch, time, states]`.
         corpus: what it was trained on, for the mean, the variance and the features' set-up.
 
     Returns:
@@ -45,6 +44,7 @@ def speech_endpoints(model: keras.Model, corpus: Corpus) -> dict[str, Endpoint]:
         "times": "float32 [time]: the middle of each frame, in seconds",
     }
     masked = with_mask(model)
+    padding = " and lengths [batch]" if len(model.inputs) > 1 else ", zeros in the padding,"
 
     def log_posteriors(features, lengths):
         lengths = checked_lengths(lengths, features)
@@ -64,7 +64,7 @@ def speech_endpoints(model: keras.Model, corpus: Corpus) -> dict[str, Endpoint]:
             specs,
             "Scores whole utterances given as features.",
             meanings,
-            whole(model, "features [batch, time, dimension] to logits; padding is zeros"),
+            whole(model, f"features [batch, time, dimension]{padding} to logits"),
         )
     }
     front_end = make_front_end(corpus)
@@ -96,7 +96,6 @@ def speech_step(stack):
 
 
 def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
-    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
     rate = corpus.sample_rate
     # Frame t is centred on this time plus t times the shift.
     first = 0.5 * (front_end.frame_length if front_end.snip_edges else front_end.frame_shift) / rate
@@ -107,7 +106,8 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
         level = tf.abs(tf.where(live, waveform, 0.0))
         message = "waveform must hold finite samples in -1…1 (16-bit numbers: divide by 32768)"
         waveform = checked(waveform, (tf.reduce_all(level <= LOUDEST), message))
-        values = (front_end(waveform, lengths) - corpus.mean) / deviation
+        heard = front_end(waveform, lengths)
+        values = normalize_features(heard, corpus.mean, corpus.variance)
         shift = front_end.frame_shift / rate
         times = first + shift * tf.cast(tf.range(tf.shape(values)[1]), tf.float32)
         return {"features": values, "frames": front_end.num_frames(lengths), "times": times}

@@ -45,21 +45,30 @@ def test_ten_steps_are_those_of_one_device(kind, model, tmp_path):
 
 
 def test_a_partial_batch_is_filled_up_and_nothing_is_lost(mirrored):
-    batches = [np.arange(1, 5), np.arange(5, 9), np.arange(9, 10)]
-    dataset = tf.data.Dataset.from_generator(
-        lambda: ((batch, np.ones(len(batch), np.float32)) for batch in batches),
-        output_signature=(tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.float32)),
-    ).apply(tf.data.experimental.assert_cardinality(3))
+    numbers = np.arange(1, 10)
+    inputs = {"values": numbers[:, np.newaxis].repeat(3, axis=1), "lengths": 3 + numbers}
+    arrays = (inputs, numbers, np.ones(9, np.float32))
+    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(4)
     for skip in (0, 2):
         distributed, steps = distribute(dataset, mirrored, 4, skip)
         assert steps == 3 - skip
-        seen = [[local(mirrored, part) for part in batch] for batch in distributed]
+        seen = [
+            tf.nest.map_structure(lambda part: local(mirrored, part), batch)
+            for batch in distributed
+        ]
         assert len(seen) == steps
-        values = [value for (first, second), _ in seen for value in (*first, *second)]
-        weights = [weight for _, (first, second) in seen for weight in (*first, *second)]
-        assert values == list(range(1 + 4 * skip, 10)) + [0] * 3
-        assert weights == [1.0] * (9 - 4 * skip) + [0.0] * 3
-        assert all(len(first) == len(second) == 2 for (first, second), _ in seen)
+        expected = [*numbers[4 * skip :], 0, 0, 0]
+        live = np.sign(expected)
+        for pick, wanted in (
+            (lambda batch: batch[0]["values"], np.repeat(expected, 3).reshape(-1, 3)),
+            (lambda batch: batch[0]["lengths"], (3 + np.array(expected)) * live),
+            (lambda batch: batch[1], expected),
+            (lambda batch: batch[2], live),
+        ):
+            assert all(len(half) == 2 for batch in seen for half in pick(batch))
+            np.testing.assert_array_equal(
+                np.concatenate([np.concatenate(pick(b)) for b in seen]), wanted
+            )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -143,8 +152,9 @@ def test_statistics_that_are_not_synchronized_are_saved_as_their_mean(mirrored, 
         compile_speech_model(model, 0.01)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 7, 3)) + np.array([0, 0, 5, 5])[:, None, None]
-    batch = (x, np.zeros((4, 7)), np.ones((4, 7)))
-    dataset = tf.data.Dataset.from_tensors(tuple(tf.cast(one, tf.float32) for one in batch))
+    inputs = {"features": x.astype("float32"), "lengths": np.full(4, 7, "int32")}
+    batch = (inputs, np.zeros((4, 7), "float32"), np.ones((4, 7), "float32"))
+    dataset = tf.data.Dataset.from_tensors(batch)
     prepare(model, mirrored, dataset, 4)
     distributed, steps = distribute(dataset, mirrored, 4)
     model.fit(distributed, steps_per_epoch=steps, verbose=0)

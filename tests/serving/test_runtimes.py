@@ -67,7 +67,7 @@ def test_onnxruntime(runtime_models, kind, tmp_path):
         for sizes in ((3, 7), (1, 40)):
             given = values(model.inputs, sizes)
             if file.startswith("whole"):
-                given[0][0, sizes[1] // 2 :] = 0.0  # padding
+                given[1] = np.array([sizes[1] // 2, *[sizes[1]] * (sizes[0] - 1)], "int32")
             feeds = {one.name: value for one, value in zip(model.inputs, given, strict=True)}
             assert set(feeds) == {one.name for one in session.get_inputs()}
             expected = keras.tree.flatten(model(given if len(given) > 1 else given[0]))
@@ -97,7 +97,8 @@ def test_litert_one_step_at_a_time(models, runtime_models, kind, tmp_path):
     zeros = [np.zeros(one.shape, "float32") for one in model.inputs[1:]]
     expected = np.asarray(whole([frames, *zeros])[0])
     if kind == "forward":
-        unbroken = keras.ops.log_softmax(models[kind](frames))
+        lengths = np.array([frames.shape[1]], "int32")
+        unbroken = keras.ops.log_softmax(models[kind]({"features": frames, "lengths": lengths}))
         np.testing.assert_allclose(expected, unbroken, atol=1e-5)
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
@@ -113,11 +114,11 @@ def test_litert_of_a_fixed_length(models, runtime_models, tmp_path):
     run = interpreter.Interpreter(str(tmp_path / file)).get_signature_runner()
     for live in (12, 7, 1):
         features = np.random.default_rng(live).normal(size=(1, 12, 123)).astype("float32")
-        features[:, live:] = 0.0
-        actual = run(features=features)["output_0"][:, :live]
-        np.testing.assert_allclose(actual, model(features)[:, :live], atol=1e-4)
-        # What is padded makes no difference.
-        np.testing.assert_allclose(actual, model(features[:, :live]), atol=1e-4)
+        lengths = np.array([live], "int32")
+        actual = run(features=features, lengths=lengths)["output_0"][:, :live]
+        for given in (features, features[:, :live]):  # What is padded makes no difference.
+            expected = model({"features": given, "lengths": lengths})[:, :live]
+            np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 def test_litert_refuses_a_loop_over_time(tmp_path):

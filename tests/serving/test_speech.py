@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,18 +15,26 @@ from keras_bnrnn.serving.speech import speech_endpoints
 from untrained import noise, speech_model, wav
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_equals_the_model(speech, tiny_corpus, bidirectional):
+def without_lengths():
+    """A model that knows padding by its zeros, as those of former versions."""
+    read = keras.layers.LSTM(4, return_sequences=True)
+    model = [keras.Input((None, 123)), keras.layers.Masking(), keras.layers.Bidirectional(read)]
+    return keras.Sequential([*model, keras.layers.Dense(5)])
+
+
+@pytest.mark.parametrize("kind", ["forward", "bidirectional", "without lengths"])
+def test_equals_the_model(speech, tiny_corpus, kind):
     corpus = load_corpus(tiny_corpus)
-    features, _, mask = next(iter(speech_dataset(corpus, "dev", 9)))
-    lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+    inputs, _, mask = next(iter(speech_dataset(corpus, "dev", 9)))
+    features, lengths = inputs["features"], inputs["lengths"]
     assert len(set(lengths.numpy())) > 1
     model, endpoints = speech.model, speech.signatures
-    if bidirectional:
-        model = speech_model()
+    if kind != "forward":
+        model = speech_model() if kind == "bidirectional" else without_lengths()
         endpoints = {name: one.function for name, one in speech_endpoints(model, corpus).items()}
         assert list(endpoints) == ["serve", "features", "serve_waveform", "serve_audio"]
-    expected = tf.nn.log_softmax(model(features)).numpy()
+    given = features if kind == "without lengths" else inputs
+    expected = tf.nn.log_softmax(model(given)).numpy()
     # Whatever stands past the end must not count.
     junk = tf.where(mask[..., tf.newaxis], features, 50.0)
     actual = endpoints["serve"](features=junk, lengths=lengths)["log_posteriors"].numpy()
@@ -44,6 +53,7 @@ def test_samples_are_scored_as_their_features(speech, tiny_corpus):
     for row, (frames, samples) in enumerate(zip(outputs["frames"], counts, strict=True)):
         alone = front_end(waveform[row : row + 1, :samples])
         alone = (alone - corpus.mean) / np.sqrt(corpus.variance)
+        alone = {"features": alone, "lengths": frames[tf.newaxis]}
         # The filter bank's logarithms enlarge the rounding of other batch shapes.
         expected = tf.nn.log_softmax(speech.model(alone))[0]
         np.testing.assert_allclose(outputs["log_posteriors"][row, :frames], expected, atol=1e-4)
@@ -57,8 +67,8 @@ def test_states_of_other_streams_are_refused(speech):
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
 def test_any_chunking_equals_the_whole(speech, tiny_corpus, chunk):
-    features, _, mask = next(iter(speech_dataset(load_corpus(tiny_corpus), "dev", 9)))
-    lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+    inputs, _, mask = next(iter(speech_dataset(load_corpus(tiny_corpus), "dev", 9)))
+    features, lengths = inputs["features"], inputs["lengths"]
     assert len(set(lengths.numpy())) > 1
     whole = speech.signatures["serve"](features=features, lengths=lengths)["log_posteriors"].numpy()
     states = speech.zero_states(len(features))

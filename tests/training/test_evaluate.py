@@ -55,7 +55,7 @@ def test_unseen_speakers_are_counted_apart(tiny_corpus, monkeypatch):
 
     class FirstState:
         def predict_on_batch(self, x):
-            return np.eye(corpus.num_states)[np.zeros(x.shape[:2], int)]
+            return np.eye(corpus.num_states)[np.zeros(x["features"].shape[:2], int)]
 
     rates = task.by_speaker(FirstState())
     for group, members in (

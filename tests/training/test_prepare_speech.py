@@ -54,6 +54,28 @@ def test_verify(corpus_dir, capsys):
         shard.write_bytes(whole)
 
 
+def test_commands_of_a_kaldi_directory_need_a_flag(tmp_path):
+    pytest.importorskip("kaldiio", reason="the extra 'speech' is not installed")
+    for split in ("train", "dev"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        scp = f"{split} touch {tmp_path}/ran; false |\n"
+        (tmp_path / "data" / split / "feats.scp").write_text(scp)
+    (tmp_path / "ali").mkdir()
+    (tmp_path / "ali" / "pdf.1.txt").write_text("train 0 1\ndev 0 1\n")
+    arguments = [
+        "--source=kaldi",
+        f"--input_dir={tmp_path}/data",
+        f"--output_dir={tmp_path}/corpus",
+    ]
+    arguments += [f"--alignment_dir={tmp_path}/ali", "--workers=1"]
+    with pytest.raises(command_line.CommandError, match=r"touch .*\|' is a command.*--pipes$"):
+        run(*arguments)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(CorpusError, match="non-zero exit status 1"):
+        run(*arguments, "--pipes")
+    assert (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, reason",
     [
@@ -71,6 +93,7 @@ def test_flags_that_are_missing_or_of_no_use(arguments, reason, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bad_input_ends_in_one_line_without_a_traceback(tmp_path):
     (tmp_path / "empty").mkdir()
     process = subprocess.run(

@@ -15,6 +15,10 @@ from keras_bnrnn.fit.run_folder import read_history
 FLAGS = ("--units=6", "--epochs=2", "--batch_size=100")
 
 
+def inputs_of(pixels):
+    return {"pixels": pixels, "lengths": np.full(len(pixels), 64)}
+
+
 def test_splits_are_disjoint_and_the_permutation_is_one():
     images, permuted = train_pixels.read_images(False), train_pixels.read_images(True)
     assert {name: len(part[1]) for name, part in images.items()} == {
@@ -66,7 +70,7 @@ def test_a_run(call_script, tmp_path, flags):
     assert 0.0 < best["test_error"] < 1.0
     model = keras.models.load_model(tmp_path / "best.keras")
     pixels, classes = train_pixels.read_images("--permuted" in flags)["test"]
-    answers = model.predict(pixels, batch_size=100, verbose=0).argmax(axis=-1)
+    answers = model.predict(inputs_of(pixels), batch_size=100, verbose=0).argmax(axis=-1)
     assert np.mean(answers != classes) == pytest.approx(best["test_error"])
     layer = model.get_layer("lstm")
     if "--per_step" in flags:
@@ -101,7 +105,8 @@ def test_two_devices_are_one(call_script, tmp_path, model):
         if not any(name in weight.path for name in undetermined):
             np.testing.assert_allclose(weight, same, atol=1e-5, err_msg=weight.path)
     pixels, _ = train_pixels.read_images(False)["test"]
-    answers = [one.predict(pixels, batch_size=300, verbose=0) for one in (alone, together)]
+    inputs = inputs_of(pixels)
+    answers = [one.predict(inputs, batch_size=300, verbose=0) for one in (alone, together)]
     np.testing.assert_allclose(*answers, atol=1e-5)
 
 

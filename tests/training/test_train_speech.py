@@ -72,7 +72,9 @@ def test_one_direction(call_script, corpus, tmp_path):
     features = np.random.default_rng(0).normal(size=(1, 9, 123)).astype("float32")
     changed = features.copy()
     changed[:, 5:] += 1.0
-    first, second = loaded(features).numpy(), loaded(changed).numpy()
+    first, second = (
+        loaded({"features": one, "lengths": np.array([9])}).numpy() for one in (features, changed)
+    )
     np.testing.assert_allclose(first[:, :5], second[:, :5], atol=1e-6)
     assert np.abs(first[:, 5:] - second[:, 5:]).max() > 1e-3
 
@@ -97,7 +99,7 @@ def test_orders_differ_between_epochs_and_seeds(parse_flags, corpus, tmp_path):
     def order(seed, first_epoch):
         parse_flags(train_speech, *arguments(corpus, tmp_path, f"--seed={seed}"))
         batches = train_speech.batches(loaded, "train", first_epoch=first_epoch)
-        return np.concatenate([features[:, 0, 0] for features, _, _ in batches]).tolist()
+        return np.concatenate([inputs["features"][:, 0, 0] for inputs, _, _ in batches]).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 1) == order(0, 1)
@@ -191,7 +193,7 @@ def test_augmentation_is_for_training_alone(parse_flags, call_script, corpus, tm
         parse_flags(train_speech, *arguments(corpus, tmp_path, flag))
         for split in ("train", "dev"):
             batches = train_speech.batches(loaded, split)
-            seen[flag, split] = [features.numpy() for features, _, _ in batches]
+            seen[flag, split] = [inputs["features"].numpy() for inputs, _, _ in batches]
         assert train_speech.describe_run(loaded)["augment"] == (flag == "--augment")
     pairs = list(zip(seen["--augment", "train"], seen["--noaugment", "train"], strict=True))
     assert all(hidden.shape == whole.shape for hidden, whole in pairs)

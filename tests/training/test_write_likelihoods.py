@@ -50,7 +50,8 @@ def test_archives_hold_posteriors_less_priors(trained, tiny_corpus, tmp_path, ca
         assert list(matrices) == sorted(expected)
         for name, features in expected.items():
             features = (features - corpus.mean) / np.sqrt(corpus.variance)
-            posteriors = tf.nn.log_softmax(model(features[np.newaxis], training=False))[0]
+            inputs = {"features": features[np.newaxis], "lengths": np.array([len(features)])}
+            posteriors = tf.nn.log_softmax(model(inputs, training=False))[0]
             likelihoods = posteriors - np.log(counts / counts.sum())
             np.testing.assert_allclose(matrices[name], likelihoods, atol=1e-4)
             assert matrices[name].dtype == np.float32

@@ -3,6 +3,7 @@
 import keras
 
 import keras_bnrnn
+from keras_bnrnn.data import sequence_mask
 from keras_bnrnn.fit.precision import scaled
 from keras_bnrnn.losses import FrameMeanCrossEntropy
 from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate
@@ -33,11 +34,13 @@ def build_speech_model(
         synchronized: whether moments are taken over all replicas.
 
     Returns:
-        A `keras.Model` from features `[batch, time, dimension]`, zero in the padding, to logits
+        A `keras.Model` from `{"features": [batch, time, dimension], "lengths": [batch]}` to logits
         `[batch, time, num_states]` (float32).
     """
     features = keras.Input((None, dimension), name="features")
-    values = keras.layers.Masking(0.0, name="padding")(features)
+    lengths = keras.Input((), dtype="int32", name="lengths")
+    mask = sequence_mask(features, lengths)
+    values = features
     for index in range(1, layers + 1):
         arguments = {"return_sequences": True, "name": f"lstm_{index}"}
         if normalized:
@@ -48,9 +51,19 @@ def build_speech_model(
             layer = keras.layers.LSTM(units, **arguments)
         if bidirectional:
             layer = keras_bnrnn.Bidirectional(layer, name=f"bidirectional_{index}")
-        values = layer(values)
+        values = layer(values, mask=mask)
     logits = keras.layers.Dense(num_states, dtype="float32", name="logits")(values)
-    return keras.Model(features, logits, name="speech_model")
+    return keras.Model({"features": features, "lengths": lengths}, logits, name="speech_model")
+
+
+def with_lengths(model):
+    """A model saved before models had lengths, which knows padding by its zeros, as one that does.
+
+    Args:
+        model: of one input.
+    """
+    lengths = keras.Input((), dtype="int32", name="lengths")
+    return keras.Model({model.input.name: model.input, "lengths": lengths}, model.output)
 
 
 def compile_speech_model(model, learning_rate, **options):

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-# In deviations from the mean. Not 0, because a frame of zeros is padding to keras.layers.Masking.
-HIDDEN_VALUE = 1e-3
 LARGEST_SHARE_OF_TIME = 0.2
 
 

@@ -11,6 +11,7 @@ not normalised) and `labels` (int64, `[T]`: indices into the states of `corpus.j
 import hashlib
 import itertools
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,6 +153,7 @@ def load_corpus(data_dir):
             "prepare the corpus again"
         )
     try:
+        _check_names(path, document["splits"])
         return Corpus(
             path=data_dir,
             source=document["source"],
@@ -309,6 +311,19 @@ def find_utterance(corpus, utterance_id):
 def corpus_states(corpus):
     """The `State` of every label."""
     return [State.from_entry(entry) for entry in corpus.states]
+
+
+def _check_names(path, splits):
+    """Refuses names of splits and shards that would lead out of the corpus's folder."""
+    folder = os.path.dirname(path)
+    for split, entry in splits.items():
+        for name in (split, *(shard["file"] for shard in entry["shards"])):
+            inside = name not in ("", ".", "..") and not set(name) & set("/\\\0")
+            if inside and "://" not in folder:
+                file = os.path.realpath(os.path.join(folder, name))
+                inside = os.path.dirname(file) == os.path.realpath(folder)
+            if not inside:
+                raise CorpusError(f"{path}: {name!r} does not name a file in this folder")
 
 
 def _verify_records(path, shard, corpus, seen):

@@ -16,7 +16,9 @@ PREEMPHASIS = 0.97
 LOWEST_FREQUENCY = 20.0
 FRAME_MILLISECONDS = 25.0
 SHIFT_MILLISECONDS = 10.0
+FRAME_SECONDS = SHIFT_MILLISECONDS / 1000  # From one frame to the next.
 DIFFERENCE_WINDOW = 2
+VARIANCE_FLOOR = 1e-8
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
@@ -260,3 +262,22 @@ def append_differences(static, order=2):
             sum(np.float32(w) * padded[j : j + len(static)] for j, w in enumerate(window))
         )
     return np.concatenate(blocks, axis=1)
+
+
+def normalize_features(features, mean, variance, floor=VARIANCE_FLOOR):
+    """Features less their mean, divided by their deviation.
+
+    Args:
+        features: `[..., D]`, an array or a tensor.
+        mean, variance: `[D]`, arrays.
+        floor: lesser variances count as this.
+
+    Returns:
+        As `features`.
+
+    Example:
+
+    >>> normalize_features(np.array([[1.0, 5.0]]), np.array([1.0, 1.0]), np.array([0.0, 4.0]))
+    array([[0., 2.]])
+    """
+    return (features - mean) / np.sqrt(np.maximum(variance, floor))

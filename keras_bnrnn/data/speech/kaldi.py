@@ -7,7 +7,9 @@ import functools
 import hashlib
 import io
 import os
+import re
 import struct
+import subprocess
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -15,24 +17,30 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
+from keras_bnrnn.data.errors import CorpusError, PipeError, UtteranceError, missing_extra
 from keras_bnrnn.data.speech.alignment import State, match_lengths
 from keras_bnrnn.data.speech.corpus import SPLITS
-from keras_bnrnn.data.speech.features import append_differences
+from keras_bnrnn.data.speech.features import append_differences, normalize_features
 from keras_bnrnn.data.speech.sources import (
     Failure,
     LabelledFrames,
     Source,
     Utterance,
-    drop_duplicates,
+    dealt_out,
     require_folder,
 )
-from keras_bnrnn.data.speech.splits import assign_splits, split_of_folders
+from keras_bnrnn.data.speech.splits import split_of_folders
 
 STATIC_DIMENSION = 41
+CMVN_FLOOR = 1e-20  # Kaldi's.
 CMVN_KINDS = ("none", "mean", "mean_variance")
 ALIGNMENT_PATTERNS = ("ali*", "pdf*", "*.ali", "*.pdf")
 TEXT_MODELS = ("final.mdl.txt", "final.txt", "final.mdl")
+# What Kaldi's binary matrices and vectors begin with; its text begins with a bracket.
+BINARY = re.compile(rb"\0B(\x04|(FM|DM|FV|DV|CM|CM2|CM3) )")
+LONGEST_BEGINNING = 16
+# A path, the matrix's place in it, and its rows and columns, the last of each included.
+LOCATION = re.compile(r"(.*?)(?::(\d+))?(?:\[(\d+:\d+|:?)(?:,(\d+:\d+|:?))?\])?", re.DOTALL)
 NOT_ALIGNMENTS = (".scp", ".log", ".mdl")
 GENDERS = ("f", "m")
 
@@ -92,6 +100,8 @@ class KaldiSource(Source):
             `"mean_variance"`.
         splits: `"layout"` (the sub-folders), or shares such as `"train=0.9,dev=0.1"`.
         seed: of the deal.
+        pipes: run the commands of entries such as `gunzip -c feats.gz |`. Only for a directory that
+            you trust; without it they are refused.
     """
 
     input_dir: str = ""
@@ -99,6 +109,7 @@ class KaldiSource(Source):
     cmvn: str = "none"
     splits: str = "layout"
     seed: int = 0
+    pipes: bool = False
 
     name = "kaldi"
     sample_rate = None
@@ -116,9 +127,7 @@ class KaldiSource(Source):
         listed, failures = [], []
         for path in lists:
             self._list_folder(root, path, alignments, listed, failures)
-        listed = assign_splits(listed, self.splits, self.seed)
-        listed, duplicates = drop_duplicates(listed)
-        return listed, failures + duplicates
+        return dealt_out(listed, failures, self)
 
     def _list_folder(self, root, path, alignments, listed, failures):
         folder = path.parent
@@ -152,23 +161,27 @@ class KaldiSource(Source):
                 if not statistics:
                     failures.append(Failure(name, f"{folder / 'cmvn.scp'}: nothing for {speaker}"))
                     continue
-                statistics = find_archive(statistics, folder)
-            entry = KaldiEntry(
-                find_archive(location, folder),
-                statistics,
-                pdf_ids,
-                alignments.num_pdfs,
-            )
+                statistics = self._archive(folder / "cmvn.scp", speaker or name, statistics)
+            features = self._archive(path, name, location)
+            entry = KaldiEntry(features, statistics, pdf_ids, alignments.num_pdfs)
             gender = genders.get(speaker or name, "")
             listed.append(Utterance(name, speaker, split, transcripts.get(name, ""), entry, gender))
 
+    def _archive(self, scp, name, location):
+        """Where the matrix is that an scp names; commands only where they are allowed."""
+        if is_command(location, self.pipes, f"{scp}, {name}: "):
+            return location
+        return find_archive(location, scp.parent)
+
     def prepare(self, utterance):
         entry = utterance.location
-        features = load_matrix(entry.features)
+        features = load_matrix(entry.features, self.pipes)
         if features.ndim != 2 or not len(features):
             raise UtteranceError(f"{entry.features}: no matrix of features, {features.shape}")
         if self.cmvn != "none":
-            features = apply_cmvn(features, load_matrix(entry.cmvn), self.cmvn == "mean_variance")
+            features = apply_cmvn(
+                features, load_matrix(entry.cmvn, self.pipes), self.cmvn == "mean_variance"
+            )
         if features.shape[1] == STATIC_DIMENSION:
             features = append_differences(features)
         pdf_ids = entry.pdf_ids.read()
@@ -302,8 +315,10 @@ def read_integer_vectors(path):
     """
     contents, whole = _unzipped(Path(path).read_bytes())
     if b"\0" in contents[:4096]:
+        file = io.BytesIO(contents)
         try:
-            yield from _kaldiio().load_ark(io.BytesIO(contents))
+            while name := _kaldiio().matio.read_token(file):
+                yield name, _read_kaldi(file)
         except (AssertionError, struct.error) as error:  # what kaldiio makes of a cut archive
             raise ValueError("damaged or cut off") from error
     else:
@@ -426,34 +441,77 @@ def read_table(path, repeated=False, not_utf_8=None):
     return pairs if repeated else dict(pairs)
 
 
+def is_command(location, pipes, entry=""):
+    """Whether a location is a command to run; PipeError if it is and may not be."""
+    command = location.endswith("|")
+    if command and not pipes:
+        raise PipeError(
+            f"{entry}{location!r} is a command. If you trust where it comes from, let it run with "
+            "pipes=True"
+        )
+    return command
+
+
 def find_archive(location, folder):
     """An archive's `path:offset`, its path looked for from the data directory upwards too."""
-    bare, bracket, rows = location.partition("[")
-    path, colon, offset = bare.rpartition(":")
-    if not colon or not offset.isdigit():
-        path, colon, offset = bare, "", ""
-    if location.endswith("|") or Path(path).is_absolute() or Path(path).exists():
+    path = LOCATION.fullmatch(location)[1]
+    if Path(path).is_absolute() or Path(path).exists():
         return location
     for base in (folder, *folder.resolve().parents):
         if (base / path).exists():
-            return f"{base / path}{colon}{offset}{bracket}{rows}"
+            return f"{base / path}{location[len(path) :]}"
     return location
 
 
-def load_matrix(location):
+def load_matrix(location, pipes=False):
     """A matrix of an archive.
 
+    Args:
+        location: `path`, `path:offset`, either with a range such as `[0:99]`, or `command |`.
+        pipes: whether a command may be run.
+
     Raises:
-        UtteranceError: the archive is missing or damaged.
+        PipeError: a command, which may not be run.
+        UtteranceError: the archive is missing or damaged, or holds something else.
     """
     try:
-        return np.asarray(_kaldiio().load_mat(location))
+        if is_command(location, pipes):
+            ran = subprocess.run(location[:-1], shell=True, stdout=subprocess.PIPE, check=True)
+            return np.asarray(_read_kaldi(io.BytesIO(ran.stdout)))
+        path, offset, *ranges = LOCATION.fullmatch(location).groups()
+        with open(path, "rb") as file:
+            file.seek(int(offset or 0))
+            return np.asarray(_read_kaldi(file))[tuple(map(_slice, ranges))]
     except FileNotFoundError as error:
         raise UtteranceError(f"{location}: the archive is missing") from error
+    except CorpusError:
+        raise
     except Exception as error:  # kaldiio lets whatever struct and NumPy raise come through
         raise UtteranceError(
             f"{location}: not readable as a Kaldi matrix ({type(error).__name__}: {error})"
         ) from error
+
+
+def _slice(text):
+    """`3:5`, the last included, as a slice; all for an empty text, a colon or `None`."""
+    first, _, last = (text or "").partition(":")
+    return slice(int(first), int(last) + 1) if last else slice(None)
+
+
+def _read_kaldi(file):
+    """A matrix or vector from a file, which stands after it then.
+
+    kaldiio reads audio, NumPy's arrays and Python's pickles too, and these run whatever they hold.
+
+    Raises:
+        ValueError: it is none of Kaldi's.
+    """
+    place = file.tell()
+    beginning = file.read(LONGEST_BEGINNING)
+    file.seek(place)
+    if not BINARY.match(beginning) and not beginning.lstrip().startswith(b"["):
+        raise ValueError(f"no matrix or vector of Kaldi's, it begins with {beginning[:4]!r}")
+    return _kaldiio().matio.read_kaldi(file)
 
 
 def apply_cmvn(features, statistics, variance):
@@ -470,11 +528,8 @@ def apply_cmvn(features, statistics, variance):
         )
     count = statistics[0, -1]
     mean = statistics[0, :-1] / count
-    features = features - mean
-    if variance:
-        squares = statistics[1, :-1] / count - np.square(mean)
-        features = features / np.sqrt(np.maximum(squares, 1e-20))
-    return features.astype(np.float32)
+    squares = statistics[1, :-1] / count - np.square(mean) if variance else np.ones_like(mean)
+    return normalize_features(features, mean, squares, CMVN_FLOOR).astype(np.float32)
 
 
 def _kaldiio():

@@ -6,15 +6,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech.augmentation import HIDDEN_VALUE, channels_of
+from keras_bnrnn.data.speech.augmentation import channels_of
 from keras_bnrnn.data.speech.corpus import load_corpus
+from keras_bnrnn.data.speech.features import normalize_features
 
 MAX_FRAMES = 1300
 MAX_BUCKETS = 10
 BATCHES_PER_BUCKET = 4
 INTERLEAVED_SHARDS = 4
 SHUFFLE_BUFFER = 512
-VARIANCE_FLOOR = 1e-8
 
 
 def speech_dataset(
@@ -34,8 +34,9 @@ def speech_dataset(
 ):
     """Batches of a corpus's split, normalised and padded.
 
-    `model.fit(speech_dataset(...))` works as it stands: Keras takes the mask as sample weights.
-    Padding is 0 in every feature, so a model begins with `keras.layers.Masking(0.0)`.
+    `model.fit(speech_dataset(...))` works as it stands, for a model with inputs of these names that
+    gives `keras_bnrnn.data.sequence_mask` to its recurrent layers: Keras takes the mask as sample
+    weights. Padding is 0, but what says that it is padding are the lengths.
 
     Args:
         data_dir: a corpus folder, local or any path `tf.io.gfile` knows, or a `Corpus`.
@@ -59,8 +60,9 @@ def speech_dataset(
         with_ids: give the utterances' ids too.
 
     Returns:
-        A `tf.data.Dataset` of `(features, labels, mask)`: float32 `[batch, time, dimension]`,
-        int32 `[batch, time]`, bool `[batch, time]`; under `with_ids` a string `[batch]` as well.
+        A `tf.data.Dataset` of `({"features", "lengths"}, labels, mask)`: float32
+        `[batch, time, dimension]`, int32 `[batch]`, int32 `[batch, time]`, bool `[batch, time]`;
+        under `with_ids` a string `[batch]` as well.
 
     Raises:
         CorpusError: there is no such corpus or split, or a shard is missing or truncated.
@@ -81,14 +83,12 @@ def speech_dataset(
             f"has {shortest} frames"
         )
 
-    mean = corpus.mean
-    deviation = np.sqrt(np.maximum(corpus.variance, VARIANCE_FLOOR))
     dataset = _epoch(first_epoch).flat_map(
         lambda epoch: _records(shards, shuffle, seed, epoch, shuffle_buffer)
     )
     parse = _parser(corpus.dimension)
     if augment is not None:
-        parse = _augmented(parse, augment, corpus, mean + HIDDEN_VALUE * deviation, seed)
+        parse = _augmented(parse, augment, corpus, seed)
     dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     if limit is not None:
         dataset = dataset.filter(lambda features, labels, name: tf.shape(labels)[0] <= limit)
@@ -97,8 +97,10 @@ def speech_dataset(
 
     def normalize(features, labels, lengths, names):
         mask = tf.sequence_mask(lengths, tf.shape(features)[1])
-        features = tf.where(mask[:, :, tf.newaxis], (features - mean) / deviation, 0.0)
-        return (features, labels, mask, names) if with_ids else (features, labels, mask)
+        features = normalize_features(features, corpus.mean, corpus.variance)
+        features = tf.where(mask[:, :, tf.newaxis], features, 0.0)
+        batch = {"features": features, "lengths": lengths}, labels, mask
+        return (*batch, names) if with_ids else batch
 
     dataset = dataset.map(normalize, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
@@ -223,7 +225,7 @@ def _parser(dimension):
     return parse
 
 
-def _augmented(parse, augment, corpus, hidden_value, seed):
+def _augmented(parse, augment, corpus, seed):
     channels = tf.constant(channels_of(corpus.features, corpus.dimension))
 
     def parse_and_hide(record, epoch):
@@ -232,7 +234,7 @@ def _augmented(parse, augment, corpus, hidden_value, seed):
         draw = tf.random.experimental.stateless_fold_in(
             [tf.constant(seed, tf.int64), epoch], number
         )
-        return augment.hide(features, hidden_value, channels, draw), labels, name
+        return augment.hide(features, corpus.mean, channels, draw), labels, name
 
     return parse_and_hide
 

@@ -38,11 +38,10 @@ from keras_bnrnn.data.speech.corpus import (
 )
 from keras_bnrnn.data.speech.sources import Failure
 from keras_bnrnn.data.speech.splits import take_utterances
-from keras_bnrnn.files import lock_folder
+from keras_bnrnn.files import PARTIAL, lock_folder, write_aside, written_aside
 
 PLAN_FILE = "preparation.json"
 PARTS_FOLDER = "parts"
-PARTIAL = ".partial"
 PART_UTTERANCES = 32
 SHARD_BYTES = 100_000_000
 PACKAGES = ("tensorflow", "keras", "numpy", "pocketsphinx", "espeakng-loader", "soxr", "kaldiio")
@@ -159,7 +158,8 @@ def _claim(output_dir, plan):
             there = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CorpusError(f"{path}: not readable as JSON ({error})") from error
-        # Older plans say nothing of the lexicon.
+        # Older plans say nothing of the lexicon, nor of newer settings.
+        there["settings"] = plan["settings"] | there.get("settings", {})
         changed = sorted(key for key in plan if there.get(key, plan[key]) != plan[key])
         if changed:
             raise CorpusError(
@@ -167,10 +167,10 @@ def _claim(output_dir, plan):
                 f"{', '.join(changed)}: choose another folder or delete this one"
             )
         return
-    if output_dir.exists() and any(one.suffix != PARTIAL for one in output_dir.iterdir()):
+    if output_dir.exists() and any(PARTIAL not in one.suffixes for one in output_dir.iterdir()):
         raise CorpusError(f"output_dir={output_dir} is not empty and holds no preparation")
     output_dir.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, json.dumps(plan, indent=1, sort_keys=True) + "\n")
+    write_aside(path, (json.dumps(plan, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _lock(parts_dir):
@@ -261,8 +261,11 @@ def _make_part(part, source):
     """Prepares a part's utterances; returns its summary, which is on disk then."""
     labels_of, failures, lengths, counts = {}, [], [], {}
     moments = _Moments()
-    aside = part.path.with_suffix(f".{os.getpid()}{PARTIAL}")
-    with _disk_errors(part.path), tf.io.TFRecordWriter(str(aside)) as writer:
+    with (
+        _disk_errors(part.path),
+        written_aside(part.path) as aside,
+        tf.io.TFRecordWriter(str(aside)) as writer,
+    ):
         prepared = source.prepare_all(part.utterances)
         for utterance, frames in zip(part.utterances, prepared, strict=True):
             if not isinstance(frames, UtteranceError) and not np.isfinite(frames.features).all():
@@ -286,7 +289,6 @@ def _make_part(part, source):
                     utterance.gender,
                 )
             )
-    os.replace(aside, part.path)
     summary = {
         "bytes": part.path.stat().st_size,
         "states": [state.entry() for state in labels_of],
@@ -296,7 +298,7 @@ def _make_part(part, source):
         "moments": moments.document(),
     }
     with _disk_errors(part.path):
-        _write_whole(_summary_path(part.path), json.dumps(summary))
+        write_aside(_summary_path(part.path), json.dumps(summary).encode())
     return summary
 
 
@@ -413,7 +415,7 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
         "versions": plan["versions"],
     }
     document["features"]["dimension"] = len(document["mean"])
-    _write_whole(output_dir / CORPUS_FILE, json.dumps(document, indent=1) + "\n")
+    write_aside(output_dir / CORPUS_FILE, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def _group_by_bytes(members, limit):
@@ -429,22 +431,23 @@ def _group_by_bytes(members, limit):
 
 def _write_shard(path, pieces):
     """Joins parts to a shard, giving their labels the corpus's numbers."""
-    aside = path.with_suffix(f".{os.getpid()}{PARTIAL}")
-    with _disk_errors(path):
-        with tf.io.TFRecordWriter(str(aside)) as writer:
-            for part_path, label_of in pieces:
-                try:
-                    for record in tf.data.TFRecordDataset(str(part_path)):
-                        example = tf.train.Example.FromString(record.numpy())
-                        labels = example.features.feature["labels"].int64_list
-                        labels.value[:] = [label_of[label] for label in labels.value]
-                        writer.write(example.SerializeToString(deterministic=True))
-                except tf.errors.DataLossError as error:
-                    raise CorpusError(
-                        f"{part_path} is damaged ({error.message}): delete it and run the same "
-                        "command again"
-                    ) from error
-        os.replace(aside, path)
+    with (
+        _disk_errors(path),
+        written_aside(path) as aside,
+        tf.io.TFRecordWriter(str(aside)) as writer,
+    ):
+        for part_path, label_of in pieces:
+            try:
+                for record in tf.data.TFRecordDataset(str(part_path)):
+                    example = tf.train.Example.FromString(record.numpy())
+                    labels = example.features.feature["labels"].int64_list
+                    labels.value[:] = [label_of[label] for label in labels.value]
+                    writer.write(example.SerializeToString(deterministic=True))
+            except tf.errors.DataLossError as error:
+                raise CorpusError(
+                    f"{part_path} is damaged ({error.message}): delete it and run the same "
+                    "command again"
+                ) from error
     return {"bytes": path.stat().st_size, "sha256": file_checksum(str(path))}
 
 
@@ -456,19 +459,13 @@ def _write_failures(path, failures):
     ]
     text = "\n".join(rows) + "\n"
     # Names of files are not always UTF-8.
-    _write_whole(path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    write_aside(path, text.encode())
 
 
 def _is_text(name):
     """Whether a file's name is UTF-8; other bytes stand in it as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _write_whole(path, text):
-    """Writes a file aside and puts it in place by a rename."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 @contextlib.contextmanager

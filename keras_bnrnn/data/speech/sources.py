@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
 from keras_bnrnn.data.speech import synthesis
 from keras_bnrnn.data.speech.alignment import (
     LABEL_KINDS,
+    SAMPLE_RATE,
     Aligner,
     State,
     match_lengths,
@@ -24,10 +26,10 @@ from keras_bnrnn.data.speech.alignment import (
 )
 from keras_bnrnn.data.speech.audio import AUDIO_SUFFIXES, read_audio, read_audio_files
 from keras_bnrnn.data.speech.corpus import SPLITS
+from keras_bnrnn.data.speech.features import LogMelFilterBank
 from keras_bnrnn.data.speech.splits import assign_splits, split_of_folders
 from keras_bnrnn.data.speech.textgrid import frame_labels, read_textgrid
 
-SAMPLE_RATE = 16000
 MANIFEST_REQUIRED = ["audio_path", "transcript"]
 MANIFEST_COLUMNS = [*MANIFEST_REQUIRED, "id", "speaker", "split"]
 TEXTGRID_TOLERANCE = 0.02  # seconds: two frames
@@ -98,10 +100,6 @@ def _aligner(lexicon):
 @functools.lru_cache(maxsize=2)
 def filter_bank(sample_rate):
     """Function from `[samples]` to `[time, 123]` in NumPy, through the layer of the graph."""
-    import tensorflow as tf
-
-    from keras_bnrnn.data.speech.features import LogMelFilterBank
-
     layer = LogMelFilterBank(sample_rate=sample_rate)
     compiled = tf.function(layer, input_signature=[tf.TensorSpec([1, None], tf.float32)])
     return lambda samples: compiled(samples[np.newaxis])[0].numpy()
@@ -150,8 +148,6 @@ class AlignedSource(Source):
 
     def feature_settings(self):
         """What `corpus.json` says of the features."""
-        from keras_bnrnn.data.speech.features import LogMelFilterBank
-
         layer = LogMelFilterBank(sample_rate=self.sample_rate)
         settings = layer.get_config()
         for key in ("name", "trainable", "dtype"):
@@ -245,9 +241,7 @@ class LibriSpeechSource(RecordedSource):
         for path in transcripts:
             self._list_chapter(root, path, listed, failures, told)
         failures += unlabelled(root, told, "no transcript in a *.trans.txt beside it")
-        listed = assign_splits(listed, self.splits, self.seed)
-        listed, duplicates = drop_duplicates(listed)
-        return listed, failures + duplicates
+        return dealt_out(listed, failures, self)
 
     def _list_chapter(self, root, path, listed, failures, told):
         audio = {}
@@ -300,13 +294,20 @@ def require_folder(path, argument="input_dir"):
     return folder
 
 
-def drop_duplicates(utterances):
-    """Keeps the first utterance of each id in a split; the others become failures.
+def dealt_out(utterances, failures, source):
+    """Gives each utterance its split, and keeps the first of each id in one.
 
     Numbering may start anew in each split, as where one speaker was recorded for both.
+
+    Args:
+        utterances, failures: lists of what was found.
+        source: whose `splits` and `seed` decide.
+
+    Returns:
+        The utterances, and the failures with those of an id that was there.
     """
-    kept, failures, seen = [], [], {}
-    for utterance in utterances:
+    kept, failures, seen = [], list(failures), {}
+    for utterance in assign_splits(utterances, source.splits, source.seed):
         key = (utterance.split, utterance.id)
         if key in seen:
             failures.append(
@@ -353,9 +354,7 @@ class ManifestSource(RecordedSource):
         listed, failures = [], []
         for number, line in enumerate(lines, start=1):
             self._list_line(path, number, line, columns, listed, failures)
-        listed = assign_splits(listed, self.splits, self.seed)
-        listed, duplicates = drop_duplicates(listed)
-        return listed, failures + duplicates
+        return dealt_out(listed, failures, self)
 
     def _columns(self, lines):
         """Column names, and the lines after a header."""
@@ -450,9 +449,7 @@ class TextGridSource(RecordedSource):
             listed.append(Utterance(place.name, speaker, split, "", (str(audio), str(grid))))
         told = {(grid.parent, grid.stem) for grid in grids}
         failures += unlabelled(root, told, "no TextGrid of the same name")
-        listed = assign_splits(listed, self.splits, self.seed)
-        listed, duplicates = drop_duplicates(listed)
-        return listed, failures + duplicates
+        return dealt_out(listed, failures, self)
 
     def file(self, utterance):
         return utterance.location[0]

@@ -64,7 +64,7 @@ def assign_splits(utterances, splits, seed):
             raise CorpusError(
                 f"splits=layout, but nothing says to which split {len(silent)} utterances belong "
                 f"({', '.join(silent[:MAX_LISTED])}, …): give shares, such as "
-                "--splits=train=0.9,dev=0.1"
+                "train=0.9,dev=0.1"
             )
         return utterances
     shares = parse_shares(splits)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keras_bnrnn.data.errors import UtteranceError
+from keras_bnrnn.data.speech.alignment import SAMPLE_RATE
 
 # Praat reads free-standing numbers, strings and flags, and takes all else for comment; so read,
 # the long and the short form are the same.
@@ -13,7 +14,6 @@ _TOKEN = re.compile(r'"(?:[^"]|"")*"|<\w+>|(?<!\S)[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE
 
 FRAME_SHIFT = 160
 FRAME_CENTRE = 200
-SAMPLE_RATE = 16000
 
 
 class Interval(NamedTuple):

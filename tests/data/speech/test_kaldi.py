@@ -2,11 +2,12 @@
 
 import gzip
 import pickle
+import re
 
 import numpy as np
 import pytest
 
-from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.errors import CorpusError, PipeError, UtteranceError
 from keras_bnrnn.data.speech import kaldi, preparation
 from keras_bnrnn.data.speech.corpus import corpus_states, read_utterances
 from keras_bnrnn.data.speech.features import append_differences
@@ -125,6 +126,7 @@ def test_compressed_features_of_41_dimensions_get_differences(tmp_path):
     np.testing.assert_allclose(utterance["features"], expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_workers_change_no_byte(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "PART_UTTERANCES", 2)
     tree.write_alignments()
@@ -298,6 +300,63 @@ def test_truncated_alignments_lose_only_what_is_cut_off(tree, tmp_path, form):
     listed, failures = tree.source().utterances()
     assert len(listed) + len(failures) == 9 and failures
     assert all(path.name in failure.reason for failure in failures)
+
+
+class Payload:
+    """Creates a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickles_are_refused_before_they_are_read(tree, tmp_path):
+    tree.write_alignments()
+    archive = b"a-0 PKL" + pickle.dumps(Payload(tmp_path / "ran"))
+    (tree.ali / "ali.2.ark").write_bytes(archive)
+    (tree.ali / "ali.3.gz").write_bytes(gzip.compress(archive))
+    (tmp_path / "pickled.ark").write_bytes(archive)
+    for split in ("train", "dev"):
+        (tree.data / split / "cmvn.scp").write_text(f"c {tmp_path}/pickled.ark:4\n")
+    scp = tree.data / "train" / "feats.scp"
+    scp.write_text(re.sub("(?<=a-0 ).*", f"{tmp_path}/pickled.ark:4", scp.read_text()))
+    for name, cmvn in (("a-0", "none"), ("c-0", "mean")):
+        source = tree.source(cmvn=cmvn)
+        utterance = next(u for u in source.utterances()[0] if u.id == name)
+        with pytest.raises(UtteranceError, match=r"pickled\.ark:4: .*it begins with b'PKL"):
+            source.prepare(utterance)
+    damage = read_alignments(tree.ali).damage
+    assert [path.split("/")[-1].split()[0] for path in damage] == ["ali.2.ark", "ali.3.gz"]
+    assert all("it begins with b'PKL" in message for message in damage)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("file", ["feats.scp", "cmvn.scp"])
+def test_commands_run_only_where_they_are_allowed(tree, tmp_path, file):
+    tree.write_alignments()
+    ran = tmp_path / "ran"
+    for split, speakers in (("train", "ab"), ("dev", "c")):
+        folder = tree.data / split
+        statistics = {speaker: np.stack([[0.0] * 5 + [1.0]] * 2) for speaker in speakers}
+        kaldiio.save_ark(str(folder / "cmvn.ark"), statistics, scp=str(folder / "cmvn.scp"))
+        path, number = (folder / file).read_text().split()[1].rsplit(":", 1)
+        command = f"touch {ran}; tail -c +{int(number) + 1} {path} |"
+        (folder / file).write_text(
+            re.sub(r"(?<= ).*:\d+$", command, (folder / file).read_text(), count=1, flags=re.M)
+        )
+    with pytest.raises(PipeError, match=rf"{file}, [abc].*touch .*\|' is a command.*pipes=True"):
+        tree.source(cmvn="mean").utterances()
+    with pytest.raises(PipeError, match="is a command"):
+        kaldi.load_matrix(command)
+    with pytest.raises(UtteranceError, match="is missing"):  # kaldiio would run this one too.
+        kaldi.load_matrix(f"| touch {ran}")
+    assert not ran.exists()
+    corpus = prepare_corpus(tree.source(cmvn="mean", pipes=True), tmp_path / "corpus")
+    assert corpus.document["failures"] == 0 and ran.exists()
+    for utterance in read_utterances(corpus, "train"):
+        np.testing.assert_array_equal(utterance["features"], tree.features[utterance["id"]])
 
 
 def test_nothing_to_read(tree, tmp_path):

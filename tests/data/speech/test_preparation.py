@@ -26,12 +26,14 @@ from keras_bnrnn.data.speech.corpus import (
 )
 from keras_bnrnn.data.speech.preparation import prepare_corpus
 from keras_bnrnn.data.speech.sources import LibriSpeechSource, SyntheticSource
+from keras_bnrnn.files import PARTIAL
 
 for package in ("pocketsphinx", "espeakng_loader", "soxr"):
     pytest.importorskip(package, reason="the extra 'speech' is not installed")
 soundfile = pytest.importorskip("soundfile", reason="the extra 'speech' is not installed")
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("remembered_alignments")
 
 
 def corpus_bytes(folder):
@@ -50,7 +52,7 @@ def source():
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, source):
+def prepared(tmp_path_factory, source, remembered_alignments):
     folder = tmp_path_factory.mktemp("prepared") / "corpus"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "PART_UTTERANCES", 4)
@@ -130,6 +132,7 @@ def test_features_are_those_of_the_layer(prepared, source):
     np.testing.assert_allclose(features[:frames], utterance["features"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_workers_change_no_byte(prepared, source, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
     prepare_corpus(source, tmp_path / "two", workers=2)
@@ -216,7 +219,7 @@ def test_one_process_prepares_at_a_time(prepared, source, tmp_path, monkeypatch)
     monkeypatch.setattr(preparation, "lock_folder", busy)
     # What a process left that was killed while it claimed the folder.
     folder.mkdir()
-    (folder / "preparation.json.123.partial").write_text("{")
+    (folder / f"preparation{PARTIAL}.json").write_text("{")
     with pytest.raises(CorpusError, match="another process is at work, or choose another"):
         prepare_corpus(source, folder)
 
@@ -499,6 +502,7 @@ class DeadlySource(SyntheticSource):
         return super().prepare(utterance)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
     with pytest.raises(CorpusError, match=r"worker was killed.*workers=2"):
