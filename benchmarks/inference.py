@@ -34,12 +34,12 @@ def serve(connection, variant, layers, units):
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
-    import keras
     import numpy as np
     import tensorflow as tf
 
     from keras_bnrnn import fold_batch_norm
-    from keras_bnrnn.serving.endpoints import CarriedStack, plain_stack, speech_step
+    from keras_bnrnn.serving.speech import speech_step
+    from keras_bnrnn.serving.stack import CarriedStack
     from recipes.speech_model import build_speech_model
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -54,7 +54,7 @@ def serve(connection, variant, layers, units):
     )
     if variant == "folded":
         model = fold_batch_norm(model)
-    stack = CarriedStack(plain_stack(model))
+    stack = CarriedStack(model, mask="given")
     features = tf.TensorSpec([None, None, DIMENSION], tf.float32, "features")
     lengths = tf.TensorSpec([None], tf.int32, "lengths")
 
@@ -62,12 +62,7 @@ def serve(connection, variant, layers, units):
     step = tf.function(speech_step(stack), input_signature=inputs, autograph=False)
 
     module = tf.Module()
-    module.weights = [
-        weight.value
-        for layer in stack.layers
-        if isinstance(layer, keras.layers.Layer)
-        for weight in layer.weights
-    ]
+    module.weights = [weight.value for weight in stack.model.weights]
     with tempfile.TemporaryDirectory() as folder:
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(module, folder, {"step": step.get_concrete_function()}, options)

@@ -26,8 +26,6 @@ influence. `assets/speech_model.json` (or `language_model.json`) holds the state
 
 import functools
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import keras
@@ -36,7 +34,7 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
-from keras_bnrnn import fold_batch_norm
+from keras_bnrnn import fold_batch_norm, serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import CORPUS_FILE, load_corpus
 from keras_bnrnn.data.speech.pipelines import kept_lengths
@@ -46,13 +44,14 @@ from keras_bnrnn.fit.run_folder import (
     VOCABULARY_FILE,
     read_results,
 )
-from keras_bnrnn.serving.endpoints import language_endpoints, speech_endpoints
-from keras_bnrnn.serving.model_card import model_card
-from keras_bnrnn.serving.runtimes import FORMATS, export_runtime, runtime_models
+from keras_bnrnn.serving.language import language_endpoints
+from keras_bnrnn.serving.runtimes import FORMATS
+from keras_bnrnn.serving.saved_model import MODEL_CARD_FILE
+from keras_bnrnn.serving.speech import speech_endpoints
 
-MODEL_CARD_FILE = "MODEL_CARD.md"
 SPEECH_DESCRIPTION_FILE = "speech_model.json"
 LANGUAGE_DESCRIPTION_FILE = "language_model.json"
+FLAG_OF_ARGUMENT = {"folder": "output_dir", "formats": "formats"}
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -82,29 +81,27 @@ def main(argv):
         raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     run_dir = Path(command_line.require_flag(FLAGS, "run_dir"))
     output_dir = Path(command_line.require_flag(FLAGS, "output_dir"))
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise CommandError(f"--output_dir={output_dir} exists already; name a new or empty folder")
     results = read_results(run_dir)
-    exporters = {CORPUS_FILE: export_speech, VOCABULARY_FILE: export_language}
-    kind = next((file for file in exporters if (run_dir / file).exists()), None)
-    if kind is None:
-        raise CommandError(
-            f"--run_dir={run_dir} is no run of train_speech.py or train_ptb.py: it has no "
-            f"{' and no '.join(exporters)}"
-        )
-    unknown = sorted(set(FLAGS.formats) - set(FORMATS))
-    if unknown:
-        raise CommandError(f"--formats={','.join(unknown)} is not of {', '.join(FORMATS)}")
+    described = describe_run(run_dir, results)
     model = keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False)
     try:
-        folded = fold_batch_norm(model)
+        model = fold_batch_norm(model)
     except ValueError as error:
         raise CommandError(
             f"--run_dir={run_dir}: its normalisation is no part of a plain model "
             f"({str(error).splitlines()[1].strip()}), so it cannot be exported"
         ) from None
-    model = for_any_device(folded)
-    signatures = exporters[kind](model, run_dir, results, output_dir)
+    try:
+        signatures = serving.export(
+            model,
+            output_dir,
+            **described,
+            configuration={key: results[key] for key in ("config", "versions")},
+            formats=FLAGS.formats,
+            litert_frames=FLAGS.litert_frames,
+        )
+    except serving.ServingError as error:
+        raise CommandError(f"--{FLAG_OF_ARGUMENT[error.argument]}={error}") from None
     best, criterion = results["best"], results["criterion"]
     print(
         f"Written: {output_dir}, the {results['model']} model after epoch {best['epoch']} "
@@ -115,34 +112,21 @@ def main(argv):
         print(f"Next: python training/transcribe.py --model={output_dir} AUDIO")
 
 
-def for_any_device(model):
-    """The model with all its computation in float32 and without cuDNN.
-
-    Half precision pays on the devices that training ran on, not on those that serve; and cuDNN's
-    operations, which Keras writes into the graph where it sees a GPU, run nowhere else.
-    """
-
-    def replaced(config):
-        if isinstance(config, dict):
-            if config.get("class_name") == "DTypePolicy":
-                return {**config, "config": {"name": "float32"}}
-            return {key: replaced(value) for key, value in config.items()}
-        if isinstance(config, (list, tuple)):
-            return type(config)(replaced(value) for value in config)
-        return config
-
-    copy = type(model).from_config(replaced(model.get_config()))
-    copy.set_weights(model.get_weights())
-    for layer in copy._flatten_layers():
-        if hasattr(layer, "use_cudnn"):  # Keras has no place for it in a configuration.
-            layer.use_cudnn = False
-    return copy
+def describe_run(run_dir, results):
+    """What a run's folder says of its model, as arguments of `serving.export`."""
+    describers = {CORPUS_FILE: describe_speech, VOCABULARY_FILE: describe_language}
+    for file, describe in describers.items():
+        if (run_dir / file).exists():
+            return describe(run_dir, results)
+    raise CommandError(
+        f"--run_dir={run_dir} is no run of train_speech.py or train_ptb.py: it has no "
+        f"{' and no '.join(describers)}"
+    )
 
 
-def export_speech(model, run_dir, results, output_dir):
-    """Exports an acoustic model; returns the names of its signatures."""
+def describe_speech(run_dir, results):
+    """Of an acoustic model."""
     corpus = load_corpus(run_dir)
-    endpoints, tracked = speech_endpoints(model, corpus)
     lengths = kept_lengths(corpus.split("train"), results["config"]["max_frames"])
     data = (
         f"Trained on {len(lengths):,} utterances ({lengths.sum() / 360_000:.2f} hours) of "
@@ -160,81 +144,48 @@ def export_speech(model, run_dir, results, output_dir):
         "phone_counts": json.loads((run_dir / PHONE_COUNTS_FILE).read_text()),
         **{key: results[key] for key in ("model", "config", "best", "versions")},
     }
-    return write_saved_model(
-        output_dir,
-        endpoints,
-        tracked,
-        {SPEECH_DESCRIPTION_FILE: {**description, "signatures": list(endpoints)}},
-        runtime_models(model, FLAGS.formats, FLAGS.litert_frames),
-        functools.partial(model_card, "Acoustic model", results, data, endpoints),
-    )
+    return {
+        "endpoints": functools.partial(speech_endpoints, corpus=corpus),
+        "title": "Acoustic model",
+        "training": training_section(data, results),
+        "assets": {SPEECH_DESCRIPTION_FILE: description},
+    }
 
 
-def export_language(model, run_dir, results, output_dir):
-    """Exports a language model; returns the names of its signatures."""
+def describe_language(run_dir, results):
+    """Of a language model."""
     description = json.loads((run_dir / VOCABULARY_FILE).read_text(encoding="utf-8"))
-    endpoints, tracked = language_endpoints(
-        model, description["words"], description["tokenization"]
-    )
+    words, tokenization = description["words"], description["tokenization"]
     text = results["config"]["text"]
     data = (
         f"Trained on {text['train_tokens']:,} tokens of text with {text['vocabulary']:,} words; "
-        f"strings are cut into words as {description['tokenization']}. "
+        f"strings are cut into words as {tokenization}. "
         f"`assets/{LANGUAGE_DESCRIPTION_FILE}` has the words."
     )
-    return write_saved_model(
-        output_dir,
-        endpoints,
-        tracked,
-        {LANGUAGE_DESCRIPTION_FILE: {**description, "signatures": list(endpoints)}},
-        runtime_models(model, FLAGS.formats, FLAGS.litert_frames),
-        functools.partial(model_card, "Language model", results, data, endpoints),
-    )
-
-
-def write_saved_model(output_dir, endpoints, tracked, assets, runtimes, make_card):
-    """Writes the SavedModel, aside first and renamed when it is whole.
-
-    Args:
-        output_dir: `Path` of the SavedModel.
-        endpoints: `{name: Endpoint}`.
-        tracked: the Keras layers and lookup tables that the endpoints use.
-        assets: `{file name: JSON document}`.
-        runtimes: `{file name: keras.Model}` for other runtimes.
-        make_card: from `{endpoint: names of its outputs}` and `runtimes` to the text of
-            MODEL_CARD.md.
-
-    Returns:
-        The names of the signatures.
-    """
-    module = tf.Module()
-    # Their variables alone: a layer would bring functions and configuration that nobody calls.
-    layers = [one for one in tracked if isinstance(one, keras.layers.Layer)]
-    module.weights = list({id(w): w.value for layer in layers for w in layer.weights}.values())
-    module.tables = [one for one in tracked if not isinstance(one, keras.layers.Layer)]
-    signatures = {
-        name: tf.function(
-            endpoint.function, input_signature=endpoint.inputs, autograph=False
-        ).get_concrete_function()
-        for name, endpoint in endpoints.items()
+    return {
+        "endpoints": functools.partial(
+            language_endpoints, vocabulary=words, tokenization=tokenization
+        ),
+        "title": "Language model",
+        "training": training_section(data, results),
+        "assets": {LANGUAGE_DESCRIPTION_FILE: description},
     }
-    outputs = {name: list(function.structured_outputs) for name, function in signatures.items()}
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=".exporting-") as aside:
-        whole = Path(aside) / "model"
-        # A served model is not trained any further, so the loops' gradients stay out of it.
-        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(module, str(whole), signatures, options)
-        (whole / "assets").mkdir(exist_ok=True)
-        for file, document in assets.items():
-            (whole / "assets" / file).write_text(json.dumps(document, indent=1) + "\n")
-        for file, model in runtimes.items():
-            export_runtime(model, whole / file)
-        (whole / MODEL_CARD_FILE).write_text(make_card(outputs, runtimes), encoding="utf-8")
-        if output_dir.exists():
-            output_dir.rmdir()
-        os.rename(whole, output_dir)
-    return list(signatures)
+
+
+def training_section(data, results):
+    """What the card says of the training: a paragraph on the data, and the best measures."""
+    best = results["best"]
+    return "\n".join(
+        [
+            data,
+            "",
+            f"Weights of epoch {best['epoch']}, the best by {results['criterion']}:",
+            "",
+            "| measure | value |",
+            "|---|---|",
+            *(f"| {name} | {value:.4g} |" for name, value in best.items() if name != "epoch"),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -2,40 +2,40 @@
 
 import json
 
-from keras_bnrnn.serving.runtimes import MEANINGS
+FRAMES = 50  # of the examples
+FOLDED = (
+    "The batch normalisation that it was trained with is folded into plain kernels and biases; "
+)
 
 
-def model_card(title, results, data, endpoints, outputs, runtimes):
+def model_card(title, training, configuration, unfolded, endpoints, outputs, runtimes):
     """Writes the card.
 
     Args:
         title: a line.
-        results: the run's `results.json`.
-        data: a paragraph on what the model was trained on.
+        training: Markdown on what the model was trained on and how good it is, or `None`.
+        configuration: JSON values, or `None`.
+        unfolded: lines on the layers that keep their normalisation.
         endpoints: `{name: Endpoint}`.
         outputs: `{name: names of its outputs}`.
-        runtimes: `{file name: keras.Model}` of the models for other runtimes.
+        runtimes: `{file name: (keras.Model, what it takes and returns)}`.
 
     Returns:
         Markdown.
     """
-    best = results["best"]
     lines = [
         f"# {title}",
         "",
-        "A TensorFlow SavedModel. The batch normalisation that it was trained with is folded into "
-        "plain kernels and biases; serving it needs TensorFlow, and neither Keras nor keras_bnrnn.",
+        f"A TensorFlow SavedModel. {'' if unfolded else FOLDED}"
+        f"{'S' if unfolded else 's'}erving it needs TensorFlow, and neither Keras nor keras_bnrnn.",
         "",
-        "## Training",
-        "",
-        data,
-        "",
-        f"Weights of epoch {best['epoch']}, the best by {results['criterion']}:",
-        "",
-        "| measure | value |",
-        "|---|---|",
-        *(f"| {name} | {value:.4g} |" for name, value in best.items() if name != "epoch"),
-        "",
+    ]
+    if unfolded:
+        lines += ["Some normalisation is computed as it was trained, not folded into kernels:", ""]
+        lines += [*(f"- {line}" for line in unfolded), ""]
+    if training:
+        lines += ["## Training", "", training, ""]
+    lines += [
         "## Signatures",
         "",
         "```python",
@@ -59,21 +59,20 @@ def model_card(title, results, data, endpoints, outputs, runtimes):
             ("output", outputs[name]),
         ):
             lines += [f"| {kind} | `{one}` | {endpoint.meanings[one]} |" for one in names]
+    if "serve" in endpoints:
+        lines += ["", "`serve` is also there as `serving_default`."]
     if "step" in endpoints:
         lines += ["", "An output named like a state is that state after the call."]
     if runtimes:
         lines += ["", "## Other runtimes", "", "| file | |", "|---|---|"]
-        lines += [f"| {file} | {MEANINGS[file]}: {shapes(one)} |" for file, one in runtimes.items()]
-    lines += [
-        "",
-        "## Configuration",
-        "",
-        "```json",
-        json.dumps({"config": results["config"], "versions": results["versions"]}, indent=1),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+        lines += [
+            f"| {file} | {meaning}: {shapes(model)} |"
+            for file, (model, meaning) in runtimes.items()
+        ]
+    if configuration is not None:
+        document = json.dumps(configuration, indent=1)
+        lines += ["", "## Configuration", "", "```json", document, "```"]
+    return "\n".join([*lines, ""])
 
 
 def _command_line_tool(endpoints):
@@ -91,15 +90,26 @@ def _command_line_tool(endpoints):
             *_runs("next_token", """--input_exprs 'prefix=["the first"];k=5'"""),
             "```",
         ]
-    dimension = endpoints["serve"].inputs[0].shape[-1]
+    arrays, numbers = [], []
+    for spec in endpoints["serve"].inputs:
+        if spec.shape.rank > 1:
+            arrays.append(spec)
+        else:
+            numbers.append(f"{spec.name}=[{FRAMES}]")
+    saved = "; ".join(
+        f"np.save('{spec.name}.npy', np.ones({example_shape(spec)}, '{spec.dtype.name}'))"
+        for spec in arrays
+    )
+    given = f"--inputs '{';'.join(f'{spec.name}={spec.name}.npy' for spec in arrays)}'"
+    if numbers:
+        given += f" --input_exprs '{';'.join(numbers)}'"
     lines = [
         "From a shell:",
         "",
         "```sh",
         "saved_model_cli show --dir . --all",
-        "python -c \"import numpy as np; np.save('features.npy', "
-        f"np.ones([1, 50, {dimension}], 'float32'))\"",
-        *_runs("serve", "--inputs features=features.npy --input_exprs 'lengths=[50]'"),
+        f'python -c "import numpy as np; {saved}"',
+        *_runs("serve", given),
         "```",
     ]
     if "serve_audio" in endpoints:
@@ -122,6 +132,11 @@ def _runs(signature, inputs):
         f"saved_model_cli run --dir . --tag_set serve --signature_def {signature} \\",
         f"    {inputs}",
     ]
+
+
+def example_shape(spec):
+    """The shape of an example: a row, of `FRAMES` frames where their number is free."""
+    return [1, *(FRAMES if size is None else size for size in spec.shape[1:])]
 
 
 def shapes(model):

@@ -1,4 +1,4 @@
-"""Folded models for other runtimes, ONNX and LiteRT, through Keras's own `export(format=…)`.
+"""Models for other runtimes, ONNX and LiteRT, through Keras's own `export(format=…)`.
 
 An ONNX model takes any batch and length. In a LiteRT model a loop over time would become TensorList
 operations, which the ai-edge-litert wheel refuses ("Select TensorFlow op(s) … FlexTensorListReserve
@@ -7,89 +7,106 @@ forwards, and a fixed number of frames where it does not.
 """
 
 import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.serving.endpoints import CarriedStack, plain_stack
+from keras_bnrnn.serving.errors import ServingError
+from keras_bnrnn.serving.stack import CarriedStack, Endpoint, Runtime
 
 # What each format's export imports, and the extra that installs it.
 FORMATS = {"onnx": "tf2onnx", "litert": "ai_edge_litert"}
 SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
-MEANINGS = {
-    "whole.onnx": "features [batch, time, dimension] and lengths [batch] to logits",
-    "whole.tflite": "the same for one utterance of a fixed length",
-    "step.onnx": "frames or tokens [batch, time] and states to log-probabilities and new states, "
-    "in the order of the inputs",
-    "step.tflite": "the same for one frame or token of one stream; call it by names, through the "
-    "signature, whose outputs are output_0, output_1, … in that order: the order in which the "
-    "interpreter lists tensors means nothing",
-}
+FILES = {"serve": "whole", "step": "step"}
 
 
-def runtime_models(model, formats, num_frames):
-    """The Keras models to export.
+def whole(model: keras.Model, meaning: str = "the model's inputs to its outputs") -> Runtime:
+    """`serve` for other runtimes: a functional model, its inputs in a list."""
+    flat = keras.Model(model.inputs, model.outputs)
+    return Runtime(lambda frames: flat if frames is None else unrolled(flat, frames), meaning)
+
+
+def stepping(
+    model: keras.Model,
+    head: Callable = lambda outputs: outputs,
+    given: str = "the next frames",
+    results: str = "outputs",
+) -> Runtime:
+    """`step` for other runtimes: a functional model that reads forwards, its states outside.
 
     Args:
-        model: folded; from features `[batch, time, dimension]` or tokens `[batch, time]` to logits.
-        formats: of `FORMATS`.
-        num_frames: length of the whole utterances that a LiteRT model takes.
-
-    Returns:
-        `{file name: keras.Model}`; `MEANINGS` says what they take and return.
-
-    Raises:
-        ModuleNotFoundError: names the extra to install.
+        model: its frames all count.
+        head: what is done to each output.
+        given, results: what the model takes and returns, in words.
     """
+
+    def build(frames):
+        stack = CarriedStack(model, "none", frames)
+        count = len(stack.state_specs)
+        outputs, states = stack.model.outputs[:-count], stack.model.outputs[-count:]
+        return keras.Model(stack.model.inputs, [*map(head, outputs), *states])
+
+    return Runtime(
+        build, f"{given} and states to {results} and new states, in the order of the inputs"
+    )
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises a `ServingError` for unknown formats, `ModuleNotFoundError` for a missing extra."""
+    unknown = sorted(set(formats) - set(FORMATS))
+    if unknown:
+        raise ServingError(f"{','.join(unknown)} is not of {', '.join(FORMATS)}", "formats")
     for kind in formats:
         if importlib.util.find_spec(FORMATS[kind]) is None:
             raise ModuleNotFoundError(
-                f"--formats={kind} needs the package {FORMATS[kind]}: install "
+                f"the format {kind} needs the package {FORMATS[kind]}: install "
                 f'keras-bnrnn[{kind}] (pip install "keras-bnrnn[{kind}]")'
             )
-    stack = plain_stack(model)
+
+
+def runtime_models(
+    endpoints: dict[str, Endpoint], formats: Sequence[str], num_frames: int
+) -> dict[str, tuple[keras.Model, str]]:
+    """The Keras models to export.
+
+    Args:
+        endpoints: of the model.
+        formats: of `FORMATS`.
+        num_frames: length of the sequences that a whole LiteRT model takes.
+
+    Returns:
+        `{file name: (model, what it takes and returns)}`.
+    """
+    runtimes = {
+        file: endpoints[name].runtime
+        for name, file in FILES.items()
+        if name in endpoints and endpoints[name].runtime
+    }
     models = {}
     if "onnx" in formats:
-        if not any(getattr(layer, "stateful", False) for layer in model.layers):
-            models["whole.onnx"] = keras.Model(model.inputs, model.outputs)
-        if stack is not None:
-            models["step.onnx"] = stepping_model(model, stack, None)
-    if "litert" in formats:
-        if stack is None:
-            models["whole.tflite"] = unrolled(model, num_frames)
-        else:
-            models["step.tflite"] = stepping_model(model, stack, 1)
+        for file, runtime in runtimes.items():
+            models[f"{file}.onnx"] = runtime.build(None), runtime.meaning
+    if "step" in runtimes and "litert" in formats:
+        models["step.tflite"] = (
+            runtimes["step"].build(1),
+            "the same for one frame or token of one stream; call it by names, through the "
+            "signature, whose outputs are output_0, output_1, … in that order: the order in which "
+            "the interpreter lists tensors means nothing",
+        )
+    elif "litert" in formats:
+        models["whole.tflite"] = (
+            runtimes["whole"].build(num_frames),
+            "the same for one utterance of a fixed length",
+        )
     return models
 
 
-def stepping_model(model, layers, num_frames):
-    """`[frames, *states]` to `[scores, *new states]`; unrolled for a given number of frames.
-
-    Scores are natural logarithms of probabilities. The batch is 1 where the length is given.
-    """
-    stack = CarriedStack(layers, unroll=num_frames is not None)
-    batch = None if num_frames is None else 1
-    given = model.inputs[0]
-    frames = keras.Input(
-        batch_shape=(batch, num_frames, *given.shape[2:]), dtype=given.dtype, name=input_name(model)
-    )
-    states = [
-        keras.Input(batch_shape=(batch, spec.shape[1]), name=spec.name)
-        for spec in stack.state_specs
-    ]
-    logits, new_states = stack(frames, states)
-    return keras.Model([frames, *states], [keras.ops.log_softmax(logits), *new_states])
-
-
-def input_name(model):
-    """What the models' input is called, as in the SavedModel's signatures."""
-    return "features" if len(model.inputs[0].shape) == 3 else "tokens"
-
-
 def unrolled(model, num_frames):
-    """A copy of a folded model for one utterance of a fixed number of frames, without a loop.
+    """A copy of a model for one sequence of a fixed number of frames, without a loop.
 
-    A shorter utterance is filled up with what the model's mask leaves out.
+    A shorter one is filled up with what the model masks.
     """
 
     def clone(layer):
@@ -116,13 +133,12 @@ def unrolled(model, num_frames):
         )
         for one in model.inputs
     ]
-    flat = keras.Model(model.inputs, model.outputs)
-    copy = keras.models.clone_model(flat, input_tensors=inputs, clone_function=clone)
-    copy.set_weights(flat.get_weights())
+    copy = keras.models.clone_model(model, input_tensors=inputs, clone_function=clone)
+    copy.set_weights(model.get_weights())
     return copy
 
 
-def export_runtime(model, path):
+def export_runtime(model: keras.Model, path: Path) -> None:
     """Writes a Keras model as ONNX (`.onnx`) or LiteRT (`.tflite`)."""
     kind = next(kind for kind, suffix in SUFFIXES.items() if path.suffix == suffix)
     signature = [tf.TensorSpec(one.shape, one.dtype, one.name) for one in model.inputs]

@@ -1,0 +1,349 @@
+"""A model wired anew, its masks and recurrent states coming from outside.
+
+What an endpoint computes is plain TensorFlow around such a model. It takes and returns named
+tensors, and nothing in it needs keras_bnrnn, so whoever loads the SavedModel needs TensorFlow alone
+(and tensorflow_text, where strings are tokenised).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bnrnn.layers import BatchNormRNN
+from keras_bnrnn.serving.errors import ServingError
+
+# What gives each frame a value of its own at inference, if it has no axis or the last one.
+PER_FRAME = (
+    keras.layers.Activation,
+    keras.layers.ActivityRegularization,
+    keras.layers.Add,
+    keras.layers.AlphaDropout,
+    keras.layers.Average,
+    keras.layers.BatchNormalization,
+    keras.layers.Concatenate,
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.ELU,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Identity,
+    keras.layers.LayerNormalization,
+    keras.layers.LeakyReLU,
+    keras.layers.Masking,
+    keras.layers.Maximum,
+    keras.layers.Minimum,
+    keras.layers.Multiply,
+    keras.layers.ReLU,
+    keras.layers.Rescaling,
+    keras.layers.Softmax,
+    keras.layers.SpatialDropout1D,
+    keras.layers.Subtract,
+)
+
+
+class Runtime(NamedTuple):
+    """An endpoint's model for runtimes other than TensorFlow.
+
+    Attributes:
+        build: from a number of frames to a `keras.Model` without loops for one row of as many, or
+            from `None` to one for any batch and length.
+        meaning: what the model takes and returns, for MODEL_CARD.md.
+    """
+
+    build: Callable
+    meaning: str
+
+
+class Endpoint(NamedTuple):
+    """A signature to be.
+
+    Attributes:
+        function: from tensors in the order of `inputs` to a dictionary of tensors.
+        inputs: `tf.TensorSpec`s with names.
+        purpose: a sentence for MODEL_CARD.md.
+        meanings: what each input and output is, by name.
+        runtime: how other runtimes get it, if they do.
+        resources: lookup tables that `function` reads.
+    """
+
+    function: Callable
+    inputs: list
+    purpose: str
+    meanings: dict
+    runtime: Runtime | None = None
+    resources: Sequence = ()
+
+
+class CarriedStack:
+    """A model whose recurrent layers start from given states and return theirs.
+
+    Args:
+        model: functional; it shares its weights.
+        mask: `"own"`, the model masks frames as it is built to; `"given"`, a mask comes with the
+            inputs in place of that and of their lengths; `"none"`, all frames count.
+        frames: `None` for any batch and number of frames; or how many of one row, without a loop.
+
+    Attributes:
+        model: from `[*inputs, mask if given, *states]` to `[*outputs, *new states]`.
+        state_specs: names and shapes of the states.
+
+    Raises:
+        ServingError: the model does not read forwards, frame by frame.
+    """
+
+    def __init__(self, model: keras.Model, mask: str = "own", frames: int | None = None):
+        batch = None if frames is None else 1
+        inputs = [
+            keras.Input(
+                batch_shape=(batch, frames, *one.shape[2:])[: len(one.shape)],
+                dtype=one.dtype,
+                name=one.name,
+            )
+            for one in model.inputs
+        ]
+        given = [keras.Input(batch_shape=(batch, frames), dtype="bool", name="mask")]
+        given = given if mask == "given" else []
+        before = {
+            layer: [
+                keras.Input(batch_shape=(batch, size), name=f"{layer.name}_{suffix}")
+                for suffix, size in _state_sizes(layer)
+            ]
+            for layer in model.layers
+            if isinstance(layer, keras.layers.RNN)
+        }
+        frames_alone = _Frames()
+        states, after = keras.tree.flatten(list(before.values())), {}
+
+        def call(layer, *args, **kwargs):
+            if mask != "own" and isinstance(layer, keras.layers.Masking):
+                return args[0]
+            if layer not in before:
+                return frames_alone.call(layer, args, kwargs)
+            _check_reads_forwards(layer, args, kwargs)
+            if layer in after:
+                raise ServingError(f"{layer.name!r} is called twice")
+            if mask != "own":
+                kwargs["mask"] = given[0] if given else None
+            kwargs["initial_state"] = keras.tree.pack_sequence_as(
+                layer.cell.state_size, before[layer]
+            )
+            carrying = _returning_states(layer, frames is not None, args[0].shape)
+            values, *after[layer] = carrying(*args, **kwargs)
+            return values
+
+        outputs = _call_again(model, inputs, [*given, *states], call)
+        if not states or any(len(one.shape) < 3 for one in outputs):
+            raise ServingError(f"{model.name!r} has no output for each frame that it reads")
+        new_states = keras.tree.flatten([after[layer] for layer in before])
+        if mask != "own":
+            inputs = _without_lengths(inputs)
+        self.model = keras.Model([*inputs, *given, *states], [*outputs, *new_states])
+        self.state_specs = [
+            tf.TensorSpec([None, one.shape[1]], tf.float32, one.name) for one in states
+        ]
+
+    def __call__(self, inputs, states, mask=None):
+        """Runs the model.
+
+        Args:
+            inputs: a list, `[batch, time, …]` or `[batch]`; there may be no frame.
+            states: in the order of `state_specs`, `[batch, units]`.
+            mask: `[batch, time]`, if it is to be given.
+
+        Returns:
+            The list of outputs, `[batch, time, …]`, and that of the new states.
+        """
+        time = tf.shape(inputs[0])[1]
+        given = [
+            one if one.shape.rank < 2 else at_least_one_frame(one)
+            for one in (*inputs, *([] if mask is None else [mask]))
+        ]
+        results = self.model([*given, *states], training=False)
+        outputs, after = results[: -len(states)], results[-len(states) :]
+        after = [tf.where(time > 0, new, old) for new, old in zip(after, states, strict=True)]
+        return [one[:, :time] for one in outputs], after
+
+    def named(self, states):
+        """The states as a dictionary, under the names of the inputs they are for."""
+        return {spec.name: state for spec, state in zip(self.state_specs, states, strict=True)}
+
+    def zeros(self, batch):
+        """The states that sequences begin with."""
+        return [tf.zeros([batch, spec.shape[1]]) for spec in self.state_specs]
+
+    def meanings(self):
+        return {
+            spec.name: f"float32 [batch, {spec.shape[1]}], a state: zeros to begin with, then what "
+            "the last call returned"
+            for spec in self.state_specs
+        }
+
+
+def carried_stack(model: keras.Model, **options) -> CarriedStack | None:
+    """A `CarriedStack` of the model, or `None` if it does not read forwards frame by frame."""
+    try:
+        return CarriedStack(model, **options)
+    except ServingError:
+        return None
+
+
+def with_mask(model: keras.Model) -> keras.Model:
+    """The model with a mask, `[batch, time]`, as its last input, for its own masks and lengths."""
+    inputs = _inputs_like(model.inputs)
+    mask = keras.Input((None,), dtype="bool", name="mask")
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, keras.layers.Masking):
+            return args[0]
+        if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
+            kwargs["mask"] = mask
+        return layer(*args, **kwargs)
+
+    outputs = _call_again(model, inputs, [mask], call)
+    inputs = _without_lengths(inputs)
+    return keras.Model([*inputs, mask], keras.tree.pack_sequence_as(model.output, outputs))
+
+
+def with_named_inputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """The model with other names for its inputs, which take batches of any size."""
+    inputs = _inputs_like(model.inputs, names)
+    outputs = _call_again(model, inputs, [], lambda layer, *args, **kwargs: layer(*args, **kwargs))
+    return keras.Model(
+        keras.tree.pack_sequence_as(model.input, inputs),
+        keras.tree.pack_sequence_as(model.output, outputs),
+        name=model.name,
+    )
+
+
+def _inputs_like(tensors, names=None):
+    return [
+        keras.Input(one.shape[1:], dtype=one.dtype, name=name)
+        for one, name in zip(tensors, names or [one.name for one in tensors], strict=True)
+    ]
+
+
+def _without_lengths(inputs):
+    return [one for one in inputs if len(one.shape) > 1]
+
+
+def _call_again(model, inputs, more, call):
+    """The outputs of a functional model's own layers, called by `call`, on new inputs and more."""
+    flat = keras.Model([*model.inputs, *more], model.outputs, name=model.name)
+    return keras.models.clone_model(
+        flat,
+        input_tensors=[*inputs, *more],
+        clone_function=lambda layer: layer,
+        call_function=call,
+    ).outputs
+
+
+def _state_sizes(layer):
+    """Pairs of a name, h and c where there are no more, and a size."""
+    sizes = keras.tree.flatten(layer.cell.state_size)
+    return list(zip("hc" if len(sizes) <= 2 else range(len(sizes)), sizes, strict=False))
+
+
+class _Frames:
+    """Calls what gives each frame a value of its own; anything else is a `ServingError`."""
+
+    def __init__(self):
+        self.masks = []
+
+    def call(self, layer, args, kwargs):
+        outputs = layer(*args, **kwargs)
+        if isinstance(layer, keras.layers.Layer):
+            known = _is_per_frame(layer, args) and not any(
+                one is mask for one in keras.tree.flatten(args) for mask in self.masks
+            )
+        else:  # Of bare operations those that make masks, which are made of integers.
+            made = keras.tree.flatten(outputs)
+            known = not any("float" in one.dtype for one in made)
+            self.masks.extend(made)
+        if not known:
+            raise ServingError(f"{layer.name!r} may join values of several frames")
+        return outputs
+
+
+def _is_per_frame(layer, args):
+    rank = len(keras.tree.flatten(args)[0].shape)
+    return isinstance(layer, keras.layers.Embedding) or (
+        isinstance(layer, PER_FRAME)
+        and rank >= 3
+        and set(np.ravel(getattr(layer, "axis", -1))) <= {-1, rank - 1}
+    )
+
+
+def _check_reads_forwards(layer, args, kwargs):
+    reasons = {
+        "reads backwards": layer.go_backwards,
+        "returns its last output only": not layer.return_sequences,
+        "returns its states": layer.return_state,
+        "starts from given states": len(args) > 1 or kwargs.get("initial_state") is not None,
+        "reads no [batch, time, features]": len(args[0].shape) != 3,
+        "counts time steps": getattr(layer, "max_timesteps", None) is not None,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ServingError(f"{layer.name!r} {reason}")
+
+
+def _returning_states(layer, unroll, shape):
+    """A recurrent layer with the weights of `layer` that returns its states too."""
+    options = {"return_sequences": True, "return_state": True, "unroll": unroll}
+    if not isinstance(layer, BatchNormRNN):
+        return keras.layers.RNN(layer.cell, **options)
+    copy = type(layer).from_config({**layer.get_config(), **options, "stateful": False})
+    copy.build(shape)
+    copy.set_weights(layer.get_weights())
+    return copy
+
+
+def at_least_one_frame(values):
+    """`[batch, time, …]` with a frame of zeros if there is none, with which Keras's layers fail."""
+    missing = tf.cast(tf.shape(values)[1] < 1, tf.int32)
+    return tf.pad(values, [[0, 0], [0, missing]] + [[0, 0]] * (len(values.shape) - 2))
+
+
+def checked(value, *demands):
+    """`value`, once all demands, `(condition, message, *what was received)`, are met."""
+    asserts = [tf.debugging.Assert(condition, list(data)) for condition, *data in demands]
+    with tf.control_dependencies(asserts):
+        return tf.identity(value)
+
+
+def checked_lengths(lengths, values):
+    """The lengths, if `values`, `[batch, time, …]`, can have them."""
+    batch, time = tf.shape(values)[0], tf.shape(values)[1]
+    return checked(
+        lengths,
+        (
+            tf.reduce_all(tf.shape(lengths) == [batch]),
+            "lengths needs one number for each row. Rows, and shape received:",
+            batch,
+            tf.shape(lengths),
+        ),
+        (
+            tf.reduce_all((lengths >= 0) & (lengths <= time)),
+            "lengths must lie between 0 and what each row holds. Held, and received:",
+            time,
+            lengths,
+        ),
+    )
+
+
+def checked_features(features, mask):
+    """The features `[batch, time, dimension]`, zeros where `mask` is not set."""
+    features = tf.where(mask[:, :, tf.newaxis], features, 0.0)
+    finite = tf.reduce_all(tf.math.is_finite(features))
+    return checked(features, (finite, "features holds values that are not finite"))
+
+
+def checked_states(states, batch):
+    """The states, if they are of as many rows as the input."""
+    sizes = tf.stack([tf.shape(state)[0] for state in states])
+    message = "the states are of another number of rows than the input. Rows, and received:"
+    demand = (tf.reduce_all(sizes == batch), message, batch, sizes)
+    return [checked(state, demand) for state in states]
