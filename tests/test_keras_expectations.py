@@ -125,7 +125,7 @@ def _add_run_layer_tests():
         def test(self, case=case, shape=shape, extra=extra, losses=losses):
             self.check(case, (BATCH, TIME, FEATURES), shape, extra, losses)
 
-        if case.name not in conformance.REPRESENTATIVES:
+        if case.name not in conformance.ROUTES:
             pytest.mark.exhaustive(test)
         setattr(TestRunLayer, f"test_{case.name.replace('-', '_')}", test)
 
@@ -175,9 +175,17 @@ def _pair(kind, options, dtype="float32", seed=None):
     return plain, ours
 
 
+# Each option with one kind, the next with the next; defaults and biases with each.
+IN_TURN = [
+    *zip(itertools.cycle(KINDS), OPTIONS, itertools.cycle([True, False, False])),
+    *((kind, option, True) for kind in KINDS for option in ("defaults", "no_bias")),
+    ("lstm", "hard_sigmoid", True),
+]
+
+
 @pytest.mark.parametrize(
     ("kind", "option", "training"),
-    conformance.covering_pairs([*KINDS], [*OPTIONS], [False, True]),
+    conformance.parameters(itertools.product(KINDS, OPTIONS, [False, True]), IN_TURN),
 )
 def test_equals_the_namesake(kind, option, training):
     options = dict(OPTIONS[option])
@@ -186,21 +194,18 @@ def test_equals_the_namesake(kind, option, training):
     plain, ours = _pair(kind, options)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
-    for mask_name in ("no_mask", "holey"):
+    states = [rng.normal(size=(BATCH, UNITS)) for _ in plain.state_size]
+    for mask_name, initial_state in (("no_mask", states), ("holey", None), ("holey", states)):
         mask = conformance.masks()[mask_name]
-        states = [rng.normal(size=(BATCH, UNITS)) for _ in plain.state_size]
-        for initial_state in (None, states):
-            expected = conformance.call_and_differentiate(plain, x, mask, initial_state, training)
-            found = conformance.call_and_differentiate(ours, x, mask, initial_state, training)
-            np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
-            for left, right in zip(found[1], expected[1], strict=True):
-                np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
-            assert list(found[2]) == list(expected[2])
-            for name, gradient in expected[2].items():
-                np.testing.assert_allclose(
-                    found[2][name], gradient, rtol=1e-5, atol=1e-5, err_msg=name
-                )
-            np.testing.assert_allclose(ours.losses, plain.losses, rtol=1e-5)
+        expected = conformance.call_and_differentiate(plain, x, mask, initial_state, training)
+        found = conformance.call_and_differentiate(ours, x, mask, initial_state, training)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
+        for left, right in zip(found[1], expected[1], strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+        assert list(found[2]) == list(expected[2])
+        for name, gradient in expected[2].items():
+            np.testing.assert_allclose(found[2][name], gradient, rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(ours.losses, plain.losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
