@@ -74,6 +74,8 @@ def _keras_tests(module_name, leave_out=()):
     for name in dir(theirs):
         if any(part in name for part in leave_out):
             setattr(Ours, name, None)
+    if hasattr(theirs, "test_basics"):
+        pytest.mark.exhaustive(theirs.test_basics)  # It is what `TestRunLayer` does.
     Ours.__name__ = Ours.__qualname__ = f"TestKeras{module_name.title().replace('_', '')}"
     return Ours
 
@@ -241,6 +243,7 @@ def test_a_step_at_inference_leaves_no_dropout_mask(kind):
     assert np.abs(first - second).max() > 1e-3
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", MAIN_CASES, ids=str)
 def test_stateful_windows_equal_the_whole_sequence(case):
     """At inference, and in training too where nothing is normalised across windows."""
@@ -264,6 +267,7 @@ def test_stateful_windows_equal_the_whole_sequence(case):
             np.testing.assert_allclose(left, right, rtol=0, atol=1e-12)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", MAIN_CASES, ids=str)
 def test_unrolled_equals_rolled(case):
     rng = np.random.default_rng(4)

@@ -44,6 +44,7 @@ def _assert_same(actual, expected, atol=1e-12, but=()):
         np.testing.assert_allclose(actual[name], expected[name], rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_the_padding_holds_moves_nothing(case, training):
@@ -65,6 +66,7 @@ def _counts_padding(case):
     return "max_timesteps" in case.kwargs and "go_backwards" in case.kwargs
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("case", [c for c in CASES if not _counts_padding(c)], ids=str)
 def test_how_long_the_padding_is_moves_nothing(case, training):
@@ -182,6 +184,7 @@ def test_newer_keras_is_simulated(newer_keras):
     assert keras.src.backend.get_keras_mask(output) is None
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("case", STACKED, ids=str)
 def test_the_mask_travels_through_a_stack(case, training, newer_keras):
@@ -220,6 +223,7 @@ ALONE = [(case, False) for case in MAIN_CASES if "max_timesteps" not in case.kwa
 ALONE += [(case, True) for case in MAIN_CASES if not case.normalized]
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize(("case", "plain"), ALONE, ids=lambda v: {True: "keras"}.get(v, str(v)))
 def test_backward_half_equals_each_sequence_alone(case, plain, newer_keras):
     """At inference, each row of a padded batch is what it is alone, at its own length."""

@@ -146,6 +146,7 @@ def test_inference_leaves_the_statistics_alone(case):
         np.testing.assert_array_equal(found, value)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize(
     "case", [c for c in NORMALIZED if c.kwargs["normalization"] != "sequence"], ids=str
 )
