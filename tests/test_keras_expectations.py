@@ -45,7 +45,7 @@ class _Layers:
         return getattr(keras.layers, name)
 
 
-def _keras_tests(module_name, leave_out=()):
+def _keras_tests(module_name, leave_out=(), exhaustive=()):
     """Keras's test class of that module, run on this package's layers."""
     try:
         module = importlib.import_module(f"keras.src.layers.rnn.{module_name}")
@@ -74,15 +74,16 @@ def _keras_tests(module_name, leave_out=()):
     for name in dir(theirs):
         if any(part in name for part in leave_out):
             setattr(Ours, name, None)
-    if hasattr(theirs, "test_basics"):
-        pytest.mark.exhaustive(theirs.test_basics)  # It is what `TestRunLayer` does.
+    for name in exhaustive:
+        pytest.mark.exhaustive(getattr(theirs, name))
     Ours.__name__ = Ours.__qualname__ = f"TestKeras{module_name.title().replace('_', '')}"
     return Ours
 
 
-TestKerasSimpleRNN = _keras_tests("simple_rnn_test")
-TestKerasLSTM = _keras_tests("lstm_test")
-TestKerasGRU = _keras_tests("gru_test")
+# What `test_basics` does, `TestRunLayer` does.
+TestKerasSimpleRNN = _keras_tests("simple_rnn_test", exhaustive=["test_basics"])
+TestKerasLSTM = _keras_tests("lstm_test", exhaustive=["test_basics"])
+TestKerasGRU = _keras_tests("gru_test", exhaustive=["test_basics"])
 # The fused kernels belong to Keras's layers and other backends.
 TestKerasBidirectional = _keras_tests("bidirectional_test", leave_out=("fused", "torch"))
 TestKerasStackedCells = _keras_tests("stacked_rnn_cells_test")
