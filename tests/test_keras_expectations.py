@@ -80,13 +80,13 @@ def _keras_tests(module_name, leave_out=(), exhaustive=()):
     return Ours
 
 
-# What `test_basics` does, `TestRunLayer` does.
+# What `test_basics` does, `TestRunLayer` does. For stacked cells it takes half a minute.
 TestKerasSimpleRNN = _keras_tests("simple_rnn_test", exhaustive=["test_basics"])
 TestKerasLSTM = _keras_tests("lstm_test", exhaustive=["test_basics"])
 TestKerasGRU = _keras_tests("gru_test", exhaustive=["test_basics"])
 # The fused kernels belong to Keras's layers and other backends.
 TestKerasBidirectional = _keras_tests("bidirectional_test", leave_out=("fused", "torch"))
-TestKerasStackedCells = _keras_tests("stacked_rnn_cells_test")
+TestKerasStackedCells = _keras_tests("stacked_rnn_cells_test", exhaustive=["test_basics"])
 TestKerasTimeDistributed = _keras_tests("time_distributed_test")
 
 
