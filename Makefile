@@ -5,7 +5,10 @@ WORKERS ?= 2
 DATA ?= data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: venv demo test test-all test-tf216 lint dist bench reproduce
+# A module's tests stay in one process, where what they share is made once.
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+.PHONY: venv demo test test-slow test-all test-tf216 lint dist bench reproduce
 
 venv: .venv/installed
 
@@ -28,14 +31,18 @@ demo: venv
 	.venv/bin/python training/demo.py
 
 test: venv
-	.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not exhaustive'
+	.venv/bin/python $(PYTEST) -m 'not slow and not exhaustive'
 
-# Every property of every layer in every mode.
+# Kills, trainings and other processes.
+test-slow: venv
+	.venv/bin/python $(PYTEST) -m 'slow and not exhaustive'
+
+# Every property of every layer in every mode, and the rest.
 test-all: venv
-	.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	.venv/bin/python $(PYTEST)
 
 test-tf216: .venv-tf216/installed
-	.venv-tf216/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow and not exhaustive'
+	.venv-tf216/bin/python $(PYTEST) -m 'not slow and not exhaustive'
 
 lint: venv
 	.venv/bin/ruff check .

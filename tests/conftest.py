@@ -32,7 +32,20 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 def pytest_configure(config):
     # Two logical CPUs let MirroredStrategy be tested with two replicas; they must exist
     # before TensorFlow first touches its devices.
+    import hypothesis
     import tensorflow as tf
+
+    # A change meets the same few examples each time, `make test-all` many new ones.
+    few = "not exhaustive" in config.getoption("markexpr")
+    hypothesis.settings.register_profile(
+        "layers",
+        max_examples=8 if few else 200,
+        derandomize=few,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    hypothesis.settings.load_profile("layers")
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -44,11 +57,10 @@ def pytest_collection_modifyitems(items):
 
     for item in items:
         case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
-        if (
-            isinstance(case, conformance.Case)
-            and case.name not in conformance.REPRESENTATIVES
-            and not item.get_closest_marker("every_case")
-        ):
+        if not isinstance(case, conformance.Case) or item.get_closest_marker("every_case"):
+            continue
+        by_route = item.get_closest_marker("by_route")
+        if case.name not in (conformance.ROUTES if by_route else conformance.REPRESENTATIVES):
             item.add_marker("exhaustive")
 
 
@@ -76,7 +88,7 @@ def separate_collectives():
     make = tf.distribute.MirroredStrategy.__init__
 
     def make_with_own_keys(strategy, *args, **kwargs):
-        strategy._collective_key_base = next(bases)
+        strategy._collective_key_base = next(bases)  # Private; so in TensorFlow 2.16 to 2.21.
         make(strategy, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -100,6 +112,7 @@ def forgotten_graphs():
     the graph that it is of: gigabytes by the end of the suite.
     """
     yield
+    # Private; so in TensorFlow 2.16 to 2.21.
     from tensorflow.python.framework import ops
 
     registered = ops.gradient_registry._registry

@@ -45,7 +45,7 @@ class _Layers:
         return getattr(keras.layers, name)
 
 
-def _keras_tests(module_name, leave_out=()):
+def _keras_tests(module_name, leave_out=(), exhaustive=()):
     """Keras's test class of that module, run on this package's layers."""
     try:
         module = importlib.import_module(f"keras.src.layers.rnn.{module_name}")
@@ -74,16 +74,19 @@ def _keras_tests(module_name, leave_out=()):
     for name in dir(theirs):
         if any(part in name for part in leave_out):
             setattr(Ours, name, None)
+    for name in exhaustive:
+        pytest.mark.exhaustive(getattr(theirs, name))
     Ours.__name__ = Ours.__qualname__ = f"TestKeras{module_name.title().replace('_', '')}"
     return Ours
 
 
-TestKerasSimpleRNN = _keras_tests("simple_rnn_test")
-TestKerasLSTM = _keras_tests("lstm_test")
-TestKerasGRU = _keras_tests("gru_test")
+# What `test_basics` does, `TestRunLayer` does. For stacked cells it takes half a minute.
+TestKerasSimpleRNN = _keras_tests("simple_rnn_test", exhaustive=["test_basics"])
+TestKerasLSTM = _keras_tests("lstm_test", exhaustive=["test_basics"])
+TestKerasGRU = _keras_tests("gru_test", exhaustive=["test_basics"])
 # The fused kernels belong to Keras's layers and other backends.
 TestKerasBidirectional = _keras_tests("bidirectional_test", leave_out=("fused", "torch"))
-TestKerasStackedCells = _keras_tests("stacked_rnn_cells_test")
+TestKerasStackedCells = _keras_tests("stacked_rnn_cells_test", exhaustive=["test_basics"])
 TestKerasTimeDistributed = _keras_tests("time_distributed_test")
 
 
@@ -125,7 +128,7 @@ def _add_run_layer_tests():
         def test(self, case=case, shape=shape, extra=extra, losses=losses):
             self.check(case, (BATCH, TIME, FEATURES), shape, extra, losses)
 
-        if case.name not in conformance.REPRESENTATIVES:
+        if case.name not in conformance.ROUTES:
             pytest.mark.exhaustive(test)
         setattr(TestRunLayer, f"test_{case.name.replace('-', '_')}", test)
 
@@ -175,9 +178,17 @@ def _pair(kind, options, dtype="float32", seed=None):
     return plain, ours
 
 
+# Each option with one kind, the next with the next; defaults and biases with each.
+IN_TURN = [
+    *zip(itertools.cycle(KINDS), OPTIONS, itertools.cycle([True, False, False])),
+    *((kind, option, True) for kind in KINDS for option in ("defaults", "no_bias")),
+    ("lstm", "hard_sigmoid", True),
+]
+
+
 @pytest.mark.parametrize(
     ("kind", "option", "training"),
-    conformance.covering_pairs([*KINDS], [*OPTIONS], [False, True]),
+    conformance.parameters(itertools.product(KINDS, OPTIONS, [False, True]), IN_TURN),
 )
 def test_equals_the_namesake(kind, option, training):
     options = dict(OPTIONS[option])
@@ -186,21 +197,18 @@ def test_equals_the_namesake(kind, option, training):
     plain, ours = _pair(kind, options)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
-    for mask_name in ("no_mask", "holey"):
+    states = [rng.normal(size=(BATCH, UNITS)) for _ in plain.state_size]
+    for mask_name, initial_state in (("no_mask", states), ("holey", None), ("holey", states)):
         mask = conformance.masks()[mask_name]
-        states = [rng.normal(size=(BATCH, UNITS)) for _ in plain.state_size]
-        for initial_state in (None, states):
-            expected = conformance.call_and_differentiate(plain, x, mask, initial_state, training)
-            found = conformance.call_and_differentiate(ours, x, mask, initial_state, training)
-            np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
-            for left, right in zip(found[1], expected[1], strict=True):
-                np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
-            assert list(found[2]) == list(expected[2])
-            for name, gradient in expected[2].items():
-                np.testing.assert_allclose(
-                    found[2][name], gradient, rtol=1e-5, atol=1e-5, err_msg=name
-                )
-            np.testing.assert_allclose(ours.losses, plain.losses, rtol=1e-5)
+        expected = conformance.call_and_differentiate(plain, x, mask, initial_state, training)
+        found = conformance.call_and_differentiate(ours, x, mask, initial_state, training)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
+        for left, right in zip(found[1], expected[1], strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+        assert list(found[2]) == list(expected[2])
+        for name, gradient in expected[2].items():
+            np.testing.assert_allclose(found[2][name], gradient, rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(ours.losses, plain.losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +244,7 @@ def test_a_step_at_inference_leaves_no_dropout_mask(kind):
     assert np.abs(first - second).max() > 1e-3
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", MAIN_CASES, ids=str)
 def test_stateful_windows_equal_the_whole_sequence(case):
     """At inference, and in training too where nothing is normalised across windows."""
@@ -259,6 +268,7 @@ def test_stateful_windows_equal_the_whole_sequence(case):
             np.testing.assert_allclose(left, right, rtol=0, atol=1e-12)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", MAIN_CASES, ids=str)
 def test_unrolled_equals_rolled(case):
     rng = np.random.default_rng(4)

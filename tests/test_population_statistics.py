@@ -4,6 +4,8 @@ The statistics of x W are computed here directly, from x, W and the mask; those 
 and cell states, and those of cells in a bare `keras.layers.RNN`, come from the NumPy models.
 """
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -90,6 +92,7 @@ def test_later_steps_use_the_last_pair(kind):
     np.testing.assert_allclose(layer(x)[0], more(x)[0], rtol=0, atol=1e-13)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", NORMALIZED, ids=str)
 def test_a_frozen_layer_is_at_inference(case):
     rng = np.random.default_rng(3)
@@ -133,6 +136,7 @@ def test_a_layer_frozen_at_construction_or_by_its_model():
             np.testing.assert_array_equal(new, old, err_msg=how)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", NORMALIZED, ids=str)
 def test_inference_leaves_the_statistics_alone(case):
     layer, weights = _built(case, np.random.default_rng(5))
@@ -142,6 +146,7 @@ def test_inference_leaves_the_statistics_alone(case):
         np.testing.assert_array_equal(found, value)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize(
     "case", [c for c in NORMALIZED if c.kwargs["normalization"] != "sequence"], ids=str
 )
@@ -240,13 +245,24 @@ def _assert_bare(case, rnn, result, found, names):
         np.testing.assert_allclose(values[name], expected, rtol=0, atol=1e-10, err_msg=name)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+LOOPS = {"rolled": {}, "backwards": {"go_backwards": True}, "unrolled": {"unroll": True}}
+
+
 @pytest.mark.parametrize(
-    "rnn_kwargs",
-    [{}, {"go_backwards": True}, {"unroll": True}],
-    ids=["rolled", "backwards", "unrolled"],
+    ("case", "rnn_kwargs", "training"),
+    conformance.parameters(
+        itertools.product(CELL_CASES, LOOPS.values(), [False, True]),
+        [
+            *((case, {}, True) for case in CELL_CASES),
+            (conformance.find("simple_rnn-none"), {}, False),
+            (conformance.find("lstm-none_cell"), LOOPS["backwards"], True),
+            (conformance.find("gru-frame"), LOOPS["unrolled"], True),
+            (conformance.find("lstm-frame_recurrent_cell_steps"), LOOPS["backwards"], True),
+            (conformance.find("lstm-frame_recurrent_cell_steps"), LOOPS["unrolled"], False),
+        ],
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("case", CELL_CASES, ids=str)
 def test_a_cell_in_a_bare_rnn_updates_at_every_call_of_it(case, rnn_kwargs, training):
     rng = np.random.default_rng(9)
     weights = case.weights(rng)
@@ -267,6 +283,7 @@ def test_a_cell_in_a_bare_rnn_updates_at_every_call_of_it(case, rnn_kwargs, trai
         np.testing.assert_array_equal(np.unique(found[-1]), [TIME])
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", [c for c in CELL_CASES if c in MAIN_CASES], ids=str)
 def test_a_bare_rnn_in_a_graph_updates_as_often(case):
     rng = np.random.default_rng(10)
@@ -278,6 +295,7 @@ def test_a_bare_rnn_in_a_graph_updates_as_often(case):
     _assert_bare(case, rnn, result, found, weights)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", [c for c in CELL_CASES if c in MAIN_CASES], ids=str)
 def test_a_single_row_in_a_bare_rnn(case):
     rng = np.random.default_rng(11)

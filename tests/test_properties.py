@@ -1,6 +1,6 @@
 """Properties of every layer over random shapes, masks and options.
 
-The examples are bounded and the same at every run.
+How many examples is said in `conftest.py`.
 """
 
 import hypothesis
@@ -11,13 +11,6 @@ import conformance
 import keras_bnrnn
 import reference
 
-EXAMPLES = hypothesis.settings(
-    max_examples=80,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
 NAMESAKES = {"simple_rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
 
 
@@ -82,7 +75,6 @@ def _close(actual, expected, tolerance=1e-8):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-@EXAMPLES
 @hypothesis.given(problems())
 def test_equals_the_numpy_model(problem):
     options, layer, weights, x, mask, states, training = problem
@@ -95,7 +87,6 @@ def test_equals_the_numpy_model(problem):
         _close(after[name], value)
 
 
-@EXAMPLES
 @hypothesis.given(problems(), st.integers(0, 2**32 - 1))
 def test_the_order_of_the_rows_does_not_matter(problem, seed):
     _, layer, weights, x, mask, states, training = problem
@@ -111,7 +102,6 @@ def test_the_order_of_the_rows_does_not_matter(problem, seed):
         _close(moved_after[name], value)
 
 
-@EXAMPLES
 @hypothesis.given(problems(), st.integers(1, 3), st.sampled_from([0.0, 50.0, np.nan]))
 def test_padding_at_the_end_of_the_loop_does_not_matter(problem, length, junk):
     options, layer, weights, x, mask, states, training = problem
@@ -129,7 +119,6 @@ def test_padding_at_the_end_of_the_loop_does_not_matter(problem, length, junk):
         _close(found_after[name], value)
 
 
-@EXAMPLES
 @hypothesis.given(problems())
 def test_rows_do_not_meet_at_inference(problem):
     _, layer, weights, x, mask, states, _ = problem
@@ -151,7 +140,6 @@ def test_rows_do_not_meet_at_inference(problem):
         np.testing.assert_array_equal(after[name], value)
 
 
-@EXAMPLES
 @hypothesis.given(problems(), st.sampled_from([-7.0, 0.5, 100.0]))
 def test_a_shift_of_the_inputs_moves_only_the_mean(problem, shift):
     """Batch normalisation takes it out again, so a training call answers the same."""
@@ -170,7 +158,6 @@ def test_a_shift_of_the_inputs_moves_only_the_mean(problem, shift):
             _close(moved_after[name], value, 1e-6)
 
 
-@EXAMPLES
 @hypothesis.given(problems())
 def test_frame_wise_training_is_causal(problem):
     """Later frames do not leak into earlier outputs; only "sequence" looks ahead."""

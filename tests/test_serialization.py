@@ -228,6 +228,7 @@ def _inputs(seed=0, time=TIME):
     return x
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", MAIN_CASES, ids=str)
 def test_clone_keras_file_and_weights_file(case, tmp_path):
     model = conformance.model_of("sequential", case)
@@ -250,11 +251,9 @@ def test_clone_keras_file_and_weights_file(case, tmp_path):
     np.testing.assert_array_equal(fresh(x), expected)
 
 
-# Every layer in one container, every container with one layer.
-CONTAINED = [("sequential", case) for case in SLOW_CASES] + [
-    (container, conformance.find("lstm-frame_recurrent_cell_steps"))
-    for container in CONTAINERS
-    if container != "sequential"
+# Every container with one layer.
+CONTAINED = [
+    (container, conformance.find("lstm-frame_recurrent_cell_steps")) for container in CONTAINERS
 ]
 # A subclassed model's class belongs to whoever wrote it: Keras neither clones it nor loads it.
 KNOWN_TO_KERAS = [(container, case) for container, case in CONTAINED if container != "subclassed"]
@@ -300,6 +299,7 @@ for line in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "models",
     [KNOWN_TO_KERAS, pytest.param(ALL_KNOWN_TO_KERAS, marks=pytest.mark.exhaustive)],
@@ -323,7 +323,17 @@ def test_a_new_process_loads_after_importing_only_keras_bnrnn(models, tmp_path, 
     assert done.stdout.count("loaded") == len(paths)
 
 
-@pytest.mark.parametrize(("container", "case"), CONTAINED, ids=str)
+@pytest.mark.parametrize(
+    ("container", "case"),
+    conformance.parameters(
+        [*(("sequential", case) for case in SLOW_CASES), *CONTAINED[1:]],
+        [
+            ("sequential", conformance.find("lstm-sequence")),
+            *(one for one in CONTAINED if one[0] in ("subclassed", "bidirectional")),
+        ],
+    ),
+    ids=str,
+)
 def test_saved_model(container, case, tmp_path):
     """The exported function takes any batch and length and answers as the model at inference."""
     model = conformance.model_of(container, case)
@@ -370,8 +380,13 @@ def test_saved_model_of_a_training_call(tmp_path):
         np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", conformance.KINDS)
-@pytest.mark.parametrize("mode", ["sequence", "frame", "none"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    conformance.parameters(
+        itertools.product(conformance.KINDS, ["sequence", "frame", "none"]),
+        [("lstm", "sequence"), ("gru", "frame"), ("simple_rnn", "none")],
+    ),
+)
 def test_a_step_model_of_a_layers_cell(kind, mode, tmp_path):
     """One frame at a time with the weights of a layer that was trained on whole sequences."""
     layer = conformance.find(f"{kind}-{mode}").layer(dtype="float32", synchronized=True)

@@ -3,6 +3,8 @@
 On two logical CPUs under `tf.distribute.MirroredStrategy`.
 """
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -74,13 +76,18 @@ def _pad(array, time):
     return np.pad(array, [(0, 0), (0, time - array.shape[1]), (0, 0)][: array.ndim])
 
 
-# Every layer with holes in the mask, one of them with every mask: each takes a trace.
-MASKED = [(case, "holey") for case in CASES] + [
-    (case, mask_name)
-    for case in CASES
-    if case.kind == "lstm"
-    for mask_name in ("no_mask", "right", "lopsided")
-]
+# Each takes a trace.
+MASKED = conformance.parameters(
+    itertools.product(CASES, ["no_mask", "right", "holey", "lopsided"]),
+    [
+        (conformance.find("lstm-sequence"), "holey"),
+        (conformance.find("lstm-sequence"), "lopsided"),
+        (conformance.find("gru-frame"), "lopsided"),
+        (conformance.find("gru-frame"), "no_mask"),
+        (conformance.find("gru_reset_before-sequence"), "right"),
+        (conformance.find("simple_rnn-frame_steps"), "holey"),
+    ],
+)
 
 
 @pytest.mark.parametrize(("case", "mask_name"), MASKED, ids=str)
@@ -140,6 +147,7 @@ def test_one_live_row_on_each_replica_suffices(case, strategy):
     assert np.any(conformance.statistics(case, layer)["moving_mean"] != weights["moving_mean"])
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_without_a_strategy_it_changes_nothing(case):
     rng = np.random.default_rng(2)
@@ -160,13 +168,15 @@ def test_without_a_strategy_it_changes_nothing(case):
 
 UNSYNCHRONIZED = [
     "lstm-sequence",
-    "gru-frame",
     "simple_rnn-frame_recurrent",
+    "gru-frame",
     "lstm-frame_recurrent_cell_steps",
 ]
 
 
-@pytest.mark.parametrize("name", UNSYNCHRONIZED)
+@pytest.mark.parametrize(
+    "name", conformance.parameters(zip(UNSYNCHRONIZED), [*zip(UNSYNCHRONIZED[:2])])
+)
 def test_without_synchronization_each_replica_has_its_own_moments(name, strategy):
     """And the statistics that are saved are the mean of the replicas'."""
     case = conformance.find(name)
@@ -186,7 +196,12 @@ def test_without_synchronization_each_replica_has_its_own_moments(name, strategy
         np.testing.assert_allclose(value, mean, rtol=0, atol=1e-10, err_msg=statistic)
 
 
-@pytest.mark.parametrize("name", ["lstm-sequence", "gru-frame_steps", "simple_rnn-frame"])
+@pytest.mark.parametrize(
+    "name",
+    conformance.parameters(
+        [("lstm-sequence",), ("gru-frame_steps",), ("simple_rnn-frame",)], [("lstm-sequence",)]
+    ),
+)
 def test_fit_on_two_replicas_is_fit_on_one(name, strategy):
     case = conformance.find(name)
     rng = np.random.default_rng(4)
