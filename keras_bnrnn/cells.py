@@ -10,7 +10,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.moments import Moments, statistics_dtype
+from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Moments, statistics_dtype
 from keras_bnrnn.normalization import BatchNormalizer, as_tensor, statistics_config
 from keras_bnrnn.projection import plain_projection, project
 from keras_bnrnn.recurrence.gru import ResetAfterGRUEquations, ResetBeforeGRUEquations
@@ -206,7 +206,7 @@ class BatchNormCell:
             x,
             kernel,
             bias,
-            whole_sequence=self.normalization == "sequence",
+            axes=OVER_SEQUENCE if self.normalization == "sequence" else OVER_FRAME,
             mask=mask,
             training=training,
             first_time=first_time,
@@ -230,7 +230,7 @@ class BatchNormCell:
         moments = [Moments(*moments[i : i + 3]) for i in range(0, len(moments), 3)]
         if moments:
             for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
-                normalizer.update(batch, first_time, after=used_by)
+                normalizer.update(batch, first_time, used_by=used_by)
 
     @property
     def has_equations(self):

@@ -9,6 +9,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+# One row normalises to zero whatever it holds, so a statistic needs two.
+FEWEST_ROWS = 2
+
+# The axes of `[time, batch, channels]` over which a statistic is taken.
+OVER_SEQUENCE, OVER_FRAME = (0, 1), (1,)
+
 
 class Moments(NamedTuple):
     """Mean and biased variance of some rows, and how many rows they were taken over."""
@@ -18,13 +24,52 @@ class Moments(NamedTuple):
     count: tf.Tensor
 
 
+def where_enough(count, value, otherwise=None):
+    """`value` where a statistic's live rows suffice for it; `otherwise`, or zero, where not."""
+    otherwise = tf.zeros_like(value) if otherwise is None else otherwise
+    return tf.where(count >= FEWEST_ROWS, value, otherwise)
+
+
+def normalizing_statistics(batch, population, epsilon):
+    """What a call normalises with: the batch's statistics, the population's where rows are too few.
+
+    Only here is it chosen. The derivative in `projection` is through the batch's moments, whatever
+    the forward pass takes.
+
+    Args:
+        batch: The call's `Moments`, or `None` for the population's alone.
+        population: `Moments` of the same shapes, or of ones that broadcast.
+        epsilon: Added to the variance.
+
+    Returns:
+        The mean and the inverse deviation in BN(a) = gamma (a - mean) inverse.
+    """
+    mean, variance, _ = population
+    if batch is not None:
+        mean = where_enough(batch.count, batch.mean, mean)
+        variance = where_enough(batch.count, batch.variance, variance)
+    return mean, tf.math.rsqrt(variance + epsilon)
+
+
 def statistics_dtype(dtype):
     """The dtype in which statistics are computed: at least float32."""
     return tf.float64 if tf.as_dtype(dtype) == tf.float64 else tf.float32
 
 
 def live_mean(x, mask=None, axes=(0,), synchronized=False):
-    """The mean over live rows, in `x`'s dtype, and their count; see `moments`."""
+    """The mean over live rows, and their count; zeros without any.
+
+    Args:
+        x: Tensor `[..., channels]`, wide enough for sums over rows.
+        mask: Boolean tensor of `x`'s shape without the channels, or `None`.
+        axes: The leading axes to reduce: `OVER_SEQUENCE`, `OVER_FRAME`, or `(0,)` of
+            `[rows, channels]`.
+        synchronized: Whether rows of all replicas of the current `tf.distribute` strategy count.
+
+    Returns:
+        The mean, of `x`'s shape without `axes`, and the count, of that shape with one channel. For
+        each frame of all replicas they are as long as the longest of these; see `frames_here`.
+    """
     axes = list(axes)
     ones = tf.ones_like(x[..., :1])
     if mask is not None:
@@ -36,49 +81,44 @@ def live_mean(x, mask=None, axes=(0,), synchronized=False):
     return mean, count
 
 
-def moments(x, mask=None, axes=(0,), synchronized=False):
-    """Masked two-pass moments.
+def moments(x, mask=None):
+    """Masked two-pass moments of rows.
 
     Args:
-        x: Tensor `[..., channels]` of any floating dtype. What stands in masked rows is not looked
+        x: Tensor `[rows, channels]` of any floating dtype. What stands in masked rows is not looked
             at, be it infinite.
-        mask: Boolean tensor of `x`'s shape without the channels, `True` for the rows that count;
-            `None` when all do.
-        axes: The leading axes to reduce: `(0, 1)` of `[time, batch, channels]` gives the moments of
-            a sequence, `(1,)` those of each frame.
-        synchronized: Whether to take them over the rows of all replicas of the current
-            `tf.distribute` strategy. Where `axes` leaves a leading axis standing it may be of a
-            different length on each replica; the longest is returned.
+        mask: Boolean `[rows]`, `True` for the rows that count; `None` when all do.
 
     Returns:
-        `Moments` in float32 or wider: mean and variance of `x`'s shape without `axes`, and the
-        count of live rows behind them, of that shape with one channel. Without any live row mean
-        and variance are zero.
+        `Moments` in float32 or wider, of shapes `[channels]`, `[channels]`, `[1]`; zeros without
+        any live row.
     """
     x = tf.cast(x, statistics_dtype(x.dtype))
-    mean, count = live_mean(x, mask, axes, synchronized)
-    # Another replica may have had more frames than are here.
-    centre = mean[: tf.shape(x)[0]] if synchronized and len(mean.shape) > 1 else mean
-    for axis in axes:
-        centre = tf.expand_dims(centre, axis)
-    variance, _ = live_mean(tf.square(x - centre), mask, axes, synchronized)
+    mean, count = live_mean(x, mask)
+    variance, _ = live_mean(tf.square(x - mean), mask)
     return Moments(mean, variance, count)
 
 
-def pool(frames):
-    """Joins the moments of groups of rows into the moments of all rows.
+def pool(groups):
+    """Joins the moments of groups of rows, stacked in the first axis, into those of all rows.
 
     Args:
-        frames: `Moments` of shapes `[groups, channels]`, `[groups, channels]`, `[groups, 1]`.
+        groups: `Moments` of shapes `[groups, …, channels]` twice and `[groups, …, 1]`.
 
     Returns:
-        `Moments` of shapes `[channels]`, `[channels]`, `[1]`.
+        `Moments` of the same shapes without the first axis.
     """
-    count = tf.reduce_sum(frames.count, 0)
-    share = frames.count / tf.maximum(count, 1.0)
-    mean = tf.reduce_sum(share * frames.mean, 0)
-    variance = tf.reduce_sum(share * (frames.variance + tf.square(frames.mean - mean)), 0)
+    count = tf.reduce_sum(groups.count, 0)
+    share = groups.count / tf.maximum(count, 1.0)
+    mean = tf.reduce_sum(share * groups.mean, 0)
+    variance = tf.reduce_sum(share * (groups.variance + tf.square(groups.mean - mean)), 0)
     return Moments(mean, variance, count)
+
+
+def side_by_side(parts):
+    """Joins the moments of the same rows' blocks of channels."""
+    mean, variance, counts = zip(*parts, strict=True)
+    return Moments(tf.concat(mean, -1), tf.concat(variance, -1), counts[0])
 
 
 def over_replicas(total, synchronized):
@@ -93,3 +133,8 @@ def over_replicas(total, synchronized):
         longest = tf.reduce_max(replica.all_gather(frames, axis=0))
         total = tf.pad(total, [[0, longest - frames[0]], [0, 0]])
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, total)
+
+
+def frames_here(value, timesteps):
+    """This replica's of a value for each frame of all replicas, of which another may have more."""
+    return value if len(value.shape) == 1 else value[:timesteps]

@@ -11,17 +11,21 @@ import keras
 import tensorflow as tf
 
 from keras_bnrnn.moments import (
+    OVER_SEQUENCE,
     Moments,
-    live_mean,
     moments,
-    over_replicas,
+    normalizing_statistics,
     pool,
     statistics_dtype,
+    where_enough,
 )
-from keras_bnrnn.projection import normalized_projection, plain_projection, product, project
-
-# One row normalises to zero whatever it holds, so a mean needs two.
-FEWEST_ROWS = 2
+from keras_bnrnn.projection import (
+    folded_projection,
+    normalized_projection,
+    plain_projection,
+    project,
+    scale_and_shift,
+)
 
 
 def as_tensor(value):
@@ -42,6 +46,10 @@ def statistics_config(one):
         "moving_mean_initializer": initializers.serialize(one.moving_mean_initializer),
         "moving_variance_initializer": initializers.serialize(one.moving_variance_initializer),
     }
+
+
+def _or_zeros(bias, kernel):
+    return tf.zeros(kernel.shape[1:], kernel.dtype) if bias is None else bias
 
 
 class BatchNormalizer(keras.layers.Layer):
@@ -131,7 +139,7 @@ class BatchNormalizer(keras.layers.Layer):
         """Whether a call takes its own moments, rather than the population's."""
         return bool(training and self.trainable) or self.collector is not None
 
-    def project(self, x, kernel, bias, *, whole_sequence, mask=None, training=False, first_time=0):
+    def project(self, x, kernel, bias, *, axes, mask=None, training=False, first_time=0):
         """Normalised projection of all frames, `BN(x W) + bias`.
 
         Args:
@@ -139,7 +147,8 @@ class BatchNormalizer(keras.layers.Layer):
                 kernel's columns (inputs with a dropout mask for each gate).
             kernel: `[features, channels]`.
             bias: `[channels]` or `None`.
-            whole_sequence: Moments over all live frames together, or over each frame by itself.
+            axes: `OVER_SEQUENCE` for moments over all live frames together, or `OVER_FRAME` for
+                those of each frame.
             mask: Boolean `[time, batch]` or `None`.
             training: Python boolean.
             first_time: The index of the first frame.
@@ -150,55 +159,17 @@ class BatchNormalizer(keras.layers.Layer):
         if not self.normalizes_by_batch(training):
             project_frames, arrays = self.population_projection(kernel, bias)
             return project_frames(x, first_time, *arrays)
-        by_hand = not self.synchronized and not isinstance(x, list)
-        z, batch = (self._project_by_hand if by_hand else self._project_by_autodiff)(
-            x, kernel, bias, whole_sequence, mask, first_time
-        )
-        self.update(batch, first_time, after=z)
-        return z
-
-    def _project_by_hand(self, x, kernel, bias, whole_sequence, mask, first_time):
-        frames = None if whole_sequence else self._frames(x, first_time)
-        return normalized_projection(
-            x,
-            kernel,
-            tf.zeros(kernel.shape[1:], kernel.dtype) if bias is None else bias,
-            self._gamma(),
-            self._population(frames),
-            mask,
-            whole_sequence=whole_sequence,
+        time = None
+        if axes != OVER_SEQUENCE:
+            time = self._frames(x[0] if isinstance(x, list) else x, first_time)
+        z, batch = normalized_projection(
+            *(x, kernel, _or_zeros(bias, kernel), self._gamma(), self._population(time), mask),
+            axes=axes,
             epsilon=self.epsilon,
-            fewest_rows=FEWEST_ROWS,
+            synchronized=self.synchronized,
         )
-
-    def _project_by_autodiff(self, x, kernel, bias, whole_sequence, mask, first_time):
-        """The same for moments over all replicas, and for inputs that differ from gate to gate."""
-        axes = (0, 1) if whole_sequence else (1,)
-        # Any constant taken off the inputs leaves BN(x W) as it is. Their own mean makes the
-        # product small where it would otherwise cancel: a mean of 1e3, a deviation of 0.1.
-        parts = x if isinstance(x, list) else [x]
-        kernels = tf.split(kernel, len(parts), axis=1)
-        products, offsets = [], []
-        for part, columns in zip(parts, kernels, strict=True):
-            wide = tf.cast(part, statistics_dtype(part.dtype))
-            shift = tf.stop_gradient(live_mean(wide, mask, axes, self.synchronized)[0])
-            centred = wide - self._local(shift, part, whole_sequence)
-            if mask is not None:
-                centred = tf.where(mask[..., tf.newaxis], centred, tf.zeros_like(centred))
-            products.append(product(tf.cast(centred, part.dtype), columns))
-            offsets.append(product(shift, tf.cast(columns, shift.dtype)))
-        a, offset = tf.concat(products, -1), tf.concat(offsets, -1)
-        batch = moments(a, mask, axes, self.synchronized)
-
-        enough = batch.count >= FEWEST_ROWS
-        population = self._population(None if whole_sequence else self._frames(offset, first_time))
-        mean = tf.where(enough, batch.mean, population.mean - offset)
-        variance = tf.where(enough, batch.variance, population.variance)
-        scale = self._gamma() * tf.math.rsqrt(variance + self.epsilon)
-        shift = -mean * scale if bias is None else tf.cast(bias, mean.dtype) - mean * scale
-        scale, shift = (self._local(value, a, whole_sequence) for value in (scale, shift))
-        z = tf.cast(tf.cast(a, scale.dtype) * scale + shift, a.dtype)
-        return z, Moments(batch.mean + offset, batch.variance, batch.count)
+        self.update(batch, first_time, used_by=z)
+        return z
 
     def normalize_frame(self, a, mask=None, time=None, training=False, channels=slice(None)):
         """`BN(a)` of one frame, for use inside a time loop.
@@ -215,50 +186,43 @@ class BatchNormalizer(keras.layers.Layer):
             (`None` where the population's were used).
         """
         population = self._population(time)
-        batch = None
-        mean, variance = population.mean[channels], population.variance[channels]
-        if self.normalizes_by_batch(training):
-            batch = moments(a, mask)
-            enough = batch.count >= FEWEST_ROWS
-            mean = tf.where(enough, batch.mean, mean)
-            variance = tf.where(enough, batch.variance, variance)
-        y = (tf.cast(a, mean.dtype) - mean) * tf.math.rsqrt(variance + self.epsilon)
-        y *= self._gamma()[channels]
+        population = Moments(population.mean[channels], population.variance[channels], None)
+        batch = moments(a, mask) if self.normalizes_by_batch(training) else None
+        mean, inverse = normalizing_statistics(batch, population, self.epsilon)
+        y = (tf.cast(a, mean.dtype) - mean) * inverse * self._gamma()[channels]
         if self.beta is not None:
             y += tf.cast(as_tensor(self.beta), y.dtype)
         return tf.cast(y, a.dtype), batch
 
-    def update(self, batch, first_time=0, *, after):
+    def update(self, batch, first_time=0, *, used_by):
         """Moves the population statistics towards a call's moments, once.
 
         Args:
             batch: `Moments` of a whole sequence (`[channels]`) or of each of its frames
                 (`[time, channels]`). Frames with fewer than two live rows are left out.
             first_time: The index of the first of these frames.
-            after: A tensor that has to be there first: what was normalised with the statistics as
-                they were. (Without this a graph was seen to read some of them too late.)
+            used_by: A tensor that was computed with the statistics as they were.
         """
-        with tf.control_dependencies([after]):
-            self._update(batch, first_time)
+        # Without this a graph was seen to move them before `used_by` had read them all.
+        with tf.control_dependencies([used_by]):
+            self._update(Moments(*map(tf.stop_gradient, batch)), first_time)
 
     def _update(self, batch, first_time):
-        batch = Moments(*(tf.stop_gradient(value) for value in batch))
-        by_frame = len(batch.mean.shape) == 2
+        if self.collector is None:
+            batch = batch._replace(count=where_enough(batch.count, batch.count))
         if self.max_timesteps is not None:
             batch = self._align_frames(batch, first_time)
+        elif len(batch.mean.shape) == 2:
+            batch = pool(batch)
         if self.collector is not None:
-            self.collector.add(batch if self.max_timesteps or not by_frame else pool(batch))
+            self.collector.add(batch)
             return
-        if by_frame and self.max_timesteps is None:
-            counted = tf.where(batch.count >= FEWEST_ROWS, batch.count, tf.zeros_like(batch.count))
-            batch = pool(batch._replace(count=counted))
-        for variable, value in (
-            (self.moving_mean, batch.mean),
-            (self.moving_variance, batch.variance),
+        for variable, value in zip(
+            (self.moving_mean, self.moving_variance), batch[:2], strict=True
         ):
             old = tf.cast(as_tensor(variable), value.dtype)
             moved = self.momentum * old + (1.0 - self.momentum) * value
-            variable.assign(tf.where(batch.count >= FEWEST_ROWS, moved, old))
+            variable.assign(where_enough(batch.count, moved, old))
 
     def fold(self, kernel, bias):
         """The kernel and bias with which a plain projection equals the normalised one.
@@ -276,8 +240,6 @@ class BatchNormalizer(keras.layers.Layer):
     def fold_batch(self, x, kernel, bias, mask):
         """The same with a mini-batch's own moments over all its live frames, differentiable.
 
-        The variance of x W is diag(W^T Cov(x) W), so neither needs x W.
-
         Args:
             x: `[batch, time, features]`.
             kernel: `[features, channels]`.
@@ -288,32 +250,13 @@ class BatchNormalizer(keras.layers.Layer):
             The inputs less their mean (zero where masked), and the kernel and bias to be applied to
             them. Updates the population statistics.
         """
-        axes = (0, 1)
-        centred = tf.cast(x, statistics_dtype(x.dtype))
-        W = tf.cast(kernel, centred.dtype)
-        total_mean = 0.0
-        # Twice, as the first mean is rounded on the scale of the inputs.
-        for _ in range(2):
-            mean, count = live_mean(centred, mask, axes, self.synchronized)
-            enough = count >= FEWEST_ROWS
-            total_mean += mean
-            centred -= tf.where(enough, mean, tf.zeros_like(mean))
-            if mask is not None:
-                centred = tf.where(mask[..., tf.newaxis], centred, tf.zeros_like(centred))
-        rows = tf.reshape(centred, [-1, centred.shape[-1]])
-        scatter = over_replicas(tf.matmul(rows, rows, transpose_a=True), self.synchronized)
-        squares = tf.reduce_sum(W * (scatter @ W), 0)
-        variance = tf.maximum(squares, 0.0) / tf.maximum(count, 1.0)
-        variance = tf.where(enough, variance, tf.zeros_like(variance))
-        population = self._population()
-        used = Moments(
-            tf.where(enough, tf.zeros_like(population.mean), population.mean),
-            tf.where(enough, variance, population.variance),
-            None,
+        x, kernel, shift, batch = folded_projection(
+            *(x, kernel, _or_zeros(bias, kernel), self._gamma(), self._population(), mask),
+            epsilon=self.epsilon,
+            synchronized=self.synchronized,
         )
-        scale, shift = self._affine(used, bias)
-        self.update(Moments(product(total_mean, W), variance, count), after=shift)
-        return tf.cast(centred, x.dtype), W * scale, shift
+        self.update(batch, used_by=shift)
+        return x, kernel, shift
 
     def population_projection(self, kernel, bias):
         """`BN(x W) + bias` with the population's statistics, to be applied to any frames.
@@ -337,9 +280,9 @@ class BatchNormalizer(keras.layers.Layer):
         return project_frames, [kernel, scale, shift]
 
     def _affine(self, population, bias):
-        scale = self._gamma() * tf.math.rsqrt(population.variance + self.epsilon)
-        shift = -population.mean * scale
-        return scale, shift if bias is None else tf.cast(bias, shift.dtype) + shift
+        return scale_and_shift(
+            self._gamma(), bias, *normalizing_statistics(None, population, self.epsilon)
+        )
 
     def _gamma(self):
         gamma = as_tensor(self.gamma)
@@ -367,8 +310,3 @@ class BatchNormalizer(keras.layers.Layer):
     @staticmethod
     def _frames(by_frame, first_time):
         return tf.range(tf.shape(by_frame)[0]) + first_time
-
-    @staticmethod
-    def _local(value, x, whole_sequence):
-        """Values for each frame of any replica, as they meet this replica's `[time, batch]`."""
-        return value if whole_sequence else value[: tf.shape(x)[0], tf.newaxis]

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.keras_internals import flattened_layers
+from keras_bnrnn.moments import Moments, pool
 from keras_bnrnn.normalization import BatchNormalizer
 
 
@@ -17,18 +18,18 @@ class _Collector:
 
     def __init__(self, normalizer):
         shape = normalizer.moving_mean.shape
-        self.count = tf.Variable(tf.zeros((*shape[:-1], 1), tf.float64), trainable=False)
-        self.mean = tf.Variable(tf.zeros(shape, tf.float64), trainable=False)
-        self.squares = tf.Variable(tf.zeros(shape, tf.float64), trainable=False)
+        shapes = Moments(shape, shape, (*shape[:-1], 1))
+        self.moments = Moments(
+            *(tf.Variable(tf.zeros(shape, tf.float64), trainable=False) for shape in shapes)
+        )
 
     def add(self, batch):
-        mean, variance, count = (tf.cast(value, tf.float64) for value in batch)
-        total = self.count + count
-        share = count / tf.maximum(total, 1.0)
-        step = mean - self.mean
-        self.squares.assign_add(variance * count + tf.square(step) * self.count * share)
-        self.mean.assign_add(step * share)
-        self.count.assign(total)
+        groups = (
+            tf.stack([old, tf.cast(new, old.dtype)])
+            for old, new in zip(self.moments, batch, strict=True)
+        )
+        for variable, value in zip(self.moments, pool(Moments(*groups)), strict=True):
+            variable.assign(value)
 
 
 def recalibrate(
@@ -112,19 +113,15 @@ def recalibrate(
 
 
 def _statistics(normalizer):
-    collected = normalizer.collector
-    count = collected.count.numpy()
+    mean, variance, count = (value.numpy() for value in normalizer.collector.moments)
     if not count.any():
         raise ValueError(
             f"No live frame reached {normalizer.moving_mean.path!r}, so it has no statistics. Is "
             "the dataset empty, everything masked, or the layer not called by the model (or only "
             "through a tf.function of the model's own)? Nothing was changed."
         )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(count > 0, collected.mean.numpy(), normalizer.moving_mean.numpy())
-        variance = np.where(
-            count > 0, collected.squares.numpy() / count, normalizer.moving_variance.numpy()
-        )
+    mean = np.where(count > 0, mean, normalizer.moving_mean.numpy())
+    variance = np.where(count > 0, variance, normalizer.moving_variance.numpy())
     if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
         raise ValueError(
             f"The statistics for {normalizer.moving_mean.path!r} came out infinite or not a "

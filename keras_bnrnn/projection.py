@@ -1,7 +1,7 @@
 """Projection of the inputs, plain and with batch normalisation whose gradient is written by hand.
 
-With x_c the inputs less their mean over the rows that a statistic is taken over, a = x_c W has mean
-zero, and
+With x_c the inputs less their mean over the n rows that a statistic is taken over, a = x_c W has
+mean zero, and
 
     var = sum(a^2) / n,   s = gamma / sqrt(var + epsilon),   z = s a + bias
     k = -sum(dz a) / n / (var + epsilon),   c = -s sum(dz) / n
@@ -9,18 +9,34 @@ zero, and
 
 The array a is `[time, batch, channels]`, by far the largest here, and each pass over it costs. c is
 the same for all rows of a statistic, so it is left out of da and added to dx. Where there are few
-features, one gets by without any pass over a, through the inputs' scatter matrix C = x_c^T x_c:
+features, and one statistic for all rows, one gets by without a, through the inputs' scatter matrix
+C = x_c^T x_c:
 
     sum(a^2) = diag(W^T C W),   z = x_c (s W) + bias
     sum(dz a) = diag(W^T x_c^T dz),   dW = s (x_c^T dz + k C W)
-    dx = (dz + x_c (k W)) (s W)^T + c W^T
+    dx = dz (s W)^T + x_c (W diag(k s) W^T) + c W^T
 
-Kept for the backward pass: x_c, of the inputs' size, and in the first form a.
+This is a plain projection of x_c, which cuDNN may do as well; see `folded_projection`. Both forms
+differ in how they come to the two sums, and share the rest (`_Normalization`). Kept for the
+backward pass: x_c, of the inputs' size, and in the first form a.
+
+Over the rows of several replicas n and all sums above are sums over replicas. The gradients of W,
+bias and gamma are each replica's share.
 """
 
 import tensorflow as tf
 
-from keras_bnrnn.moments import Moments, live_mean, statistics_dtype
+from keras_bnrnn.moments import (
+    OVER_SEQUENCE,
+    Moments,
+    frames_here,
+    live_mean,
+    normalizing_statistics,
+    over_replicas,
+    side_by_side,
+    statistics_dtype,
+    where_enough,
+)
 
 # Up to this many features^2 / channels the products with the scatter matrix take less time than the
 # passes over all pre-activations that they save (measured on 2 cores of 450 GFLOP/s).
@@ -45,14 +61,31 @@ def frame_sums(a, b):
     return tf.while_loop(lambda time, _: time < timesteps, turn, (0, sums))[1].stack()
 
 
+def _rows(x):
+    return tf.reshape(x, [-1, x.shape[-1]])
+
+
 def product(x, kernel, bias=None):
     """`x W + bias` of `[..., features]` as one matrix product over all rows."""
-    rows = tf.reshape(x, [-1, kernel.shape[0]]) @ kernel
+    rows = _rows(x) @ kernel
     if bias is not None:
         rows = tf.nn.bias_add(rows, bias)
     y = tf.reshape(rows, tf.concat([tf.shape(x)[:-1], [kernel.shape[1]]], 0))
     y.set_shape([*x.shape[:-1], kernel.shape[1]])
     return y
+
+
+@tf.custom_gradient
+def wide_product(x, kernel, bias):
+    """`product` in x's dtype, of a kernel and bias that are wider, as are their gradients' sums."""
+    narrow = tf.cast(kernel, x.dtype)
+
+    def gradient(dz):
+        rows, dz_rows = (tf.cast(_rows(value), kernel.dtype) for value in (x, dz))
+        d_kernel = tf.matmul(rows, dz_rows, transpose_a=True)
+        return product(dz, tf.transpose(narrow)), d_kernel, tf.reduce_sum(dz_rows, 0)
+
+    return product(x, narrow, tf.cast(bias, x.dtype)), gradient
 
 
 def project(x, kernel, bias):
@@ -71,114 +104,190 @@ def plain_projection(kernel, bias):
     return lambda x, _, kernel, bias: project(x, kernel, bias), [kernel, bias]
 
 
+def scale_and_shift(gamma, bias, mean, inverse):
+    """s and b for which s a + b is gamma (a - mean) inverse + bias."""
+    scale = gamma * inverse
+    shift = -mean * scale
+    return scale, shift if bias is None else tf.cast(bias, shift.dtype) + shift
+
+
 def normalized_projection(
-    x, kernel, bias, gamma, population, mask, *, whole_sequence, epsilon, fewest_rows
+    x, kernel, bias, gamma, population, mask, *, axes, epsilon, synchronized=False
 ):
     """`BN(x W) + bias` with the mini-batch's own moments.
 
     Args:
-        x: `[time, batch, features]`; where it is masked it must be finite.
+        x: `[time, batch, features]`, or a list of such, one for each equal part of the channels.
         kernel: `[features, channels]`.
         bias: `[channels]`, zeros for none.
         gamma: `[channels]`, in the dtype of statistics.
         population: `Moments` of `[channels]`, or `[time, channels]` where they differ by frame;
-            used for what has fewer than `fewest_rows` live rows.
-        mask: Boolean `[time, batch]` or `None`.
-        whole_sequence: Moments over all live frames together, or over each frame by itself.
+            used for what has too few live rows.
+        mask: Boolean `[time, batch]` or `None`. What stands in masked rows of x is not looked at.
+        axes: `OVER_SEQUENCE` for moments of all live frames together, or `OVER_FRAME` for those of
+            each frame.
         epsilon: Added to the variance.
-        fewest_rows: How many live rows moments need.
+        synchronized: Whether moments are taken over the rows of all replicas.
 
     Returns:
-        z, `[time, batch, channels]`, and the `Moments` of x W, of `[channels]` or
-        `[time, channels]`, without gradient.
+        z, `[time, batch, channels]`, whose gradient must be zero in masked rows; and the `Moments`
+        of x W, of `[channels]` or `[time, channels]`, without gradient.
     """
-    wide = statistics_dtype(x.dtype)
-    axes = (0, 1) if whole_sequence else (1,)
+    if isinstance(x, list):
+        split = (tf.split(v, len(x), -1) for v in (kernel, bias, gamma, *population[:2]))
+        parts = [
+            normalized_projection(
+                *(part, W, b, g, Moments(mean, variance, None), mask),
+                axes=axes,
+                epsilon=epsilon,
+                synchronized=synchronized,
+            )
+            for part, W, b, g, mean, variance in zip(x, *split, strict=True)
+        ]
+        z, batches = zip(*parts, strict=True)
+        return tf.concat(z, -1), side_by_side(batches)
     features, channels = kernel.shape
-    by_scatter = whole_sequence and features**2 <= SCATTER_LIMIT * channels
-    live = None if mask is None else mask[..., tf.newaxis]
+    normalization = _Normalization(population, mask, axes, epsilon, synchronized)
+    if axes == OVER_SEQUENCE and features**2 <= SCATTER_LIMIT * channels:
+        *folded, batch = normalization.fold(x, kernel, bias, gamma)
+        return wide_product(*folded), batch
+    return normalization.normalize(x, kernel, bias, gamma)
 
-    def spread(value):
-        """A value for each statistic, to meet `[time, batch, channels]`."""
-        return value if whole_sequence else value[:, tf.newaxis]
 
-    def total(value):
-        return tf.reduce_sum(value, axes)
+def folded_projection(x, kernel, bias, gamma, population, mask, *, epsilon, synchronized=False):
+    """`normalized_projection` over all live frames, as inputs, kernel and bias of a plain one.
 
-    def total_product(a, b):
-        sums = frame_sums(tf.cast(a, wide), tf.cast(b, wide))
-        return tf.reduce_sum(sums, 0) if whole_sequence else sums
+    Args:
+        x: `[batch, time, features]`, or with both exchanged; and the mask like it.
+        kernel, bias, gamma, population, epsilon, synchronized: As there.
 
-    def centre(x, mean):
-        x -= spread(mean)
-        return x if live is None else tf.where(live, x, tf.zeros_like(x))
+    Returns:
+        The inputs less their mean, zero where masked; a kernel and a bias, in the dtype of
+        statistics; and the `Moments` of x W, without gradient.
+    """
+    normalization = _Normalization(population, mask, OVER_SEQUENCE, epsilon, synchronized)
+    return normalization.fold(x, kernel, bias, gamma)
 
-    @tf.custom_gradient
-    def normalize(x, W, bias, gamma):
-        x_wide = tf.cast(x, wide)
-        x_mean, n = live_mean(x_wide, mask, axes)
-        # What falls back on the population's statistics needs its x W as it is.
-        enough = n >= fewest_rows
-        x_c = centre(x_wide, tf.where(enough, x_mean, tf.zeros_like(x_mean)))
-        # The first mean is rounded on the scale of the inputs, the second on that of what is left.
-        rest = live_mean(x_c, mask, axes)[0]
-        rest = tf.where(enough, rest, tf.zeros_like(rest))
-        x_c = tf.cast(centre(x_c, rest), x.dtype)
-        rows = tf.maximum(n, 1.0)
-        wide_W = tf.cast(W, wide)
-        if by_scatter:
-            x_rows = tf.cast(tf.reshape(x_c, [-1, features]), wide)
+
+class _Normalization:
+    """What both forms of the normalised projection share; see `normalized_projection`."""
+
+    def __init__(self, population, mask, axes, epsilon, synchronized):
+        self.population = population
+        self.mask = mask
+        self.axes = axes
+        self.epsilon = epsilon
+        self.synchronized = synchronized
+
+    def fold(self, x, kernel, bias, gamma):
+        """Through the scatter matrix; see `folded_projection`."""
+        wide = statistics_dtype(x.dtype)
+
+        @tf.custom_gradient
+        def fold(x, W, bias, gamma):
+            wide_W = tf.cast(W, wide)
+            x_c, x_mean, n = self.centre(x)
+            x_rows = tf.cast(_rows(x_c), wide)
             CW = tf.matmul(x_rows, x_rows, transpose_a=True) @ wide_W
             squares = tf.reduce_sum(wide_W * CW, 0)
-        else:
-            a = product(x_c, W)
-            squares = total_product(a, a)
-        batch_variance = tf.where(enough, tf.maximum(squares, 0.0) / rows, tf.zeros_like(squares))
-        mean = tf.where(enough, tf.zeros_like(population.mean), population.mean)
-        variance = tf.where(enough, batch_variance, population.variance)
-        inverse = tf.math.rsqrt(variance + epsilon)
-        s = gamma * inverse
-        b = tf.cast(bias, wide) - mean * s
-        if by_scatter:
-            z = product(x_c, tf.cast(wide_W * s, x.dtype), tf.cast(b, x.dtype))
-        else:
-            z = tf.cast(tf.cast(a, wide) * spread(s) + spread(b), x.dtype)
+            batch = self.moments(x_mean, squares, n, wide_W)
+            s, b, derivative = self.affine(batch, bias, gamma)
 
-        batch_mean = product(x_mean + rest, wide_W)
-
-        def gradient(dz, *_):
-            dz_wide = tf.cast(dz, wide)
-            d_sum = total(dz_wide)
-            if by_scatter:
-                x_dz = tf.matmul(x_rows, tf.reshape(dz_wide, [-1, channels]), transpose_a=True)
+            def gradient(d_x, x_dz, d_sum, *_):
                 d_dot = tf.reduce_sum(wide_W * x_dz, 0)
-            else:
-                d_dot = total_product(dz_wide, a)
-            d_gamma = inverse * (d_dot - mean * d_sum)
-            d_bias = d_sum
-            if not whole_sequence:
-                d_gamma, d_bias = tf.reduce_sum(d_gamma, 0), tf.reduce_sum(d_bias, 0)
-            share = tf.where(enough, 1.0 / rows, tf.zeros_like(rows))
-            k = -share * tf.square(inverse) * d_dot
-            c = -share * s * d_sum
-            shift = tf.cast(product(c, tf.transpose(wide_W)), x.dtype)
-            if by_scatter:
+                k, c, d_bias, d_gamma = derivative(d_sum, d_dot)
                 d_W = s * (x_dz + k * CW)
-                d_x = product(dz, tf.cast(tf.transpose(wide_W * s), x.dtype), shift)
                 square = tf.matmul(wide_W * (k * s), wide_W, transpose_b=True)
-                d_x += product(x_c, tf.cast(square, x.dtype))
-            else:
+                shift = product(c, tf.transpose(wide_W))
+                d_x += product(x_c, tf.cast(square, x.dtype), tf.cast(shift, x.dtype))
+                return self.live(d_x), tf.cast(d_W, W.dtype), d_bias, d_gamma
+
+            return (x_c, wide_W * s, b, *batch), gradient
+
+        x_c, folded, b, *batch = fold(x, kernel, bias, gamma)
+        return x_c, folded, b, Moments(*map(tf.stop_gradient, batch))
+
+    def normalize(self, x, kernel, bias, gamma):
+        """With the array a; see `normalized_projection`."""
+        wide = statistics_dtype(x.dtype)
+
+        def total_product(a, b):
+            sums = frame_sums(tf.cast(a, wide), tf.cast(b, wide))
+            return tf.reduce_sum(sums, 0) if self.axes == OVER_SEQUENCE else sums
+
+        @tf.custom_gradient
+        def normalize(x, W, bias, gamma):
+            wide_W = tf.cast(W, wide)
+            x_c, x_mean, n = self.centre(x)
+            a = product(x_c, W)
+            batch = self.moments(x_mean, total_product(a, a), n, wide_W)
+            s, b, derivative = self.affine(batch, bias, gamma, tf.shape(x)[0])
+            z = tf.cast(tf.cast(a, wide) * self.spread(s) + self.spread(b), x.dtype)
+
+            def gradient(dz, *_):
+                dz_wide = tf.cast(dz, wide)
+                d_sum, d_dot = tf.reduce_sum(dz_wide, self.axes), total_product(dz_wide, a)
+                k, c, d_bias, d_gamma = derivative(d_sum, d_dot)
                 # In this order one array less is made than in dz s + a k.
-                da = tf.cast((dz_wide + tf.cast(a, wide) * spread(k)) * spread(s), x.dtype)
-                da_rows = tf.reshape(da, [-1, channels])
-                d_W = tf.matmul(tf.reshape(x_c, [-1, features]), da_rows, transpose_a=True)
-                d_x = product(da, tf.transpose(W)) + spread(shift)
-            if live is not None:
-                d_x = tf.where(live, d_x, tf.zeros_like(d_x))
-            return d_x, tf.cast(d_W, W.dtype), tf.cast(d_bias, bias.dtype), d_gamma
+                da = (dz_wide + tf.cast(a, wide) * self.spread(k)) * self.spread(s)
+                da = tf.cast(da, x.dtype)
+                d_W = tf.matmul(_rows(x_c), _rows(da), transpose_a=True)
+                shift = tf.cast(product(c, tf.transpose(wide_W)), x.dtype)
+                d_x = product(da, tf.transpose(W)) + self.spread(shift)
+                return self.live(d_x), d_W, d_bias, d_gamma
 
-        return (z, batch_mean, batch_variance, n), gradient
+            return (z, *batch), gradient
 
-    z, *batch = normalize(x, kernel, bias, gamma)
-    z.set_shape([*x.shape[:-1], channels])
-    return z, Moments(*(tf.stop_gradient(value) for value in batch))
+        z, *batch = normalize(x, kernel, bias, gamma)
+        z.set_shape([*x.shape[:-1], kernel.shape[1]])
+        return z, Moments(*map(tf.stop_gradient, batch))
+
+    def centre(self, x):
+        """x_c, the mean that was taken off, and the count of live rows behind it."""
+        wide = tf.cast(x, statistics_dtype(x.dtype))
+        mean, n = live_mean(wide, self.mask, self.axes, self.synchronized)
+        # What falls back on the population's statistics needs its x W as it is.
+        x_c = self.less(wide, where_enough(n, mean))
+        # The first mean is rounded on the scale of the inputs, the second on that of what is left.
+        rest = where_enough(n, live_mean(x_c, self.mask, self.axes, self.synchronized)[0])
+        return tf.cast(self.less(x_c, rest), x.dtype), mean + rest, n
+
+    def less(self, x, mean):
+        return self.live(x - self.spread(frames_here(mean, tf.shape(x)[0])))
+
+    def live(self, x):
+        """x with zeros in masked rows."""
+        return x if self.mask is None else tf.where(self.mask[..., tf.newaxis], x, tf.zeros_like(x))
+
+    def spread(self, value):
+        """A value for each statistic, to meet `[time, batch, channels]`."""
+        return value if self.axes == OVER_SEQUENCE else value[:, tf.newaxis]
+
+    def moments(self, x_mean, squares, n, W):
+        """Of x W, from the mean of x and this replica's sum(a^2)."""
+        squares = over_replicas(squares, self.synchronized)
+        variance = where_enough(n, tf.maximum(squares, 0.0) / tf.maximum(n, 1.0))
+        return Moments(product(x_mean, W), variance, n)
+
+    def affine(self, batch, bias, gamma, timesteps=None):
+        """s and b of z = s a + b, and what leads from sum(dz) and sum(dz a) to k, c, dbias, dgamma.
+
+        All of one value for each statistic, and of this replica's frames where these are frames.
+        """
+        batch = Moments(*(frames_here(value, timesteps) for value in batch))
+        mean, inverse = normalizing_statistics(batch, self.population, self.epsilon)
+        mean -= where_enough(batch.count, batch.mean)  # as `centre` took it off
+        s, b = scale_and_shift(gamma, bias, mean, inverse)
+
+        def everywhere(sums):
+            return frames_here(over_replicas(sums, self.synchronized), timesteps)
+
+        def derivative(d_sum, d_dot):
+            share = where_enough(batch.count, 1.0 / tf.maximum(batch.count, 1.0))
+            k = -share * everywhere(d_dot) / (batch.variance + self.epsilon)
+            c = -share * s * everywhere(d_sum)
+            d_gamma = inverse * (d_dot - mean * d_sum)
+            d_bias, d_gamma = (tf.reduce_sum(_rows(value), 0) for value in (d_sum, d_gamma))
+            return k, c, tf.cast(d_bias, bias.dtype), d_gamma
+
+        return s, b, derivative

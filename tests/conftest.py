@@ -80,6 +80,14 @@ def separate_collectives():
         yield
 
 
+@pytest.fixture(scope="module")
+def strategy():
+    """Two replicas on the logical CPUs."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forgotten_graphs():
     """Lets go of a module's graphs.

@@ -1,69 +1,129 @@
-"""Normalised projection: both hand-derived forms against the one that autodiff differentiates."""
+"""Normalised projection: hand-derived forms against the formula, differentiated by TensorFlow."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_bnrnn import projection
-from keras_bnrnn.normalization import BatchNormalizer
+from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Moments
 
-TIME, BATCH, CHANNELS = 5, 4, 8
+TIME, BATCH, FEATURES, CHANNELS = 5, 4, 3, 8
+EPSILON = 1e-5
 MASKS = {
-    "none": None,
+    "none": np.ones((TIME, BATCH), bool),
     "holey": np.random.default_rng(7).random((TIME, BATCH)) > 0.4,
     "few": np.arange(TIME * BATCH).reshape(TIME, BATCH) % 7 == 0,
     "one": np.arange(TIME * BATCH).reshape(TIME, BATCH) == 7,
+    "empty": np.zeros((TIME, BATCH), bool),
 }
 
 
-def observe(project, normalizer, x, W, bias, gamma, mask, dz):
+def by_autodiff(x, W, bias, gamma, population, mask, axes):
+    """The formula, one statistic after the other."""
+    blocks = tf.split(W, len(x), axis=-1)
+    a = tf.concat([part @ block for part, block in zip(x, blocks, strict=True)], -1)
+    z, batch = tf.zeros_like(a), []
+    for number, frame in enumerate(range(TIME) if axes == OVER_FRAME else [...]):
+        group = np.zeros_like(mask)
+        group[frame] = mask[frame]
+        live = np.argwhere(group)
+        rows = tf.gather_nd(a, live)
+        mean, variance = tf.nn.moments(rows, 0) if len(live) else (tf.zeros_like(gamma),) * 2
+        batch.append((mean, variance, [len(live)]))
+        if len(live) < 2:
+            mean, variance = population[:, number]
+        y = gamma * (rows - mean) / tf.sqrt(variance + EPSILON) + bias
+        z = tf.tensor_scatter_nd_update(z, live, y)
+    batch = [np.stack(values) for values in zip(*batch, strict=True)]
+    return z, batch if axes == OVER_FRAME else [value[0] for value in batch]
+
+
+def by_hand(x, W, bias, gamma, population, mask, axes, fold=False, synchronized=False):
+    own = ... if axes == OVER_FRAME else 0
+    population = Moments(population[0, own], population[1, own], None)
+    arguments = (x if len(x) > 1 else x[0], W, bias, gamma, population, mask)
+    options = {"epsilon": EPSILON, "synchronized": synchronized}
+    if not fold:
+        return projection.normalized_projection(*arguments, axes=axes, **options)
+    *folded, batch = projection.folded_projection(*arguments, **options)
+    return projection.product(*folded), batch
+
+
+def observe(project, x, W, bias, gamma, population, mask, axes, dz, **options):
+    """Outputs and inputs' gradients; the parameters' gradients; moments."""
     with tf.GradientTape() as tape:
-        tape.watch([x, W, bias])
-        z, batch = project(x, W, bias, mask)
-        if mask is not None:
-            z = tf.where(mask[..., tf.newaxis], z, tf.zeros_like(z))
+        tape.watch([x, W, bias, gamma])
+        z, batch = project(x, W, bias, gamma, population, mask, axes, **options)
         loss = tf.reduce_sum(z * dz)
-    gradients = tape.gradient(loss, [x, W, bias, gamma])
-    return [z, *gradients, *batch]
+    d_x, *d_parameters = tape.gradient(loss, [x, W, bias, gamma])
+    live = True if mask is None else mask[..., tf.newaxis]
+    return [tf.where(live, z, tf.zeros_like(z)), *d_x], d_parameters, list(batch)
 
 
-@pytest.mark.parametrize("scatter_limit", [0, 1000], ids=["passes", "scatter"])
-@pytest.mark.parametrize("mask_name", MASKS)
-@pytest.mark.parametrize("whole_sequence", [True, False], ids=["sequence", "frame"])
-@pytest.mark.parametrize("features", [3, 12])
-def test_by_hand_equals_autodiff(monkeypatch, scatter_limit, mask_name, whole_sequence, features):
-    monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
-    normalizer = BatchNormalizer(
-        max_timesteps=None,
-        momentum=0.9,
-        epsilon=1e-5,
-        gamma_initializer="ones",
-        gamma_regularizer=None,
-        gamma_constraint=None,
-        moving_mean_initializer="zeros",
-        moving_variance_initializer="ones",
-        dtype="float64",
-    )
-    normalizer.build(CHANNELS)
-    random = np.random.default_rng(0)
-    normalizer.set_weights([random.uniform(0.5, 1.5, w.shape) for w in normalizer.get_weights()])
-    x = tf.constant(random.normal(size=(TIME, BATCH, features)) + 3.0)
-    W = tf.constant(random.normal(size=(features, CHANNELS)))
-    bias = tf.constant(random.normal(size=CHANNELS))
-    dz = tf.constant(random.normal(size=(TIME, BATCH, CHANNELS)))
-    mask = None if MASKS[mask_name] is None else tf.constant(MASKS[mask_name])
-    seen = [
-        observe(
-            lambda x, W, bias, mask, way=way: way(x, W, bias, whole_sequence, mask, 0),
-            normalizer,
-            x,
-            W,
-            bias,
-            normalizer.gamma.value,
-            mask,
-            dz,
-        )
-        for way in (normalizer._project_by_hand, normalizer._project_by_autodiff)
+def example(parts, mask, axes):
+    """The arguments of `observe`, with junk in masked rows, and their like without."""
+    random, live = np.random.default_rng(0), mask[..., np.newaxis]
+    x = random.normal(3.0, size=(parts, TIME, BATCH, FEATURES))
+    W = random.normal(size=(FEATURES, CHANNELS))
+    bias, gamma = random.normal(size=(2, CHANNELS))
+    population = random.uniform(0.5, 1.5, size=(2, TIME, CHANNELS))
+    dz = np.where(live, random.normal(size=(TIME, BATCH, CHANNELS)), 0.0)
+    parameters = [tf.constant(value) for value in (W, bias, gamma, population)]
+    return [
+        ([*map(tf.constant, x)], *parameters, mask, axes, tf.constant(dz))
+        for x in (np.where(live, x, np.inf), x)
     ]
-    for by_hand, by_autodiff in zip(*seen, strict=True):
-        np.testing.assert_allclose(by_hand, by_autodiff, rtol=1e-9, atol=1e-9)
+
+
+def assert_close(found, expected):
+    for value, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-9)
+
+
+# The scatter limit, the axes, the inputs' parts, and whether it is `folded_projection`.
+FORMS = {
+    "sequence": (0, OVER_SEQUENCE, 1, False),
+    "frame": (0, OVER_FRAME, 1, False),
+    "frame-by_gate": (0, OVER_FRAME, 4, False),
+    "scatter": (1000, OVER_SEQUENCE, 1, False),
+    "scatter-by_gate": (1000, OVER_SEQUENCE, 4, False),
+    "folded": (0, OVER_SEQUENCE, 1, True),
+}
+
+
+@pytest.mark.parametrize("mask_name", MASKS)
+@pytest.mark.parametrize("form", FORMS)
+def test_by_hand_equals_autodiff(monkeypatch, form, mask_name):
+    scatter_limit, axes, parts, fold = FORMS[form]
+    monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
+    with_junk, plain = example(parts, MASKS[mask_name], axes)
+    if mask_name == "none":
+        with_junk = tuple(None if value is MASKS["none"] else value for value in with_junk)
+    assert_close(observe(by_hand, *with_junk, fold=fold), observe(by_autodiff, *plain))
+
+
+# The others are whole layers' in test_synchronized.py.
+@pytest.mark.parametrize("form", ["sequence", "frame-by_gate", "folded"])
+def test_two_replicas_are_one_batch(monkeypatch, strategy, form):
+    scatter_limit, axes, parts, fold = FORMS[form]
+    monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
+    with_junk, plain = example(parts, MASKS["holey"], axes)
+    x, W, bias, gamma, population, mask, axes, dz = with_junk
+
+    def on_replica():
+        half = BATCH // 2
+        first = half * tf.distribute.get_replica_context().replica_id_in_sync_group
+        x_half, mask_half, dz_half = tf.nest.map_structure(
+            lambda value: tf.constant(value)[:, first : first + half], (x, mask, dz)
+        )
+        arguments = (x_half, W, bias, gamma, population, mask_half, axes, dz_half)
+        return observe(by_hand, *arguments, fold=fold, synchronized=True)
+
+    run = tf.function(lambda: strategy.run(on_replica), autograph=False)
+    found = tf.nest.map_structure(strategy.experimental_local_results, run())
+    by_row, d_parameters, batch = found
+    by_row = [tf.concat(halves, 1) for halves in by_row]
+    d_parameters = [tf.add_n(shares) for shares in d_parameters]
+    expected = observe(by_autodiff, *plain)
+    for replica in range(2):
+        assert_close([by_row, d_parameters, [value[replica] for value in batch]], expected)

@@ -21,14 +21,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def strategy():
-    devices = [device.name for device in tf.config.list_logical_devices("CPU")][:2]
-    if len(devices) < 2:
-        pytest.skip("two logical CPUs are needed")
-    return tf.distribute.MirroredStrategy(devices)
-
-
 def _options(case):
     return reference.dataclasses.replace(case.options, momentum=MOMENTUM)
 
