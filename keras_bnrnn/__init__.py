@@ -16,8 +16,9 @@ if _keras.backend.backend() != "tensorflow":
 from keras_bnrnn import losses, metrics
 from keras_bnrnn.bidirectional import Bidirectional
 from keras_bnrnn.cells import BatchNormGRUCell, BatchNormLSTMCell, BatchNormSimpleRNNCell
-from keras_bnrnn.folding import copy_weights, fold_batch_norm
+from keras_bnrnn.folding import fold_batch_norm
 from keras_bnrnn.layers import BatchNormGRU, BatchNormLSTM, BatchNormSimpleRNN
+from keras_bnrnn.plain_weights import copy_weights
 from keras_bnrnn.population import recalibrate
 
 __version__ = "0.1.0"

@@ -33,11 +33,6 @@ def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:
     return AutocastScope(dtype)
 
 
-def autocasts(variable: keras.Variable) -> bool:
-    """Whether a variable is read in the compute dtype of the layer that it is in."""
-    return variable._autocast
-
-
 def mask_of(tensor):
     """The mask that Keras carries along with a layer's output, or `None`."""
     return getattr(tensor, "_keras_mask", None)

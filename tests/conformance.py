@@ -346,13 +346,17 @@ def _time_distributed(case):
 class Subclassed(keras.Model):
     """A model that makes its layers in its constructor, from the name of a case."""
 
-    def __init__(self, name):
-        super().__init__()
-        self.recurrent = _plain_output(find(name))
+    def __init__(self, case, **kwargs):
+        super().__init__(**kwargs)
+        self.case = case
+        self.recurrent = _plain_output(find(case))
         self.dense = keras.layers.Dense(2)
 
     def call(self, inputs, training=None):
         return self.dense(self.recurrent(inputs, training=training))
+
+    def get_config(self):
+        return {**super().get_config(), "case": self.case}
 
 
 def _plain_output(case):

@@ -1,6 +1,7 @@
 """`fold_batch_norm`: the same function with plain `keras.layers` only."""
 
 import collections
+import functools
 import subprocess
 import sys
 
@@ -172,12 +173,12 @@ def test_a_folded_model_is_saved_without_this_package(tmp_path):
 
 
 class Block(keras.layers.Layer):
-    """A user's layer: passes masks on, has weights of its own, and no configuration to speak of."""
+    """A user's layer: passes masks on and has weights of its own."""
 
-    def __init__(self, function, **kwargs):
+    def __init__(self, activation, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True
-        self.function = function
+        self.activation = keras.activations.get(activation)
         self.inner = keras_bnrnn.BatchNormLSTM(UNITS, return_sequences=True)
 
     def build(self, shape):
@@ -185,14 +186,14 @@ class Block(keras.layers.Layer):
         self.inner.build(shape)
 
     def call(self, x, mask=None):
-        return self.function(self.inner(x, mask=mask) * self.scale)
+        return self.activation(self.inner(x, mask=mask) * self.scale)
 
 
 class Residual(keras.layers.Layer):
-    """A user's cell around another cell."""
+    """A user's cell around another cell, which its configuration holds as it is."""
 
-    def __init__(self, cell):
-        super().__init__()
+    def __init__(self, cell, **kwargs):
+        super().__init__(**kwargs)
         self.cell = cell
         self.state_size, self.output_size = cell.state_size, cell.units
 
@@ -202,6 +203,13 @@ class Residual(keras.layers.Layer):
     def call(self, x, states):
         outputs, states = self.cell(x, states)
         return x + outputs, states
+
+    def get_config(self):
+        return {**super().get_config(), "cell": self.cell}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config.pop("cell")), **config)
 
 
 Pair = collections.namedtuple("Pair", "layer number")
@@ -213,7 +221,7 @@ class Subclassed(keras.Model):
         self.masking = keras.layers.Masking()
         self.stacks = {"first": [keras_bnrnn.BatchNormGRU(UNITS, return_sequences=True)]}
         self.pair = Pair(keras_bnrnn.BatchNormSimpleRNN(UNITS, return_sequences=True), 2.0)
-        self.block = Block(tf.nn.relu)
+        self.block = Block("relu")
         cells = [
             keras_bnrnn.BatchNormLSTMCell(UNITS),
             Residual(keras_bnrnn.BatchNormGRUCell(UNITS)),
@@ -271,7 +279,7 @@ def test_weights_shared_between_places_stay_shared():
     plain_part = keras.Sequential([keras.Input((None, FEATURES)), dense])
     both = keras_bnrnn.Bidirectional(keras_bnrnn.BatchNormGRU(UNITS))
     x = keras.layers.Masking()(inputs)
-    block = Block(tf.nn.relu)(x)  # Its mask reaches the next layer.
+    block = Block("relu")(x)  # Its mask reaches the next layer.
     outputs = [
         keras.layers.RNN(cell)(dense(x)),
         keras.layers.RNN(cell, go_backwards=True)(plain_part(x)),
@@ -341,18 +349,109 @@ def test_subclasses_of_the_layers():
 
 def test_a_functional_model_with_a_call_of_its_own():
     class Doubling(keras.Model):
+        def call(self, inputs, training=None, mask=None):
+            return 2.0 * super().call(inputs)
+
+    class Making(Doubling):
         def __init__(self):
             inputs = keras.Input((None, FEATURES))
-            layer = keras_bnrnn.BatchNormLSTM(UNITS)
-            super().__init__(inputs, layer(inputs))
-            self.layer, self.factor = layer, 2.0
+            super().__init__(inputs, keras_bnrnn.BatchNormLSTM(UNITS)(inputs))
 
-        def call(self, inputs, training=None, mask=None):
-            return self.factor * super().call(inputs) + self.layer(inputs)
-
-    model = Doubling()
+    inputs = keras.Input((None, FEATURES))
+    model = Doubling(inputs, keras_bnrnn.BatchNormLSTM(UNITS)(inputs))
     folded = keras_bnrnn.fold_batch_norm(model)
-    assert type(folded.layer) is keras.layers.LSTM and len(folded.weights) == 3
+    assert type(folded) is Doubling and len(folded.weights) == 3
+    np.testing.assert_allclose(folded(_inputs()), model(_inputs()), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"Making .* a `call` and a constructor of its own"):
+        keras_bnrnn.fold_batch_norm(Making())
+
+
+class Wrapping(keras.Model):
+    """Reaches its layer through what `wrap` makes of a method."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.rnn = keras_bnrnn.BatchNormLSTM(UNITS)
+        self.run = wrap(self.through)
+
+    def through(self, x):
+        return self.rnn(x)
+
+    def call(self, x):
+        return self.run(x)
+
+
+class Configured(Wrapping):
+    def __init__(self, way):
+        rnn = keras_bnrnn.BatchNormGRU(UNITS)  # In nobody's attribute.
+        ways = {
+            "method": lambda method: method,
+            "tf.function": tf.function,
+            "lambda": lambda method: lambda x: method(x),
+            "partial": lambda method: functools.partial(method),
+            "another's": lambda method: tf.function(lambda x: method(x) + rnn(x)),
+        }
+        super().__init__(ways[way])
+        self.way = way
+
+    def get_config(self):
+        return {"way": self.way}
+
+
+@pytest.mark.parametrize("way", ["method", "tf.function", "lambda", "partial"])
+def test_functions_of_a_model_run_the_layers_of_the_copy(way):
+    model = Configured(way)
+    expected = model(_inputs()).numpy()
+    folded = keras_bnrnn.fold_batch_norm(model)
+    assert type(folded.rnn) is keras.layers.LSTM
+    model.set_weights([0.0 * w for w in model.get_weights()])
+    np.testing.assert_allclose(folded(_inputs()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_configuration_does_not_make_is_refused():
+    """A class without one, a constructor's arguments, and layers that only a function has."""
+
+    class Scaled(keras.Model):
+        def __init__(self, factor=1.0):
+            super().__init__()
+            self.rnn, self.factor = keras_bnrnn.BatchNormLSTM(UNITS), factor
+
+        def call(self, x):
+            return self.factor * self.rnn(x)
+
+    rnn = keras_bnrnn.BatchNormLSTM(UNITS)
+    inputs = keras.Input((TIME, FEATURES))
+    through_lambda = keras.Model(inputs, keras.layers.Lambda(lambda x: rnn(x), name="by")(inputs))
+    for model, message in (
+        (Wrapping(lambda method: lambda x: method(x)), "Wrapping .*`get_config`"),
+        (Scaled(2.0), "Scaled .*no `get_config`"),
+        (
+            Configured("another's"),
+            "attribute 'run' of .*Configured.* runs the layer 'batch_norm_gru",
+        ),
+        (through_lambda, "attribute 'function' of 'by' .* runs the layer 'batch_norm_lstm"),
+    ):
+        model(_inputs())
+        with pytest.raises(ValueError, match=message):
+            keras_bnrnn.fold_batch_norm(model)
+
+
+def test_functions_that_cannot_be_written_down_are_handed_on():
+    """Lambdas with a closure, alone, in a wrapper, and as activations; and `use_cudnn`."""
+    factor = 2.0
+    twice = lambda x: factor * x  # noqa: E731
+    model = keras.Sequential(
+        [
+            keras.Input((TIME, FEATURES)),
+            keras.layers.Lambda(twice),
+            keras.layers.TimeDistributed(keras.layers.Lambda(lambda x: tf.nn.relu(x) + factor)),
+            keras.layers.Dense(FEATURES, activation=twice),
+            keras.layers.LSTM(FEATURES, return_sequences=True, use_cudnn=False),
+            keras_bnrnn.BatchNormLSTM(UNITS, activation=twice),
+        ]
+    )
+    folded = keras_bnrnn.fold_batch_norm(model)
+    assert folded.layers[-2].use_cudnn is False
     np.testing.assert_allclose(folded(_inputs()), model(_inputs()), rtol=1e-5, atol=1e-5)
 
 

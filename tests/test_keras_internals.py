@@ -35,7 +35,7 @@ def test_flattened_layers_of_a_subclassed_model():
     assert keras_internals.flattened_layers(model) == [model, model.parts["encoder"][0]]
 
 
-def test_autocast_scope_and_the_variables_that_it_casts():
+def test_autocast_scope():
     layer = keras.layers.Dense(1)
     kept = layer.add_weight(shape=(1,), name="kept", autocast=False)
     layer.build((None, 1))
@@ -43,7 +43,6 @@ def test_autocast_scope_and_the_variables_that_it_casts():
         assert as_tensor(layer.kernel).dtype == tf.bfloat16
         assert as_tensor(kept).dtype == tf.float32
     assert as_tensor(layer.kernel).dtype == tf.float32
-    assert keras_internals.autocasts(layer.kernel) and not keras_internals.autocasts(kept)
 
 
 def test_mask_of():
@@ -84,4 +83,4 @@ def test_nothing_else_in_the_package_is_private_to_keras():
     found = {
         str(f.relative_to(package)) for f in package.rglob("*.py") if private.search(f.read_text())
     }
-    assert found - {"folding.py"} == {"keras_internals.py"}
+    assert found == {"keras_internals.py"}
