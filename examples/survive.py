@@ -27,7 +27,7 @@ def build_model():
     model = keras.Sequential(
         [
             keras.Input((TIMESTEPS, 1)),
-            BatchNormGRU(16, momentum=0.9, dropout=0.1),
+            BatchNormGRU(16, momentum=0.9, synchronized=True),
             keras.layers.Dense(1, activation="sigmoid"),
         ]
     )
@@ -51,7 +51,7 @@ def main(folder=FOLDER):
     model, run = fit(
         build_model,
         train=batches,
-        valid=batches(10_000, 400),
+        valid=lambda: batches(10_000, 400),
         epochs=EPOCHS,
         output_dir=folder,
         checkpoint_steps=10,

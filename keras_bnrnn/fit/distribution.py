@@ -67,7 +67,13 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
                 f"workers, for instance {TF_CONFIG_EXAMPLE}",
                 "strategy",
             )
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        except RuntimeError as error:
+            raise FitError(
+                "several machines connect before TensorFlow makes anything; make datasets and "
+                f"tensors later, in functions ({error})"
+            ) from None
         worker = worker_of(strategy)
         print(f"Worker {worker.index} of {worker.count} is connected.", flush=True)
         if not worker.is_chief:

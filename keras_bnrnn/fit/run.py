@@ -18,13 +18,11 @@ from keras_bnrnn.fit.distribution import (
 from keras_bnrnn.fit.errors import FitError
 from keras_bnrnn.fit.run_folder import RunFolder
 
-Batches = tf.data.Dataset | Callable[[int], tf.data.Dataset]
-
 
 def fit(
     build_model: Callable[[], keras.Model],
-    train: Batches,
-    valid: tf.data.Dataset,
+    train: tf.data.Dataset | Callable[[int], tf.data.Dataset],
+    valid: tf.data.Dataset | Callable[[], tf.data.Dataset],
     epochs: int,
     output_dir: str | os.PathLike,
     *,
@@ -42,7 +40,8 @@ def fit(
     The same call on the same folder goes on where it was killed; a finished run goes on when
     `epochs` is raised. With `TF_CONFIG` in the environment of several machines each makes this
     call, and one that is lost is waited for. A loss that is not finite ends the run before it
-    reaches a checkpoint, and SIGTERM after it has written one.
+    reaches a checkpoint, and SIGTERM after it has written one. The result is that of one device
+    where layers with statistics have `synchronized=True`.
 
     Args:
         build_model: makes and compiles the model; called in the strategy's scope. Set a seed in it
@@ -51,7 +50,8 @@ def fit(
             targets, weights)`, nested tensors `[batch, …]`; or a function of the epoch's number,
             from 0, to them. Read twice it must give the same batches, or an interrupted epoch goes
             on with others: no `shuffle` without a seed, or with one but another order each time.
-        valid: batches of the validation split.
+        valid: batches of the validation split, or a function of nothing to them. On several
+            machines both must be functions: TensorFlow connects before there are any tensors.
         epochs: in all.
         output_dir: the run's folder (see `RunFolder`), shared by all machines.
         config: what decides the numbers and is to be refused where it changes (JSON values).
@@ -101,7 +101,7 @@ def fit(
         rows = (batch_size or 1) // worker.count
         splits = loop.Splits(
             train=lambda epoch: rows_of_worker(batches_of(epoch), worker, rows),
-            valid=rows_of_worker(valid, worker, rows),
+            valid=rows_of_worker(valid() if callable(valid) else valid, worker, rows),
             rows=rows,
         )
         run = RunFolder(output_dir, config or {}, None, criterion, worker)

@@ -72,7 +72,9 @@ def build_model(units=2, name="hidden", eager=True, dropout=0.5):
 
 def train(folder, *callbacks, epochs=EPOCHS, build=build_model, **options):
     options = {"checkpoint_steps": 2, "verbose": 0, **options}
-    return fit(build, batches, batches(9).take(2), epochs, folder, callbacks=callbacks, **options)
+    return fit(
+        build, batches, lambda: batches(9).take(2), epochs, folder, callbacks=callbacks, **options
+    )
 
 
 def content(folder):
