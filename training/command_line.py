@@ -27,7 +27,8 @@ import absl.logging
 from absl import app, flags
 
 MODELS = ("baseline", "batch_norm")
-EXIT_STOPPED = 143  # as a shell has it for a process that SIGTERM ended
+# As a shell has them for a process that SIGTERM or Ctrl-C ended.
+EXIT_STOPPED, EXIT_INTERRUPTED = 143, 130
 PARENT = "KERAS_BNRNN_PARENT"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
@@ -218,7 +219,7 @@ def run(main, flag_values, description="", expected_errors=(), positional=False)
             return EXIT_STOPPED
         except KeyboardInterrupt:
             print("interrupted: the same command continues", file=sys.stderr)
-            return 130
+            return EXIT_INTERRUPTED
 
     app.run(guarded_main, flags_parser=parse_flags)
 
