@@ -18,8 +18,9 @@ from untrained import noise, speech_model, wav
 def without_lengths():
     """A model that knows padding by its zeros, as those of former versions."""
     read = keras.layers.LSTM(4, return_sequences=True)
-    model = [keras.Input((None, 123)), keras.layers.Masking(), keras.layers.Bidirectional(read)]
-    return keras.Sequential([*model, keras.layers.Dense(5)])
+    layers = [keras.Input((None, 123)), keras.layers.Masking(), keras.layers.Bidirectional(read)]
+    model = keras.Sequential([*layers, keras.layers.Dense(5)])
+    return keras.Model(model.inputs[0], model.outputs[0])
 
 
 @pytest.mark.parametrize("kind", ["forward", "bidirectional", "without lengths"])
