@@ -259,7 +259,10 @@ for line in sys.stdin.read().splitlines():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "models",
-    [KNOWN_TO_KERAS, pytest.param(ALL_KNOWN_TO_KERAS, marks=pytest.mark.exhaustive)],
+    [
+        [*(("sequential", case) for case in SLOW_CASES), *KNOWN_TO_KERAS[1:]],
+        pytest.param(ALL_KNOWN_TO_KERAS, marks=pytest.mark.exhaustive),
+    ],
     ids=["some", "all"],
 )
 def test_a_new_process_loads_after_importing_only_keras_bnrnn(models, tmp_path):
