@@ -75,6 +75,7 @@ def test_outputs_states_statistics_and_gradients(case, training, record_property
     assert max(found.values()) < TOLERANCE, (mask_name, with_state, found)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", [c for c in CASES if c.normalized], ids=str)
 def test_population_statistics_after_several_training_steps(case):
     rng = np.random.default_rng(3)
