@@ -12,7 +12,7 @@ import tensorflow as tf
 import equality
 import workers
 from keras_bnrnn import BatchNormSimpleRNN
-from keras_bnrnn.fit import FitError, distribution, keras_overrides
+from keras_bnrnn.fit import FitError, distribution, keras_overrides, loop
 from keras_bnrnn.fit.distribution import Worker, distribute, make_strategy, worker_of
 from keras_bnrnn.fit.loop import prepare
 from keras_bnrnn.losses import FrameMeanCrossEntropy
@@ -263,6 +263,24 @@ def test_a_wrong_tf_config_is_said(monkeypatch, config, message):
         monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(FitError, match=message):
         make_strategy("multi_worker")
+
+
+def test_what_is_made_before_machines_connect_is_said(monkeypatch):
+    def too_late():
+        raise RuntimeError("Collective ops must be configured at program startup")
+
+    monkeypatch.setenv("TF_CONFIG", distribution.TF_CONFIG_EXAMPLE)
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", too_late)
+    with pytest.raises(FitError, match="make datasets and tensors later, in functions"):
+        make_strategy()
+
+
+def test_workers_that_were_started_differently_are_told(monkeypatch):
+    monkeypatch.setattr(loop, "worker_of", lambda strategy: Worker(1, 2))
+    monkeypatch.setattr(loop, "gather", lambda strategy, value: [value, 3])
+    loop.agree(None, epochs=3)
+    with pytest.raises(FitError, match=r"the workers differ in epochs: \[3, 4\]"):
+        loop.agree(None, epochs=4)
 
 
 def test_a_chief_is_the_first_worker(monkeypatch):

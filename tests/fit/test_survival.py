@@ -121,22 +121,6 @@ def test_goes_on_from_the_last_saved_step(train, tmp_path, monkeypatch, capsys, 
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(train, tmp_path, monkeypatch, capsys):
-    train("speech", tmp_path / "whole")
-    context = killed_at(monkeypatch, 1, 5)
-    with pytest.raises(Killed):
-        train("speech", tmp_path / "killed")
-    context.__exit__(None, None, None)
-    newest = tmp_path / "killed" / "checkpoints" / "epoch-0001-step-000004" / "worker-0.npz"
-    newest.write_bytes(newest.read_bytes()[:-200])
-    train("speech", tmp_path / "killed")
-    messages = capsys.readouterr()
-    assert "skipping damaged" in messages.err and "epoch-0001-step-000004" in messages.err
-    assert "after epoch 1 and 2 steps" in messages.out
-    assert kills.differences(tmp_path / "whole", tmp_path / "killed") == []
-
-
-@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(train, tmp_path, monkeypatch):
     """The result is that of one device to rounding, as the whole run would have been."""
     train("language", tmp_path / "whole", "--strategy=none")
