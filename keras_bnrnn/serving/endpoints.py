@@ -6,6 +6,7 @@ import re
 import keras
 import tensorflow as tf
 
+from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.serving.runtimes import stepping, whole
 from keras_bnrnn.serving.stack import Endpoint, carried_stack, checked_states
 
@@ -100,7 +101,7 @@ def lookup_tables(model):
     kind = tf.saved_model.experimental.TrackableResource
     return [
         value
-        for layer in model._flatten_layers()
+        for layer in flattened_layers(model)
         for value in vars(layer).values()
         if isinstance(value, kind)
     ]

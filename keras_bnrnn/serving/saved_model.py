@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_bnrnn.folding import fold_batch_norm
+from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.serving.endpoints import input_names, model_endpoints
 from keras_bnrnn.serving.errors import ServingError
 from keras_bnrnn.serving.model_card import model_card
@@ -106,7 +107,7 @@ def for_serving(model: keras.Model) -> tuple[keras.Model, dict[str, str]]:
         folded = keras.Model(folded.inputs[0], folded.outputs[0], name=folded.name)
     copy = keras.Model.from_config(_for_any_device(folded.get_config()))
     copy.set_weights(folded.get_weights())
-    for layer in copy._flatten_layers():
+    for layer in flattened_layers(copy):
         if hasattr(layer, "use_cudnn"):  # Keras has no place for it in a configuration.
             layer.use_cudnn = False
     return with_named_inputs(copy, input_names(copy)), [line.strip() for line in unfolded]
