@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import command_line
-from keras_bnrnn.fit.errors import FitError
 
 TRAINING = Path(command_line.__file__).parent
 SCRIPTS = sorted(
@@ -121,7 +120,3 @@ def test_a_script_stops_with_what_had_started_it():
         # The child inherited the pipe, so this lasts until it ends.
         assert "stopped: SIGTERM" in parent.stdout.read()
         assert time.monotonic() - began < 30.0
-
-
-def test_what_the_fit_library_raises_has_an_argument():
-    assert FitError("is a file", "output_dir").argument == "output_dir"

@@ -2,7 +2,6 @@
 
 import keras
 
-from keras_bnrnn import BatchNormLSTM
 from keras_bnrnn.data import sequence_mask
 from keras_bnrnn.fit.precision import scaled
 from keras_bnrnn.losses import FrameMeanCrossEntropy
@@ -36,43 +35,6 @@ def build_pixel_model(layer, learning_rate, **options):
         **options,
     )
     return model
-
-
-def recurrent_layer(
-    units,
-    normalized,
-    *,
-    normalization="frame",
-    normalize_recurrent=False,
-    normalize_cell_state=False,
-    per_step=False,
-    gamma=1.0,
-    momentum=0.9,
-    synchronized=False,
-):
-    """The LSTM, plain or batch-normalised; all but the units are of the normalisation.
-
-    Args:
-        units: of the layer.
-        normalized: whether it is a `BatchNormLSTM`.
-        normalization, normalize_recurrent, normalize_cell_state, momentum, synchronized: its
-            arguments.
-        per_step: whether each of the 64 steps has population statistics of its own.
-        gamma: initial value of every gamma.
-    """
-    if not normalized:
-        return keras.layers.LSTM(units, name="lstm")
-    return BatchNormLSTM(
-        units,
-        normalization=normalization,
-        normalize_recurrent=normalize_recurrent,
-        normalize_cell_state=normalize_cell_state,
-        gamma_initializer=keras.initializers.Constant(gamma),
-        max_timesteps=PIXELS if per_step else None,
-        momentum=momentum,
-        synchronized=synchronized,
-        name="lstm",
-    )
 
 
 def pixel_metrics():

@@ -8,15 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from command_line import CommandError
+from keras_bnrnn import BatchNormLSTM
 from keras_bnrnn.fit.distribution import Worker
 from recipes import measures
-from recipes.pixel_model import (
-    FORMER_CLASSES,
-    PIXELS,
-    build_pixel_model,
-    pixel_metrics,
-    recurrent_layer,
-)
+from recipes.pixel_model import FORMER_CLASSES, PIXELS, build_pixel_model, pixel_metrics
 from recipes.speech_model import with_lengths
 from recipes.training import Task
 
@@ -68,17 +63,20 @@ class PixelTask(Task):
 
     def build_model(self, replicas, **options):
         settings = self.settings
-        layer = recurrent_layer(
-            settings.units,
-            normalized=settings.model == "batch_norm",
-            normalization=settings.normalization,
-            normalize_recurrent=settings.normalize_recurrent,
-            normalize_cell_state=self._normalizes_cell_state(),
-            per_step=settings.per_step,
-            gamma=settings.gamma,
-            momentum=settings.momentum,
-            synchronized=settings.synchronized and replicas > 1,
-        )
+        if settings.model == "batch_norm":
+            layer = BatchNormLSTM(
+                settings.units,
+                normalization=settings.normalization,
+                normalize_recurrent=settings.normalize_recurrent,
+                normalize_cell_state=self._normalizes_cell_state(),
+                gamma_initializer=keras.initializers.Constant(settings.gamma),
+                max_timesteps=PIXELS if settings.per_step else None,
+                momentum=settings.momentum,
+                synchronized=settings.synchronized and replicas > 1,
+                name="lstm",
+            )
+        else:
+            layer = keras.layers.LSTM(settings.units, name="lstm")
         return build_pixel_model(layer, settings.learning_rate, **options)
 
     def metrics(self):
