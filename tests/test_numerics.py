@@ -307,6 +307,7 @@ def test_a_large_mean_in_every_layer(case):
     np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=1e-2)
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", SLOW_CASES, ids=str)
 def test_gradients_with_a_large_mean(case):
     """The gradient of W must not see the mean either: it is orthogonal to it in exact numbers."""
