@@ -262,7 +262,7 @@ def test_time_distributed_hands_the_mask_down(case, newer_keras):
         np.testing.assert_allclose(found[:, word], expected.last_output, rtol=0, atol=1e-12)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lstm-sequence", "gru-frame_recurrent"])
 def test_padding_moves_no_weight_in_fit(name):
     """The same promise for a compiled training step, where Keras hands the mask down."""

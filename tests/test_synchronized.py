@@ -201,6 +201,7 @@ def test_without_synchronization_each_replica_has_its_own_moments(name, strategy
         np.testing.assert_allclose(value, mean, rtol=0, atol=1e-10, err_msg=statistic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     conformance.parameters(
