@@ -1,7 +1,6 @@
 """`fold_batch_norm`: the same function with plain `keras.layers` only."""
 
 import collections
-import itertools
 import subprocess
 import sys
 
@@ -60,7 +59,7 @@ def test_a_folded_layer_is_its_namesake(case):
 @pytest.mark.parametrize(
     ("kind", "container"),
     conformance.parameters(
-        itertools.product(conformance.KINDS, CONTAINERS),
+        [(kind, container) for kind in conformance.KINDS for container in CONTAINERS],
         [*(("lstm", container) for container in CONTAINERS), ("gru", "bidirectional")],
     ),
 )
