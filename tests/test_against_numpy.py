@@ -7,6 +7,8 @@ the largest deviation per layer and mode:
     python tests/test_against_numpy.py
 """
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -63,8 +65,17 @@ def _largest(actual, expected):
 
 
 @pytest.mark.every_case
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "training"),
+    conformance.parameters(
+        itertools.product(CASES, [False, True]),
+        [
+            *((case, True) for case in CASES),
+            *((conformance.find(name), False) for name in conformance.REPRESENTATIVES),
+        ],
+    ),
+    ids=str,
+)
 def test_outputs_states_statistics_and_gradients(case, training, record_property):
     # Masks and initial states go round instead of through every combination.
     turn = CASES.index(case)

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import itertools
 import subprocess
 import sys
 
@@ -61,7 +60,7 @@ def test_a_folded_layer_is_its_namesake(case):
 @pytest.mark.parametrize(
     ("kind", "container"),
     conformance.parameters(
-        itertools.product(conformance.KINDS, CONTAINERS),
+        [(kind, container) for kind in conformance.KINDS for container in CONTAINERS],
         [*(("lstm", container) for container in CONTAINERS), ("gru", "bidirectional")],
     ),
 )

@@ -262,10 +262,8 @@ def test_time_distributed_hands_the_mask_down(case, newer_keras):
         np.testing.assert_allclose(found[:, word], expected.last_output, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["lstm-sequence", pytest.param("gru-frame_recurrent", marks=pytest.mark.exhaustive)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm-sequence", "gru-frame_recurrent"])
 def test_padding_moves_no_weight_in_fit(name):
     """The same promise for a compiled training step, where Keras hands the mask down."""
     keras.utils.set_random_seed(2)
@@ -300,7 +298,6 @@ def test_padding_moves_no_weight_in_fit(name):
     conformance.parameters(
         itertools.product(sorted(conformance.ROUTES), ["input", "state"], [False, True]),
         [
-            ("simple_rnn-none", "state", False),
             ("gru-frame", "input", True),
             ("gru_reset_before-frame_recurrent_steps", "state", True),
         ],

@@ -29,6 +29,7 @@ def _model(layer, *others):
     return keras.Sequential([inputs, masked, layer, *others])
 
 
+@pytest.mark.by_route
 @pytest.mark.parametrize("case", NORMALIZED, ids=str)
 def test_statistics_are_exact(case):
     rng = np.random.default_rng(0)

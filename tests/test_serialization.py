@@ -330,10 +330,7 @@ def test_a_new_process_loads_after_importing_only_keras_bnrnn(models, tmp_path, 
     ("container", "case"),
     conformance.parameters(
         [*(("sequential", case) for case in SLOW_CASES), *CONTAINED[1:]],
-        [
-            ("sequential", conformance.find("lstm-sequence")),
-            *(one for one in CONTAINED if one[0] == "subclassed"),
-        ],
+        [("sequential", conformance.find("lstm-sequence"))],
     ),
     ids=str,
 )

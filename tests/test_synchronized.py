@@ -82,7 +82,6 @@ MASKED = conformance.parameters(
     [
         (conformance.find("lstm-sequence"), "lopsided"),
         (conformance.find("gru-frame"), "lopsided"),
-        (conformance.find("gru_reset_before-sequence"), "right"),
         (conformance.find("simple_rnn-frame_steps"), "holey"),
     ],
 )
@@ -173,7 +172,7 @@ UNSYNCHRONIZED = [
 
 
 @pytest.mark.parametrize(
-    "name", conformance.parameters(zip(UNSYNCHRONIZED), [*zip(UNSYNCHRONIZED[:2])])
+    "name", conformance.parameters(zip(UNSYNCHRONIZED), [*zip(UNSYNCHRONIZED[:1])])
 )
 def test_without_synchronization_each_replica_has_its_own_moments(name, strategy):
     """And the statistics that are saved are the mean of the replicas'."""
@@ -194,6 +193,7 @@ def test_without_synchronization_each_replica_has_its_own_moments(name, strategy
         np.testing.assert_allclose(value, mean, rtol=0, atol=1e-10, err_msg=statistic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     conformance.parameters(
