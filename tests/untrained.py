@@ -43,7 +43,7 @@ def speech_run(folder, corpus, model=None):
     }
     (folder / "corpus.json").write_text((corpus / "corpus.json").read_text())
     (folder / "phone_counts.json").write_text(json.dumps(counts))
-    return _run(folder, model or speech_model(), "dev_fer", {"max_frames": 1300})
+    return _run(folder, "speech", model or speech_model(), "dev_fer", {"max_frames": 1300})
 
 
 def language_run(folder, model=None):
@@ -53,12 +53,14 @@ def language_run(folder, model=None):
         json.dumps({"words": WORDS, "tokenization": "running_text"})
     )
     text = {"train_tokens": 1000, "vocabulary": len(WORDS)}
-    return _run(folder, model or language_model(), "valid_perplexity", {"text": text})
+    model = model or language_model()
+    return _run(folder, "language", model, "valid_perplexity", {"text": text})
 
 
-def _run(folder, model, criterion, config):
+def _run(folder, task, model, criterion, config):
     model.save(folder / "best.keras")
     results = {
+        "task": task,
         "model": "batch_norm",
         "config": config,
         "criterion": criterion,

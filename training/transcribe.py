@@ -26,9 +26,8 @@ from absl import flags
 
 import command_line
 from command_line import CommandError
-from recipes.phone_model import PhoneModel, phone_errors
+from recipes.phone_model import DESCRIPTION_FILE, PhoneModel, phone_errors
 
-DESCRIPTION_FILE = Path("assets") / "speech_model.json"
 SIXTEEN_BIT = 32768.0
 SILENT_PEAK = 16.0  # of 32768
 CLIPPED_SHARE = 0.001

@@ -32,9 +32,8 @@ from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.speech.features import normalize_features
 from keras_bnrnn.files import PARTIAL
-from recipes.phone_model import log_priors
+from recipes.phone_model import DESCRIPTION_FILE, log_priors
 
-DESCRIPTION_FILE = Path("assets") / "speech_model.json"
 ORIGIN_FILE = "likelihoods.json"
 
 FLAGS = flags.FlagValues()

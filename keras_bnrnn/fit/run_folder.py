@@ -52,9 +52,7 @@ CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.csv"
 RESULTS_FILE = "results.json"
 DAMAGED = "damaged"
-VOCABULARY_FILE = "vocabulary.json"
 LOCK = ".lock-of-worker-"
-PHONE_COUNTS_FILE = "phone_counts.json"
 
 
 class RunFolder:

@@ -8,6 +8,8 @@ import tensorflow as tf
 import export
 import untrained
 from command_line import CommandError
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.fit.errors import FitError
 
 
 @pytest.fixture
@@ -49,10 +51,13 @@ def test_what_is_refused(run, call_script, tmp_path):
     output = f"--output_dir={tmp_path}/exported"
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(CommandError, match=r"no results\.json"):
+    with pytest.raises(FitError, match=r"no results\.json"):
         call_script(export, f"--run_dir={empty}", output)
     (empty / "results.json").write_text((run / "results.json").read_text())
-    with pytest.raises(CommandError, match=r"--run_dir=.* is no run of train_speech\.py or"):
+    with pytest.raises(CorpusError, match=r"corpus\.json"):
+        call_script(export, f"--run_dir={empty}", output)
+    (empty / "results.json").write_text('{"task": "pixels", "config": {}}')
+    with pytest.raises(CommandError, match="models of this task are not exported"):
         call_script(export, f"--run_dir={empty}", output)
     with pytest.raises(CommandError, match="--formats=coreml is not of onnx, litert"):
         call_script(export, f"--run_dir={run}", output, "--formats=coreml")

@@ -1,6 +1,7 @@
 """The task of train_ptb.py: the next word of a text."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -9,6 +10,7 @@ import keras
 from command_line import CommandError
 from keras_bnrnn.data.text import SPLITS, load_text, token_windows
 from keras_bnrnn.fit.distribution import Worker
+from keras_bnrnn.serving.language import language_endpoints
 from recipes import measures
 from recipes.language_model import (
     RECIPES,
@@ -17,9 +19,10 @@ from recipes.language_model import (
     build_language_model,
     language_metrics,
 )
-from recipes.training import Task
+from recipes.training import Task, training_section
 
 VOCABULARY_FILE = "vocabulary.json"
+DESCRIPTION_FILE = "language_model.json"  # among the assets of an exported model
 
 
 class LanguageTask(Task):
@@ -140,6 +143,25 @@ class LanguageTask(Task):
         # What a user of the exported model needs to turn text into tokens and back.
         words = {"tokenization": self.corpus.tokenization, "words": list(self.corpus.vocabulary)}
         return {VOCABULARY_FILE: lambda: json.dumps(words, indent=1) + "\n"}
+
+    @staticmethod
+    def served(run_dir, results):
+        description = json.loads((run_dir / VOCABULARY_FILE).read_text(encoding="utf-8"))
+        words, tokenization = description["words"], description["tokenization"]
+        text = results["config"]["text"]
+        data = (
+            f"Trained on {text['train_tokens']:,} tokens of text with {text['vocabulary']:,} "
+            f"words; strings are cut into words as {tokenization}. "
+            f"`assets/{DESCRIPTION_FILE}` has the words."
+        )
+        return {
+            "endpoints": functools.partial(
+                language_endpoints, vocabulary=words, tokenization=tokenization
+            ),
+            "title": "Language model",
+            "training": training_section(data, results),
+            "assets": {DESCRIPTION_FILE: description},
+        }
 
     def plan(self):
         corpus, recipe, steps = self.corpus, self.recipe, len(self.windows["train"])

@@ -10,10 +10,12 @@ Of the search nothing needs keras_bnrnn or Keras: `transcribe.py` runs where onl
 
 import collections
 import itertools
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+DESCRIPTION_FILE = Path("assets") / "speech_model.json"  # Of an exported acoustic model.
 BOUNDARY = "<utterance>"  # Stands before the first phone and after the last.
 BIGRAM_PRIOR = 2.0  # Observations that the unigram stands for in the bigram.
 LONGEST_STAY = 0.99

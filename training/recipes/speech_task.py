@@ -1,6 +1,7 @@
 """The task of train_speech.py: which state of which triphone each frame of speech is in."""
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 
@@ -12,18 +13,20 @@ from tqdm import tqdm
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.augmentation import SpecAugment
 from keras_bnrnn.data.speech.corpus import CORPUS_FILE, load_corpus, read_utterances
+from keras_bnrnn.data.speech.features import FRAME_SECONDS
 from keras_bnrnn.data.speech.pipelines import alignments, kept_lengths, speech_dataset
 from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.metrics import FrameErrorRate
+from keras_bnrnn.serving.speech import speech_endpoints
 from recipes import measures
-from recipes.phone_model import phone_counts
+from recipes.phone_model import DESCRIPTION_FILE, phone_counts
 from recipes.speech_model import (
     build_speech_model,
     compile_speech_model,
     speech_metrics,
     with_lengths,
 )
-from recipes.training import Task
+from recipes.training import Task, training_section
 
 PHONE_COUNTS_FILE = "phone_counts.json"
 
@@ -152,6 +155,33 @@ class SpeechTask(Task):
             f"python training/export.py --run_dir={folder} --output_dir={exported}",
             f"python training/transcribe.py --model={exported} AUDIO",
         ]
+
+    @staticmethod
+    def served(run_dir, results):
+        corpus = load_corpus(run_dir)
+        lengths = kept_lengths(corpus.split("train"), results["config"]["max_frames"])
+        hours = lengths.sum() * FRAME_SECONDS / 3600
+        data = (
+            f"Trained on {len(lengths):,} utterances ({hours:.2f} hours) of a corpus prepared from "
+            f"{corpus.source}: {corpus.num_states} states, frames of 10 ms with {corpus.dimension} "
+            f"features. `{DESCRIPTION_FILE}` has the states' names, the set-up of the "
+            "features, the training set's mean and variance, and the counts of its alignments."
+        )
+        description = {
+            "sample_rate": corpus.sample_rate,
+            "features": corpus.features,
+            "mean": corpus.mean.tolist(),
+            "variance": corpus.variance.tolist(),
+            "states": corpus.states,
+            "phone_counts": json.loads((run_dir / PHONE_COUNTS_FILE).read_text()),
+            **{key: results[key] for key in ("model", "config", "best", "versions")},
+        }
+        return {
+            "endpoints": functools.partial(speech_endpoints, corpus=corpus),
+            "title": "Acoustic model",
+            "training": training_section(data, results),
+            "assets": {DESCRIPTION_FILE.name: description},
+        }
 
     def more_scores(self, infer):
         """Frame error rates of speakers that training heard, of others, and of each."""

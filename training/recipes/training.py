@@ -139,6 +139,16 @@ class Task:
         return {}
 
     @staticmethod
+    def served(run_dir, results):
+        """What a run's folder says of its model, as arguments of `keras_bnrnn.serving.export`.
+
+        Args:
+            run_dir: `Path` of the folder.
+            results: its results.json.
+        """
+        raise CommandError(f"--run_dir={run_dir}: models of this task are not exported")
+
+    @staticmethod
     def load_model(path):
         """A saved model of this task, not compiled."""
         return keras.models.load_model(path, compile=False)
@@ -240,6 +250,22 @@ def set_up_tensorflow(options, strategy):
     keras.mixed_precision.set_dtype_policy(PRECISIONS[options.mixed_precision])
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def training_section(data, results):
+    """What a model card says of the training: a paragraph on the data, and the best measures."""
+    best = results["best"]
+    return "\n".join(
+        [
+            data,
+            "",
+            f"Weights of epoch {best['epoch']}, the best by {results['criterion']}:",
+            "",
+            "| measure | value |",
+            "|---|---|",
+            *(f"| {name} | {value:.4g} |" for name, value in best.items() if name != "epoch"),
+        ]
+    )
 
 
 @contextlib.contextmanager
