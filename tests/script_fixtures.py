@@ -211,7 +211,7 @@ def trained_speech(made_once, tiny_corpus, call_script_in_module):
         import export
         import train_speech
 
-        flags = ["--layers=2", "--units=6", "--batch_size=8", "--learning_rate=0.01", "--epochs=2"]
+        flags = ["--layers=1", "--units=6", "--batch_size=8", "--learning_rate=0.01", "--epochs=2"]
         run = f"{folder}/run"
         with (folder / "output.txt").open("w") as output, contextlib.redirect_stdout(output):
             call_script_in_module(
