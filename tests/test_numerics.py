@@ -146,11 +146,14 @@ def test_static_shapes_survive_the_loop(name, masked, training):
         assert shapes.pop() == [(batch, time, UNITS), *states]
 
 
-@pytest.mark.by_route
 @pytest.mark.parametrize(
-    "jit", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["graph", "xla"]
+    ("case", "jit"),
+    conformance.parameters(
+        itertools.product(SLOW_CASES, [False, True]),
+        [(case, False) for case in SLOW_CASES if case.kind == "lstm"],
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("case", SLOW_CASES, ids=str)
 def test_compiled_equals_eager(case, jit):
     rng = np.random.default_rng(2)
     weights = case.weights(rng)

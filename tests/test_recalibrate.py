@@ -113,7 +113,7 @@ def _rich_model():
     x = case.layer(dtype="float32", return_state=False, dropout=0.3, seed=2, stateful=True)(x)
     x = keras.layers.LSTM(UNITS, return_sequences=True, stateful=True)(x)
     model = keras.Model(inputs, keras.layers.Dense(1)(x))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", run_eagerly=True)
     data = np.random.default_rng(4).normal(size=(BATCH, TIME, FEATURES)).astype("float32")
     model.train_on_batch(data, np.ones((BATCH, TIME, 1), "float32"))
     return model, data
