@@ -10,7 +10,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Moments, statistics_dtype
+from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Clipping, Moments, statistics_dtype
 from keras_bnrnn.normalization import BatchNormalizer, as_tensor, statistics_config
 from keras_bnrnn.projection import plain_projection, project
 from keras_bnrnn.recurrence.gru import ResetAfterGRUEquations, ResetBeforeGRUEquations
@@ -39,6 +39,33 @@ def joined_signature(namesake, own):
             inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
         ]
     )
+
+
+def _check_renorm(renorm, clipping):
+    """Raises an error where the arguments are not what Keras's `BatchNormalization` takes."""
+    if clipping is None:
+        return
+    if not renorm:
+        raise ValueError(
+            "renorm_clipping bounds the corrections of renorm=True. Pass that too, or leave "
+            f"renorm_clipping at None. Received: {clipping!r}"
+        )
+    if not isinstance(clipping, dict) or set(clipping) - set(Clipping._fields):
+        raise ValueError(
+            f"renorm_clipping must be a dictionary with any of {Clipping._fields} as keys. "
+            f"Received: {clipping!r}"
+        )
+    rmin, rmax, dmax = Clipping(**clipping)
+    if (
+        (rmin is not None and rmin < 0)
+        or (rmax is not None and rmax <= 0)
+        or (rmin is not None and rmax is not None and rmin > rmax)
+        or (dmax is not None and dmax < 0)
+    ):
+        raise ValueError(
+            "renorm_clipping needs 0 <= rmin <= rmax, rmax > 0 and dmax >= 0. "
+            f"Received: {clipping!r}"
+        )
 
 
 class BatchNormCell:
@@ -75,6 +102,8 @@ class BatchNormCell:
         normalize_recurrent=False,
         normalize_cell_state=False,
         max_timesteps=None,
+        renorm=False,
+        renorm_clipping=None,
         synchronized=False,
         momentum=0.99,
         epsilon=1e-5,
@@ -116,6 +145,12 @@ class BatchNormCell:
                 'normalization="sequence" takes one mean and variance over all of them. Use '
                 'normalization="frame", or leave max_timesteps at None.'
             )
+        _check_renorm(renorm, renorm_clipping)
+        if renorm and not (normalization or normalize_recurrent or normalize_cell_state):
+            raise ValueError(
+                "renorm=True changes how something is normalised, but with normalization=None and "
+                "neither recurrent nor cell-state normalisation nothing is. Leave it at False."
+            )
         if synchronized and (normalize_recurrent or normalize_cell_state):
             raise ValueError(
                 "synchronized=True cannot be combined with normalize_recurrent or "
@@ -127,6 +162,8 @@ class BatchNormCell:
         self.normalize_recurrent = bool(normalize_recurrent)
         self.normalize_cell_state = bool(normalize_cell_state)
         self.max_timesteps = max_timesteps
+        self.renorm = bool(renorm)
+        self.renorm_clipping = None if renorm_clipping is None else dict(renorm_clipping)
         self.synchronized = bool(synchronized)
         self.momentum = momentum
         self.epsilon = epsilon
@@ -149,6 +186,8 @@ class BatchNormCell:
     def _normalizer(self, **kwargs):
         return BatchNormalizer(
             max_timesteps=self.max_timesteps,
+            renorm=self.renorm,
+            renorm_clipping=self.renorm_clipping,
             momentum=self.momentum,
             epsilon=self.epsilon,
             gamma_initializer=keras.initializers.get(self.gamma_initializer),

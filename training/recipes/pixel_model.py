@@ -46,6 +46,7 @@ def recurrent_layer(
     normalize_recurrent=False,
     normalize_cell_state=False,
     per_step=False,
+    renorm=False,
     gamma=1.0,
     momentum=0.9,
     synchronized=False,
@@ -55,8 +56,8 @@ def recurrent_layer(
     Args:
         units: of the layer.
         normalized: whether it is a `BatchNormLSTM`.
-        normalization, normalize_recurrent, normalize_cell_state, momentum, synchronized: its
-            arguments.
+        normalization, normalize_recurrent, normalize_cell_state, renorm, momentum, synchronized:
+            its arguments.
         per_step: whether each of the 64 steps has population statistics of its own.
         gamma: initial value of every gamma.
     """
@@ -69,6 +70,7 @@ def recurrent_layer(
         normalize_cell_state=normalize_cell_state,
         gamma_initializer=keras.initializers.Constant(gamma),
         max_timesteps=PIXELS if per_step else None,
+        renorm=renorm,
         momentum=momentum,
         synchronized=synchronized,
         name="lstm",

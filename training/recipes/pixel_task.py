@@ -36,22 +36,13 @@ class PixelTask(Task):
         *("permuted", "units", "batch_size", "learning_rate", "mixed_precision", "synchronized"),
         "seed",
     )
+    optional_setting_names = ("renorm", "normalize_cell_state")
 
     @classmethod
     def settings_of(cls, options):
         if options.normalization == "sequence" and options.per_step:
             raise CommandError("--per_step needs --normalization=frame")
-        asked = {"normalize_cell_state": True} if options.normalize_cell_state else {}
-        return super().settings_of(options) | asked
-
-    @property
-    def config(self):
-        # Only where it is asked for, so that runs from before the flag go on.
-        more = {"normalize_cell_state": True} if self._normalizes_cell_state() else {}
-        return super().config | more
-
-    def _normalizes_cell_state(self):
-        return getattr(self.settings, "normalize_cell_state", False)
+        return super().settings_of(options)
 
     def read_data(self, data_dir):
         self.images = read_images(self.settings.permuted)
@@ -73,8 +64,9 @@ class PixelTask(Task):
             normalized=settings.model == "batch_norm",
             normalization=settings.normalization,
             normalize_recurrent=settings.normalize_recurrent,
-            normalize_cell_state=self._normalizes_cell_state(),
+            normalize_cell_state=settings.normalize_cell_state,
             per_step=settings.per_step,
+            renorm=settings.renorm,
             gamma=settings.gamma,
             momentum=settings.momentum,
             synchronized=settings.synchronized and replicas > 1,
