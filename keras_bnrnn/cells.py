@@ -474,6 +474,12 @@ class BatchNormSimpleRNNCell(StandaloneCell, keras.layers.SimpleRNNCell):
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
             first N time steps (Cooijmans et al. 2016). A later step is normalised with the last
             pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Must be `False`; replicas cannot exchange moments within a time loop.
         momentum: Share of the old value that a moving average keeps at each update.
         epsilon: Added to the variance.
@@ -536,6 +542,12 @@ class BatchNormLSTMCell(StandaloneCell, keras.layers.LSTMCell):
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
             first N time steps (Cooijmans et al. 2016). A later step is normalised with the last
             pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Must be `False`; replicas cannot exchange moments within a time loop.
         momentum: Share of the old value that a moving average keeps at each update.
         epsilon: Added to the variance.
@@ -604,6 +616,12 @@ class BatchNormGRUCell(StandaloneCell, keras.layers.GRUCell):
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
             first N time steps (Cooijmans et al. 2016). A later step is normalised with the last
             pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Must be `False`; replicas cannot exchange moments within a time loop.
         momentum: Share of the old value that a moving average keeps at each update.
         epsilon: Added to the variance.

@@ -144,6 +144,12 @@ class BatchNormSimpleRNN(BatchNormRNN, namesake=keras.layers.SimpleRNN):
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
             first N time steps (Cooijmans et al. 2016; not with `"sequence"`). The index starts
             from 0 at each call. A later step is normalised with the last pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
         momentum: Share of the old value that a moving average keeps; one update per call.
         epsilon: Added to the variance.
@@ -204,6 +210,12 @@ class BatchNormLSTM(BatchNormRNN, namesake=keras.layers.LSTM):
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
             first N time steps (Cooijmans et al. 2016; not with `"sequence"`). The index starts
             from 0 at each call. A later step is normalised with the last pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
         momentum: Share of the old value that a moving average keeps; one update per call.
         epsilon: Added to the variance.
@@ -262,6 +274,12 @@ class BatchNormGRU(BatchNormRNN, namesake=keras.layers.GRU):
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
             first N time steps (Cooijmans et al. 2016; not with `"sequence"`). The index starts
             from 0 at each call. A later step is normalised with the last pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
         momentum: Share of the old value that a moving average keeps; one update per call.
         epsilon: Added to the variance.
