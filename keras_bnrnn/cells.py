@@ -133,17 +133,14 @@ class BatchNormCell:
                 "max_timesteps must be a positive integer, or None for statistics that all time "
                 f"steps share. Received: {max_timesteps!r}"
             )
-        if max_timesteps and not (normalization or normalize_recurrent or normalize_cell_state):
+        if max_timesteps and not (
+            normalization == "frame" or normalize_recurrent or normalize_cell_state
+        ):
             raise ValueError(
                 "max_timesteps keeps normalisation statistics for each time step, but with "
-                "normalization=None and neither recurrent nor cell-state normalisation there "
-                'are none. Use normalization="frame" or leave max_timesteps at None.'
-            )
-        if max_timesteps is not None and normalization == "sequence":
-            raise ValueError(
-                "max_timesteps keeps statistics for each time step, but "
-                'normalization="sequence" takes one mean and variance over all of them. Use '
-                'normalization="frame", or leave max_timesteps at None.'
+                f"normalization={normalization!r} and neither recurrent nor cell-state "
+                'normalisation nothing is normalised step by step. Use normalization="frame" or '
+                "leave max_timesteps at None."
             )
         _check_renorm(renorm, renorm_clipping)
         if renorm and not (normalization or normalize_recurrent or normalize_cell_state):
@@ -173,8 +170,11 @@ class BatchNormCell:
         self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
         self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
         # In the order in which their weights are listed, after the cell's own.
+        steps = None if normalization == "sequence" else max_timesteps
         self.normalizer = (
-            self._normalizer(synchronized=self.synchronized) if normalization else None
+            self._normalizer(synchronized=self.synchronized, max_timesteps=steps)
+            if normalization
+            else None
         )
         self.recurrent_normalizer = (
             self._normalizer(prefix="recurrent_") if normalize_recurrent else None
@@ -184,8 +184,8 @@ class BatchNormCell:
         )
 
     def _normalizer(self, **kwargs):
+        kwargs.setdefault("max_timesteps", self.max_timesteps)
         return BatchNormalizer(
-            max_timesteps=self.max_timesteps,
             renorm=self.renorm,
             renorm_clipping=self.renorm_clipping,
             momentum=self.momentum,

@@ -47,6 +47,11 @@ MODES = {
         "normalize_recurrent": True,
         "max_timesteps": 3,
     },
+    "sequence_recurrent_steps": {
+        "normalization": "sequence",
+        "normalize_recurrent": True,
+        "max_timesteps": 3,
+    },
     "sequence_renorm": {"normalization": "sequence", "renorm": True},
     "frame_renorm": {"normalization": "frame", "renorm": True},
     "frame_recurrent_renorm_clipped": {
@@ -68,6 +73,12 @@ CELL_STATE_MODES = {
     # The configuration of Cooijmans et al. 2016.
     "frame_recurrent_cell_steps": {
         "normalization": "frame",
+        "normalize_recurrent": True,
+        "normalize_cell_state": True,
+        "max_timesteps": 3,
+    },
+    "sequence_recurrent_cell_steps": {
+        "normalization": "sequence",
         "normalize_recurrent": True,
         "normalize_cell_state": True,
         "max_timesteps": 3,
@@ -222,7 +233,8 @@ REPRESENTATIVES = {
     *("lstm-sequence-backwards", "lstm-sequence-zero_output", "lstm-sequence-relu"),
     *("lstm-frame_recurrent_cell_steps", "lstm-frame_recurrent_cell_steps-unroll"),
     *("gru-sequence_renorm", "lstm-frame_renorm", "lstm-sequence_recurrent_cell_renorm"),
-    "gru_reset_before-frame_recurrent_renorm_clipped",
+    *("gru_reset_before-frame_recurrent_renorm_clipped", "gru-sequence_recurrent_steps"),
+    *("lstm-sequence_recurrent_cell_steps", "lstm-frame_recurrent_cell_steps-backwards"),
     "lstm-frame_recurrent_cell_steps_renorm_clipped",
 }
 # Each way through a layer once: both loops, and all ways to take moments.

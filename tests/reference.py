@@ -322,6 +322,11 @@ def _run(options, weights, x, mask, initial_state, training):
     x = np.where(live[..., None], x, 0.0)
     if options.go_backwards:
         x, live = x[:, ::-1], live[:, ::-1]
+    # Per-step statistics count from the first frame that a row reads backwards.
+    aligned = options.go_backwards and options.max_timesteps is not None
+    passed = live.argmax(axis=1) if aligned else np.zeros(batch, int)
+    order = (np.arange(time) + passed[:, None]) % time
+    x, live = (np.take_along_axis(v, o, 1) for v, o in ((x, order[..., None]), (live, order)))
     a = x @ weights["kernel"]
     if options.normalization == "sequence":
         a = model.input_norm.sequence(a, live, training)
@@ -337,7 +342,10 @@ def _run(options, weights, x, mask, initial_state, training):
         output = np.where(shown, new_states[0], 0.0 if options.zero_output_for_mask else output)
         states = [np.where(shown, new, old) for new, old in zip(new_states, states, strict=True)]
         outputs.append(output)
-    return model, np.stack(outputs, axis=1), states
+    shown = np.zeros((batch, time, model.units), outputs[0].dtype)
+    for row, skip in enumerate(passed):
+        shown[row, skip:] = np.stack(outputs, axis=1)[row, : time - skip]
+    return model, shown, states
 
 
 def exact_statistics(options, weights, batches):

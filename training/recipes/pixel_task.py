@@ -40,8 +40,12 @@ class PixelTask(Task):
 
     @classmethod
     def settings_of(cls, options):
-        if options.normalization == "sequence" and options.per_step:
-            raise CommandError("--per_step needs --normalization=frame")
+        in_loop = options.normalize_recurrent or options.normalize_cell_state
+        if options.per_step and options.normalization == "sequence" and not in_loop:
+            raise CommandError(
+                "--per_step needs what is normalised step by step: --normalization=frame, "
+                "--normalize_recurrent or --normalize_cell_state"
+            )
         return super().settings_of(options)
 
     def read_data(self, data_dir):
