@@ -170,22 +170,18 @@ class BatchNormCell:
         self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
         self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
         # In the order in which their weights are listed, after the cell's own.
-        steps = None if normalization == "sequence" else max_timesteps
-        self.normalizer = (
-            self._normalizer(synchronized=self.synchronized, max_timesteps=steps)
-            if normalization
-            else None
-        )
-        self.recurrent_normalizer = (
-            self._normalizer(prefix="recurrent_") if normalize_recurrent else None
-        )
-        self.cell_normalizer = (
-            self._normalizer(prefix="cell_", use_beta=True) if normalize_cell_state else None
-        )
+        self.normalizer = self.recurrent_normalizer = self.cell_normalizer = None
+        if normalization:
+            steps = None if normalization == "sequence" else max_timesteps
+            self.normalizer = self._normalizer(steps, synchronized=self.synchronized)
+        if normalize_recurrent:
+            self.recurrent_normalizer = self._normalizer(max_timesteps, prefix="recurrent_")
+        if normalize_cell_state:
+            self.cell_normalizer = self._normalizer(max_timesteps, prefix="cell_", use_beta=True)
 
-    def _normalizer(self, **kwargs):
-        kwargs.setdefault("max_timesteps", self.max_timesteps)
+    def _normalizer(self, max_timesteps, **kwargs):
         return BatchNormalizer(
+            max_timesteps=max_timesteps,
             renorm=self.renorm,
             renorm_clipping=self.renorm_clipping,
             momentum=self.momentum,

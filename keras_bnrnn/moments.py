@@ -53,8 +53,8 @@ def normalizing_statistics(batch, population, epsilon, renorm=None):
         r = clip(sigma_B / sigma),   d = clip((mean_B - mean) / sigma)
         RN(a) = gamma ((a - mean_B) / sigma_B r + d)
 
-    and r and d are constants in its derivative, which so is through the batch's moments whatever
-    the forward pass takes. With nothing clipped, that is the population's statistics.
+    with r and d constant in the derivative, which is through the batch's moments whatever the
+    forward pass takes. With nothing clipped RN(a) = gamma (a - mean) / sigma.
 
     Args:
         batch: The call's `Moments`, or `None` for the population's alone.

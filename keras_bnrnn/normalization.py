@@ -155,7 +155,7 @@ class BatchNormalizer(keras.layers.Layer):
         self.moving_variance = statistic("moving_variance", self.moving_variance_initializer)
         if self.renorm:
             # How many the statistics are the average of.
-            self.updates = statistic("updates", "zeros", (*shape[:-1], 1), "float32")
+            self.updates = statistic("updates", "zeros", (*shape[:-1], 1), self._wide.name)
         self.built = True
 
     def normalizes_by_batch(self, training):
@@ -327,15 +327,17 @@ class BatchNormalizer(keras.layers.Layer):
             return None
         return Clipping(**(self.renorm_clipping or {}))
 
+    @property
+    def _wide(self):
+        return statistics_dtype(self.compute_dtype)
+
     def _gamma(self):
-        gamma = as_tensor(self.gamma)
-        return tf.cast(gamma, statistics_dtype(self.compute_dtype))
+        return tf.cast(as_tensor(self.gamma), self._wide)
 
     def _population(self, time=None):
         """Population moments: a pair, or the pairs that belong to the frames `time`."""
-        dtype = statistics_dtype(self.compute_dtype)
-        mean = tf.cast(as_tensor(self.moving_mean), dtype)
-        variance = tf.cast(as_tensor(self.moving_variance), dtype)
+        mean = tf.cast(as_tensor(self.moving_mean), self._wide)
+        variance = tf.cast(as_tensor(self.moving_variance), self._wide)
         if self.max_timesteps is not None:
             time = tf.minimum(time, self.max_timesteps - 1)
             mean, variance = tf.gather(mean, time), tf.gather(variance, time)
