@@ -19,14 +19,18 @@ import time
 SHAPES = "20x20x200x200,20x35x650x650,24x500x123x250,24x500x500x250"
 SECONDS_OF_A_TURN = 0.05
 GATES = {"SimpleRNN": 1, "GRU": 3, "LSTM": 4}
-VARIANTS = ("keras", "none", "sequence", "frame", "naive", "torch")
-BOTH = "-both"
+VARIANTS = (
+    *("keras", "none", "sequence", "frame", "sequence-renorm", "frame-renorm", "naive", "torch"),
+)
+BOTH, RENORM = "-both", "-renorm"
 DIRECTIONS = ("keras" + BOTH, "sequence" + BOTH)
 EXPLANATION = {
     "keras": "keras.layers, no normalisation",
     "none": "this package, normalization=None",
     "sequence": 'this package, normalization="sequence"',
     "frame": 'this package, normalization="frame"',
+    "sequence-renorm": "sequence with renorm=True",
+    "frame-renorm": "frame with renorm=True",
     "naive": "keras.layers.BatchNormalization in a cell in keras.layers.RNN (LSTM only)",
     "torch": "torch.nn, no normalisation",
     "keras-both": "keras in keras.layers.Bidirectional",
@@ -60,13 +64,17 @@ def keras_functions(variant, layer_name, shape, jit_compile):
 
     batch, timesteps, features, units = shape
     both, variant = variant.endswith(BOTH), variant.removesuffix(BOTH)
+    renorm, variant = variant.endswith(RENORM), variant.removesuffix(RENORM)
     if variant == "keras":
         layer = getattr(keras.layers, layer_name)(units, return_sequences=True)
     elif variant == "naive":
         layer = keras.layers.RNN(NaiveCell(units), return_sequences=True)
     else:
         layer = getattr(keras_bnrnn, "BatchNorm" + layer_name)(
-            units, normalization=None if variant == "none" else variant, return_sequences=True
+            units,
+            normalization=None if variant == "none" else variant,
+            renorm=renorm,
+            return_sequences=True,
         )
     if both:
         package = keras.layers if variant == "keras" else keras_bnrnn
@@ -201,13 +209,13 @@ def table(layer_name, shape, results, peak):
     torch = results.get("torch", {}).get("train")
     lines = [
         f"{layer_name} {batch} x {timesteps} x {features} x {units}",
-        f"{'':10} {'training':>10} {'to keras':>9} {'to none':>8} {'to torch':>9} {'of peak':>8} "
+        f"{'':15} {'training':>10} {'to keras':>9} {'to none':>8} {'to torch':>9} {'of peak':>8} "
         f"{'memory':>8} {'inference':>10} {'to keras':>9}",
     ]
     for name, values in results.items():
         train, infer = values["train"], values["infer"]
         lines.append(
-            f"{name:10} {1e3 * train:7.1f} ms {train / plain:9.2f} "
+            f"{name:15} {1e3 * train:7.1f} ms {train / plain:9.2f} "
             f"{train / own if own else float('nan'):8.2f} "
             f"{train / torch if torch else float('nan'):9.2f} {operations / train / peak:8.0%} "
             f"{values['peak_megabytes']:5.0f} MB {1e3 * infer:7.1f} ms {infer / plain_infer:9.2f}"

@@ -10,7 +10,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Moments, statistics_dtype
+from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Clipping, Moments, statistics_dtype
 from keras_bnrnn.normalization import BatchNormalizer, as_tensor, statistics_config
 from keras_bnrnn.projection import plain_projection, project
 from keras_bnrnn.recurrence.gru import ResetAfterGRUEquations, ResetBeforeGRUEquations
@@ -39,6 +39,33 @@ def joined_signature(namesake, own):
             inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
         ]
     )
+
+
+def _check_renorm(renorm, clipping):
+    """Raises an error where the arguments are not what Keras's `BatchNormalization` takes."""
+    if clipping is None:
+        return
+    if not renorm:
+        raise ValueError(
+            "renorm_clipping bounds the corrections of renorm=True. Pass that too, or leave "
+            f"renorm_clipping at None. Received: {clipping!r}"
+        )
+    if not isinstance(clipping, dict) or set(clipping) - set(Clipping._fields):
+        raise ValueError(
+            f"renorm_clipping must be a dictionary with any of {Clipping._fields} as keys. "
+            f"Received: {clipping!r}"
+        )
+    rmin, rmax, dmax = Clipping(**clipping)
+    if (
+        (rmin is not None and rmin < 0)
+        or (rmax is not None and rmax <= 0)
+        or (rmin is not None and rmax is not None and rmin > rmax)
+        or (dmax is not None and dmax < 0)
+    ):
+        raise ValueError(
+            "renorm_clipping needs 0 <= rmin <= rmax, rmax > 0 and dmax >= 0. "
+            f"Received: {clipping!r}"
+        )
 
 
 class BatchNormCell:
@@ -75,6 +102,8 @@ class BatchNormCell:
         normalize_recurrent=False,
         normalize_cell_state=False,
         max_timesteps=None,
+        renorm=False,
+        renorm_clipping=None,
         synchronized=False,
         momentum=0.99,
         epsilon=1e-5,
@@ -104,17 +133,20 @@ class BatchNormCell:
                 "max_timesteps must be a positive integer, or None for statistics that all time "
                 f"steps share. Received: {max_timesteps!r}"
             )
-        if max_timesteps and not (normalization or normalize_recurrent or normalize_cell_state):
+        if max_timesteps and not (
+            normalization == "frame" or normalize_recurrent or normalize_cell_state
+        ):
             raise ValueError(
                 "max_timesteps keeps normalisation statistics for each time step, but with "
-                "normalization=None and neither recurrent nor cell-state normalisation there "
-                'are none. Use normalization="frame" or leave max_timesteps at None.'
+                f"normalization={normalization!r} and neither recurrent nor cell-state "
+                'normalisation nothing is normalised step by step. Use normalization="frame" or '
+                "leave max_timesteps at None."
             )
-        if max_timesteps is not None and normalization == "sequence":
+        _check_renorm(renorm, renorm_clipping)
+        if renorm and not (normalization or normalize_recurrent or normalize_cell_state):
             raise ValueError(
-                "max_timesteps keeps statistics for each time step, but "
-                'normalization="sequence" takes one mean and variance over all of them. Use '
-                'normalization="frame", or leave max_timesteps at None.'
+                "renorm=True changes how something is normalised, but with normalization=None and "
+                "neither recurrent nor cell-state normalisation nothing is. Leave it at False."
             )
         if synchronized and (normalize_recurrent or normalize_cell_state):
             raise ValueError(
@@ -127,6 +159,8 @@ class BatchNormCell:
         self.normalize_recurrent = bool(normalize_recurrent)
         self.normalize_cell_state = bool(normalize_cell_state)
         self.max_timesteps = max_timesteps
+        self.renorm = bool(renorm)
+        self.renorm_clipping = None if renorm_clipping is None else dict(renorm_clipping)
         self.synchronized = bool(synchronized)
         self.momentum = momentum
         self.epsilon = epsilon
@@ -136,19 +170,20 @@ class BatchNormCell:
         self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
         self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
         # In the order in which their weights are listed, after the cell's own.
-        self.normalizer = (
-            self._normalizer(synchronized=self.synchronized) if normalization else None
-        )
-        self.recurrent_normalizer = (
-            self._normalizer(prefix="recurrent_") if normalize_recurrent else None
-        )
-        self.cell_normalizer = (
-            self._normalizer(prefix="cell_", use_beta=True) if normalize_cell_state else None
-        )
+        self.normalizer = self.recurrent_normalizer = self.cell_normalizer = None
+        if normalization:
+            steps = None if normalization == "sequence" else max_timesteps
+            self.normalizer = self._normalizer(steps, synchronized=self.synchronized)
+        if normalize_recurrent:
+            self.recurrent_normalizer = self._normalizer(max_timesteps, prefix="recurrent_")
+        if normalize_cell_state:
+            self.cell_normalizer = self._normalizer(max_timesteps, prefix="cell_", use_beta=True)
 
-    def _normalizer(self, **kwargs):
+    def _normalizer(self, max_timesteps, **kwargs):
         return BatchNormalizer(
-            max_timesteps=self.max_timesteps,
+            max_timesteps=max_timesteps,
+            renorm=self.renorm,
+            renorm_clipping=self.renorm_clipping,
             momentum=self.momentum,
             epsilon=self.epsilon,
             gamma_initializer=keras.initializers.get(self.gamma_initializer),
@@ -435,6 +470,12 @@ class BatchNormSimpleRNNCell(StandaloneCell, keras.layers.SimpleRNNCell):
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
             first N time steps (Cooijmans et al. 2016). A later step is normalised with the last
             pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Must be `False`; replicas cannot exchange moments within a time loop.
         momentum: Share of the old value that a moving average keeps at each update.
         epsilon: Added to the variance.
@@ -497,6 +538,12 @@ class BatchNormLSTMCell(StandaloneCell, keras.layers.LSTMCell):
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
             first N time steps (Cooijmans et al. 2016). A later step is normalised with the last
             pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Must be `False`; replicas cannot exchange moments within a time loop.
         momentum: Share of the old value that a moving average keeps at each update.
         epsilon: Added to the variance.
@@ -565,6 +612,12 @@ class BatchNormGRUCell(StandaloneCell, keras.layers.GRUCell):
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
             first N time steps (Cooijmans et al. 2016). A later step is normalised with the last
             pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Must be `False`; replicas cannot exchange moments within a time loop.
         momentum: Share of the old value that a moving average keeps at each update.
         epsilon: Added to the variance.

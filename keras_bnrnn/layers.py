@@ -23,6 +23,15 @@ from keras_bnrnn.recurrence.routes import Call, run, swap_time_and_batch
 _LAYER_ARGUMENTS = {*named_parameters(keras.layers.RNN), "activity_regularizer", "use_cudnn"}
 
 
+def _rolled(x, shift):
+    """`[batch, time, …]`, each row's frames so many places later, the last ones in front."""
+    time = tf.shape(x)[1]
+    frames = tf.math.floormod(tf.range(time) - shift[:, tf.newaxis], time)
+    rolled = tf.gather(x, frames, axis=1, batch_dims=1)
+    rolled.set_shape(x.shape)
+    return rolled
+
+
 class BatchNormRNN(keras.layers.RNN):
     """What the batch-normalised layers share.
 
@@ -82,28 +91,41 @@ class BatchNormRNN(keras.layers.RNN):
     def inner_loop(self, sequences, initial_state, mask, training=False):
         # Wrappers such as TimeDistributed come here under a scope of their own.
         with autocast_scope(self.compute_dtype):
-            x = swap_time_and_batch(tf.cast(sequences, self.compute_dtype))
-            x = tf.reverse(x, [0]) if self.go_backwards else x
+            x = tf.cast(sequences, self.compute_dtype)
+            mask = None if mask is None else tf.cast(tf.nest.flatten(mask)[0], tf.bool)
+            passed = None
+            if self.go_backwards:
+                x = tf.reverse(x, [1])
+                mask = None if mask is None else tf.reverse(mask, [1])
+                if mask is not None and self.max_timesteps is not None:
+                    # Step 0 is the first frame that a row really reads.
+                    passed = tf.argmax(tf.cast(mask, tf.int32), 1, tf.int32)
+                    x, mask = _rolled(x, -passed), _rolled(mask, -passed)
+            x = swap_time_and_batch(x)
             states = [as_tensor(state) for state in keras.tree.flatten(initial_state)]
             if mask is not None:
-                mask = swap_time_and_batch(tf.cast(tf.nest.flatten(mask)[0], tf.bool))
-                mask = tf.reverse(mask, [0]) if self.go_backwards else mask
+                mask = swap_time_and_batch(mask)
                 # Padding may hold anything, also what no weight of zero would cancel.
                 x = tf.where(mask[..., tf.newaxis], x, tf.zeros_like(x))
             call = Call(
                 training=training,
-                all_outputs=self.return_sequences,
+                all_outputs=self.return_sequences or passed is not None,
                 zero_output_for_mask=self.zero_output_for_mask,
                 unroll=self.unroll,
-                go_backwards=self.go_backwards,
+                go_backwards=self.go_backwards and passed is None,
                 use_cudnn=getattr(self, "use_cudnn", False),
             )
             result = run(self.cell, self.cell.drop_inputs(x, training), states, mask, call)
             self.cell.update_statistics(result.records, used_by=result.last_output)
-            outputs = result.last_output
-            if self.return_sequences:
+            last_output = outputs = result.last_output
+            if call.all_outputs:
                 outputs = swap_time_and_batch(result.outputs)
-        return result.last_output, outputs, result.states
+            if passed is not None:
+                outputs = _rolled(outputs, passed)
+                read = tf.range(tf.shape(outputs)[1]) >= passed[:, tf.newaxis]
+                outputs = tf.where(read[..., tf.newaxis], outputs, tf.zeros_like(outputs))
+                last_output = outputs[:, -1]
+        return last_output, outputs, result.states
 
     def get_config(self):
         config = super().get_config()
@@ -142,8 +164,15 @@ class BatchNormSimpleRNN(BatchNormRNN, namesake=keras.layers.SimpleRNN):
             frame learns of later ones; `None`, no normalisation of the inputs' path.
         normalize_recurrent: Whether `h U` is normalised too, step by step, with its own gamma.
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
-            first N time steps (Cooijmans et al. 2016; not with `"sequence"`). The index starts
-            from 0 at each call. A later step is normalised with the last pair and updates none.
+            first N time steps, of whatever is normalised step by step (Cooijmans et al. 2016). The
+            index starts from 0 at each call, and with `go_backwards` at each row's last live frame.
+            A later step is normalised with the last pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
         momentum: Share of the old value that a moving average keeps; one update per call.
         epsilon: Added to the variance.
@@ -202,8 +231,15 @@ class BatchNormLSTM(BatchNormRNN, namesake=keras.layers.LSTM):
         normalize_cell_state: Whether the cell state is normalised on its way to the output,
             `h_t = o_t * tanh(BN(c_t))`, step by step, with a gamma and a beta of its own.
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
-            first N time steps (Cooijmans et al. 2016; not with `"sequence"`). The index starts
-            from 0 at each call. A later step is normalised with the last pair and updates none.
+            first N time steps, of whatever is normalised step by step (Cooijmans et al. 2016). The
+            index starts from 0 at each call, and with `go_backwards` at each row's last live frame.
+            A later step is normalised with the last pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
         momentum: Share of the old value that a moving average keeps; one update per call.
         epsilon: Added to the variance.
@@ -260,8 +296,15 @@ class BatchNormGRU(BatchNormRNN, namesake=keras.layers.GRU):
             frame learns of later ones; `None`, no normalisation of the inputs' path.
         normalize_recurrent: Whether `h U` is normalised too, step by step, with its own gamma.
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
-            first N time steps (Cooijmans et al. 2016; not with `"sequence"`). The index starts
-            from 0 at each call. A later step is normalised with the last pair and updates none.
+            first N time steps, of whatever is normalised step by step (Cooijmans et al. 2016). The
+            index starts from 0 at each call, and with `go_backwards` at each row's last live frame.
+            A later step is normalised with the last pair and updates none.
+        renorm: Whether training normalises with the population's statistics, as inference does, and
+            only the gradient is taken through the mini-batch's moments (batch renormalisation,
+            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
+        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
+            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
+            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
         synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
         momentum: Share of the old value that a moving average keeps; one update per call.
         epsilon: Added to the variance.

@@ -24,31 +24,58 @@ class Moments(NamedTuple):
     count: tf.Tensor
 
 
+class Clipping(NamedTuple):
+    """Bounds of r and d in batch renormalisation, `None` for no bound."""
+
+    rmin: float | None = None
+    rmax: float | None = None
+    dmax: float | None = None
+
+    def r(self, value):
+        value = value if self.rmin is None else tf.maximum(value, self.rmin)
+        return value if self.rmax is None else tf.minimum(value, self.rmax)
+
+    def d(self, value):
+        return value if self.dmax is None else tf.clip_by_value(value, -self.dmax, self.dmax)
+
+
 def where_enough(count, value, otherwise=None):
     """`value` where a statistic's live rows suffice for it; `otherwise`, or zero, where not."""
     otherwise = tf.zeros_like(value) if otherwise is None else otherwise
     return tf.where(count >= FEWEST_ROWS, value, otherwise)
 
 
-def normalizing_statistics(batch, population, epsilon):
+def normalizing_statistics(batch, population, epsilon, renorm=None):
     """What a call normalises with: the batch's statistics, the population's where rows are too few.
 
-    Only here is it chosen. The derivative in `projection` is through the batch's moments, whatever
-    the forward pass takes.
+    Only here is it chosen. Renormalisation has, with sigma = sqrt(variance + epsilon),
+
+        r = clip(sigma_B / sigma),   d = clip((mean_B - mean) / sigma)
+        RN(a) = gamma ((a - mean_B) / sigma_B r + d)
+
+    with r and d constant in the derivative, which is through the batch's moments whatever the
+    forward pass takes. With nothing clipped RN(a) = gamma (a - mean) / sigma.
 
     Args:
         batch: The call's `Moments`, or `None` for the population's alone.
         population: `Moments` of the same shapes, or of ones that broadcast.
         epsilon: Added to the variance.
+        renorm: The `Clipping` of renormalisation, or `None` for batch normalisation.
 
     Returns:
         The mean and the inverse deviation in BN(a) = gamma (a - mean) inverse.
     """
-    mean, variance, _ = population
-    if batch is not None:
-        mean = where_enough(batch.count, batch.mean, mean)
-        variance = where_enough(batch.count, batch.variance, variance)
-    return mean, tf.math.rsqrt(variance + epsilon)
+    mean, inverse = population.mean, tf.math.rsqrt(population.variance + epsilon)
+    if batch is None or renorm == Clipping():
+        return mean, inverse
+    batch_mean, batch_inverse = batch.mean, tf.math.rsqrt(batch.variance + epsilon)
+    if renorm is not None:
+        d = renorm.d((batch_mean - mean) * inverse)
+        batch_inverse *= renorm.r(inverse / batch_inverse)
+        batch_mean -= d / batch_inverse
+    return tuple(
+        where_enough(batch.count, *pair) for pair in ((batch_mean, mean), (batch_inverse, inverse))
+    )
 
 
 def statistics_dtype(dtype):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_bnrnn.moments import (
     OVER_SEQUENCE,
+    Clipping,
     Moments,
     moments,
     normalizing_statistics,
@@ -27,6 +28,9 @@ from keras_bnrnn.projection import (
     scale_and_shift,
 )
 
+# So many updates that the moving averages forget at their `momentum`, and no faster.
+SETTLED = 2.0**24
+
 
 def as_tensor(value):
     """`value` as a `tf.Tensor`: a Keras variable converts to a `tf.Variable` otherwise."""
@@ -37,11 +41,19 @@ def _or_zeros(bias, kernel):
     return tf.zeros(kernel.shape[1:], kernel.dtype) if bias is None else bias
 
 
+@tf.custom_gradient
+def _differentiated_like(value, other):
+    """`value` with the derivative of `other`."""
+    return tf.identity(value), lambda upstream: (None, upstream)
+
+
 def statistics_config(one):
     """What the configuration of a normaliser and that of its cell have in common."""
     initializers = keras.initializers
     return {
         "max_timesteps": one.max_timesteps,
+        "renorm": one.renorm,
+        "renorm_clipping": one.renorm_clipping,
         "momentum": one.momentum,
         "epsilon": one.epsilon,
         "gamma_initializer": initializers.serialize(one.gamma_initializer),
@@ -58,6 +70,9 @@ class BatchNormalizer(keras.layers.Layer):
     Args:
         max_timesteps: `None` for one pair of population statistics, or N for a pair for each of
             the first N frames.
+        renorm: Whether to renormalise (Ioffe 2017), which trains what inference computes. The
+            population statistics are then plain averages until `momentum` is reached.
+        renorm_clipping: A dictionary of bounds of its corrections; see `Clipping`.
         momentum: Share of the old value that a moving average keeps at each update.
         epsilon: Added to the variance.
         use_beta: Whether to add a trained shift; the input-to-hidden path has the cell's bias.
@@ -71,6 +86,8 @@ class BatchNormalizer(keras.layers.Layer):
         self,
         *,
         max_timesteps,
+        renorm,
+        renorm_clipping,
         momentum,
         epsilon,
         gamma_initializer,
@@ -85,6 +102,8 @@ class BatchNormalizer(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.max_timesteps = max_timesteps
+        self.renorm = renorm
+        self.renorm_clipping = renorm_clipping
         self.momentum = momentum
         self.epsilon = epsilon
         self.use_beta = use_beta
@@ -96,6 +115,7 @@ class BatchNormalizer(keras.layers.Layer):
         self.moving_mean_initializer = keras.initializers.get(moving_mean_initializer)
         self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
         self.beta = None
+        self.updates = None
         # While set, batch statistics are used and collected here instead of averaged.
         self.collector = None
 
@@ -118,12 +138,12 @@ class BatchNormalizer(keras.layers.Layer):
             )
         shape = (channels,) if self.max_timesteps is None else (self.max_timesteps, channels)
 
-        def statistic(name, initializer):
+        def statistic(name, initializer, shape=shape, dtype=self.variable_dtype):
             # Each replica averages on its own, inside a loop too, and the mean is saved.
             return keras.Variable(
                 initializer,
                 shape=shape,
-                dtype=self.variable_dtype,
+                dtype=dtype,
                 trainable=False,
                 autocast=False,
                 synchronization="on_read",
@@ -133,6 +153,9 @@ class BatchNormalizer(keras.layers.Layer):
 
         self.moving_mean = statistic("moving_mean", self.moving_mean_initializer)
         self.moving_variance = statistic("moving_variance", self.moving_variance_initializer)
+        if self.renorm:
+            # How many the statistics are the average of.
+            self.updates = statistic("updates", "zeros", (*shape[:-1], 1), self._wide.name)
         self.built = True
 
     def normalizes_by_batch(self, training):
@@ -166,6 +189,7 @@ class BatchNormalizer(keras.layers.Layer):
             *(x, kernel, _or_zeros(bias, kernel), self._gamma(), self._population(time), mask),
             axes=axes,
             epsilon=self.epsilon,
+            renorm=self._clipping(),
             synchronized=self.synchronized,
         )
         self.update(batch, first_time, used_by=z)
@@ -188,8 +212,15 @@ class BatchNormalizer(keras.layers.Layer):
         population = self._population(time)
         population = Moments(population.mean[channels], population.variance[channels], None)
         batch = moments(a, mask) if self.normalizes_by_batch(training) else None
-        mean, inverse = normalizing_statistics(batch, population, self.epsilon)
-        y = (tf.cast(a, mean.dtype) - mean) * inverse * self._gamma()[channels]
+        renorm = self._clipping()
+        mean, inverse = normalizing_statistics(batch, population, self.epsilon, renorm)
+        wide = tf.cast(a, mean.dtype)
+        y = (wide - mean) * inverse
+        if renorm is not None and batch is not None:
+            batch_mean, batch_inverse = normalizing_statistics(batch, population, self.epsilon)
+            r = tf.stop_gradient(inverse / batch_inverse)
+            y = _differentiated_like(y, (wide - batch_mean) * batch_inverse * r)
+        y *= self._gamma()[channels]
         if self.beta is not None:
             y += tf.cast(as_tensor(self.beta), y.dtype)
         return tf.cast(y, a.dtype), batch
@@ -217,11 +248,16 @@ class BatchNormalizer(keras.layers.Layer):
         if self.collector is not None:
             self.collector.add(batch)
             return
+        momentum = self.momentum
+        if self.updates is not None:
+            updates = tf.cast(as_tensor(self.updates), batch.mean.dtype)
+            momentum = tf.minimum(updates / (updates + 1.0), momentum)
+            self.updates.assign(where_enough(batch.count, updates + 1.0, updates))
         for variable, value in zip(
             (self.moving_mean, self.moving_variance), batch[:2], strict=True
         ):
             old = tf.cast(as_tensor(variable), value.dtype)
-            moved = self.momentum * old + (1.0 - self.momentum) * value
+            moved = momentum * old + (1.0 - momentum) * value
             variable.assign(where_enough(batch.count, moved, old))
 
     def fold(self, kernel, bias):
@@ -253,6 +289,7 @@ class BatchNormalizer(keras.layers.Layer):
         x, kernel, shift, batch = folded_projection(
             *(x, kernel, _or_zeros(bias, kernel), self._gamma(), self._population(), mask),
             epsilon=self.epsilon,
+            renorm=self._clipping(),
             synchronized=self.synchronized,
         )
         self.update(batch, used_by=shift)
@@ -284,15 +321,23 @@ class BatchNormalizer(keras.layers.Layer):
             self._gamma(), bias, *normalizing_statistics(None, population, self.epsilon)
         )
 
+    def _clipping(self):
+        """The bounds of renormalisation; `None` for none, as where statistics are collected."""
+        if not self.renorm or self.collector is not None:
+            return None
+        return Clipping(**(self.renorm_clipping or {}))
+
+    @property
+    def _wide(self):
+        return statistics_dtype(self.compute_dtype)
+
     def _gamma(self):
-        gamma = as_tensor(self.gamma)
-        return tf.cast(gamma, statistics_dtype(self.compute_dtype))
+        return tf.cast(as_tensor(self.gamma), self._wide)
 
     def _population(self, time=None):
         """Population moments: a pair, or the pairs that belong to the frames `time`."""
-        dtype = statistics_dtype(self.compute_dtype)
-        mean = tf.cast(as_tensor(self.moving_mean), dtype)
-        variance = tf.cast(as_tensor(self.moving_variance), dtype)
+        mean = tf.cast(as_tensor(self.moving_mean), self._wide)
+        variance = tf.cast(as_tensor(self.moving_variance), self._wide)
         if self.max_timesteps is not None:
             time = tf.minimum(time, self.max_timesteps - 1)
             mean, variance = tf.gather(mean, time), tf.gather(variance, time)

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.cells import BatchNormCell
-from keras_bnrnn.normalization import as_tensor
+from keras_bnrnn.normalization import SETTLED, as_tensor
 
 
 def copy_weights(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
@@ -140,6 +140,9 @@ def _undo(normalizer, shiftable):
         # One gamma and one shift cannot undo many statistics, so they become the identity's.
         normalizer.moving_mean.assign(np.zeros(normalizer.moving_mean.shape))
         normalizer.moving_variance.assign(np.ones(normalizer.moving_variance.shape))
+    if normalizer.updates is not None:
+        # Else the first update would put others in their place.
+        normalizer.updates.assign(np.full(normalizer.updates.shape, SETTLED))
     mean, variance = (
         value.numpy().reshape(-1, value.shape[-1])[0]
         for value in (normalizer.moving_mean, normalizer.moving_variance)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.moments import Moments, pool
-from keras_bnrnn.normalization import BatchNormalizer
+from keras_bnrnn.normalization import SETTLED, BatchNormalizer
 
 
 class _Collector:
@@ -107,12 +107,12 @@ def recalibrate(
             normalizer.collector = None
         for variable, value in before:
             variable.assign(value)
-    for normalizer, (mean, variance) in zip(normalizers, statistics, strict=True):
-        normalizer.moving_mean.assign(mean)
-        normalizer.moving_variance.assign(variance)
+    for variable, value in itertools.chain(*statistics):
+        variable.assign(value)
 
 
 def _statistics(normalizer):
+    """`[(variable, new value), …]`; statistics of a whole dataset are no mere beginning."""
     mean, variance, count = (value.numpy() for value in normalizer.collector.moments)
     if not count.any():
         raise ValueError(
@@ -120,14 +120,16 @@ def _statistics(normalizer):
             "the dataset empty, everything masked, or the layer not called by the model (or only "
             "through a tf.function of the model's own)? Nothing was changed."
         )
-    mean = np.where(count > 0, mean, normalizer.moving_mean.numpy())
-    variance = np.where(count > 0, variance, normalizer.moving_variance.numpy())
-    if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+    found = [(normalizer.moving_mean, mean), (normalizer.moving_variance, variance)]
+    if normalizer.updates is not None:
+        found.append((normalizer.updates, SETTLED))
+    found = [(variable, np.where(count > 0, value, variable.numpy())) for variable, value in found]
+    if not all(np.isfinite(value).all() for _, value in found):
         raise ValueError(
             f"The statistics for {normalizer.moving_mean.path!r} came out infinite or not a "
             "number. Check the dataset's live frames for such values. Nothing was changed."
         )
-    return mean, variance
+    return found
 
 
 def _inputs(dataset, steps):

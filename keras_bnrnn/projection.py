@@ -20,6 +20,9 @@ This is a plain projection of x_c, which cuDNN may do as well; see `folded_proje
 differ in how they come to the two sums, and share the rest (`_Normalization`). Kept for the
 backward pass: x_c, of the inputs' size, and in the first form a.
 
+Renormalisation, its r and d held fixed, has s = gamma r / sqrt(var + epsilon) and adds gamma d to
+the bias; all else is as it stands.
+
 Over the rows of several replicas n and all sums above are sums over replicas. The gradients of W,
 bias and gamma are each replica's share.
 """
@@ -112,7 +115,7 @@ def scale_and_shift(gamma, bias, mean, inverse):
 
 
 def normalized_projection(
-    x, kernel, bias, gamma, population, mask, *, axes, epsilon, synchronized=False
+    x, kernel, bias, gamma, population, mask, *, axes, epsilon, renorm=None, synchronized=False
 ):
     """`BN(x W) + bias` with the mini-batch's own moments.
 
@@ -127,6 +130,7 @@ def normalized_projection(
         axes: `OVER_SEQUENCE` for moments of all live frames together, or `OVER_FRAME` for those of
             each frame.
         epsilon: Added to the variance.
+        renorm: The `Clipping` of renormalisation, or `None` for batch normalisation.
         synchronized: Whether moments are taken over the rows of all replicas.
 
     Returns:
@@ -140,6 +144,7 @@ def normalized_projection(
                 *(part, W, b, g, Moments(mean, variance, None), mask),
                 axes=axes,
                 epsilon=epsilon,
+                renorm=renorm,
                 synchronized=synchronized,
             )
             for part, W, b, g, mean, variance in zip(x, *split, strict=True)
@@ -147,36 +152,39 @@ def normalized_projection(
         z, batches = zip(*parts, strict=True)
         return tf.concat(z, -1), side_by_side(batches)
     features, channels = kernel.shape
-    normalization = _Normalization(population, mask, axes, epsilon, synchronized)
+    normalization = _Normalization(population, mask, axes, epsilon, renorm, synchronized)
     if axes == OVER_SEQUENCE and features**2 <= SCATTER_LIMIT * channels:
         *folded, batch = normalization.fold(x, kernel, bias, gamma)
         return wide_product(*folded), batch
     return normalization.normalize(x, kernel, bias, gamma)
 
 
-def folded_projection(x, kernel, bias, gamma, population, mask, *, epsilon, synchronized=False):
+def folded_projection(
+    x, kernel, bias, gamma, population, mask, *, epsilon, renorm=None, synchronized=False
+):
     """`normalized_projection` over all live frames, as inputs, kernel and bias of a plain one.
 
     Args:
         x: `[batch, time, features]`, or with both exchanged; and the mask like it.
-        kernel, bias, gamma, population, epsilon, synchronized: As there.
+        kernel, bias, gamma, population, epsilon, renorm, synchronized: As there.
 
     Returns:
         The inputs less their mean, zero where masked; a kernel and a bias, in the dtype of
         statistics; and the `Moments` of x W, without gradient.
     """
-    normalization = _Normalization(population, mask, OVER_SEQUENCE, epsilon, synchronized)
+    normalization = _Normalization(population, mask, OVER_SEQUENCE, epsilon, renorm, synchronized)
     return normalization.fold(x, kernel, bias, gamma)
 
 
 class _Normalization:
     """What both forms of the normalised projection share; see `normalized_projection`."""
 
-    def __init__(self, population, mask, axes, epsilon, synchronized):
+    def __init__(self, population, mask, axes, epsilon, renorm, synchronized):
         self.population = population
         self.mask = mask
         self.axes = axes
         self.epsilon = epsilon
+        self.renorm = renorm
         self.synchronized = synchronized
 
     def fold(self, x, kernel, bias, gamma):
@@ -260,8 +268,8 @@ class _Normalization:
         return x if self.mask is None else tf.where(self.mask[..., tf.newaxis], x, tf.zeros_like(x))
 
     def spread(self, value):
-        """A value for each statistic, to meet `[time, batch, channels]`."""
-        return value if self.axes == OVER_SEQUENCE else value[:, tf.newaxis]
+        """A value for all frames, or one for each, to meet `[time, batch, channels]`."""
+        return value if len(value.shape) == 1 else value[:, tf.newaxis]
 
     def moments(self, x_mean, squares, n, W):
         """Of x W, from the mean of x and this replica's sum(a^2)."""
@@ -275,7 +283,7 @@ class _Normalization:
         All of one value for each statistic, and of this replica's frames where these are frames.
         """
         batch = Moments(*(frames_here(value, timesteps) for value in batch))
-        mean, inverse = normalizing_statistics(batch, self.population, self.epsilon)
+        mean, inverse = normalizing_statistics(batch, self.population, self.epsilon, self.renorm)
         mean -= where_enough(batch.count, batch.mean)  # as `centre` took it off
         s, b = scale_and_shift(gamma, bias, mean, inverse)
 

@@ -32,6 +32,8 @@ KINDS = {
     "gru": ("GRU", {}),
     "gru_reset_before": ("GRU", {"reset_after": False}),
 }
+# Some of the corrections exceed each bound.
+CLIPPING = {"rmin": 0.8, "rmax": 1.2, "dmax": 0.3}
 MODES = {
     "none": {"normalization": None},
     "sequence": {"normalization": "sequence"},
@@ -44,6 +46,19 @@ MODES = {
         "normalization": "frame",
         "normalize_recurrent": True,
         "max_timesteps": 3,
+    },
+    "sequence_recurrent_steps": {
+        "normalization": "sequence",
+        "normalize_recurrent": True,
+        "max_timesteps": 3,
+    },
+    "sequence_renorm": {"normalization": "sequence", "renorm": True},
+    "frame_renorm": {"normalization": "frame", "renorm": True},
+    "frame_recurrent_renorm_clipped": {
+        "normalization": "frame",
+        "normalize_recurrent": True,
+        "renorm": True,
+        "renorm_clipping": CLIPPING,
     },
 }
 CELL_STATE_MODES = {
@@ -62,8 +77,31 @@ CELL_STATE_MODES = {
         "normalize_cell_state": True,
         "max_timesteps": 3,
     },
+    "sequence_recurrent_cell_steps": {
+        "normalization": "sequence",
+        "normalize_recurrent": True,
+        "normalize_cell_state": True,
+        "max_timesteps": 3,
+    },
+    "sequence_recurrent_cell_renorm": {
+        "normalization": "sequence",
+        "normalize_recurrent": True,
+        "normalize_cell_state": True,
+        "renorm": True,
+    },
+    "frame_recurrent_cell_steps_renorm_clipped": {
+        "normalization": "frame",
+        "normalize_recurrent": True,
+        "normalize_cell_state": True,
+        "max_timesteps": 3,
+        "renorm": True,
+        "renorm_clipping": CLIPPING,
+    },
 }
-OWN_ARGUMENTS = {"normalization", "normalize_recurrent", "normalize_cell_state", "max_timesteps"}
+OWN_ARGUMENTS = {
+    *("normalization", "normalize_recurrent", "normalize_cell_state", "max_timesteps"),
+    *("renorm", "renorm_clipping"),
+}
 # What changes the loop rather than the normalisation, on the modes that take different paths.
 VARIATIONS = {
     "no_bias": {"use_bias": False},
@@ -120,7 +158,7 @@ class Case:
     @property
     def foldable(self):
         """Whether `fold_batch_norm` makes a plain layer of it, rather than refusing."""
-        return self.mode in ("none", "sequence", "frame")
+        return self.mode.removesuffix("_renorm") in ("none", "sequence", "frame")
 
     @property
     def cell_mode(self):
@@ -194,6 +232,10 @@ REPRESENTATIVES = {
     *("lstm-sequence_cell", "lstm-frame_cell", "lstm-sequence_recurrent_cell"),
     *("lstm-sequence-backwards", "lstm-sequence-zero_output", "lstm-sequence-relu"),
     *("lstm-frame_recurrent_cell_steps", "lstm-frame_recurrent_cell_steps-unroll"),
+    *("gru-sequence_renorm", "lstm-frame_renorm", "lstm-sequence_recurrent_cell_renorm"),
+    *("gru_reset_before-frame_recurrent_renorm_clipped", "gru-sequence_recurrent_steps"),
+    *("lstm-sequence_recurrent_cell_steps", "lstm-frame_recurrent_cell_steps-backwards"),
+    "lstm-frame_recurrent_cell_steps_renorm_clipped",
 }
 # Each way through a layer once: both loops, and all ways to take moments.
 ROUTES = {
@@ -256,7 +298,7 @@ def statistics(case, layer):
     """A layer's population statistics by name."""
     names = case.options.weight_shapes(FEATURES, UNITS)
     values = dict(zip(names, layer.get_weights(), strict=True))
-    return {name: value for name, value in values.items() if "moving" in name}
+    return {name: value for name, value in values.items() if name.endswith(reference.STATISTICS)}
 
 
 def call_and_differentiate(layer, x, mask=None, initial_state=None, training=False, seed=9):

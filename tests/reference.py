@@ -15,6 +15,10 @@ Written from the equations alone:
                          hh = act(a'_h + R((r * h_{t-1}) U_h))
                h_t = z * h_{t-1} + (1 - z) * hh
 
+or, renormalised, with mean and variance of the mini-batch and r and d held fixed,
+
+    RN(a) = gamma * ((a - mean) / sqrt(variance + epsilon) * r + d)
+
 R and C are the identity, or batch normalisation of the recurrent term and of the cell state.
 `layer` runs a layer, which sees the mask and updates its population statistics once per call;
 `bare_cell` runs a cell inside `keras.layers.RNN`, which shows it no mask, calls it once more than
@@ -28,6 +32,9 @@ import dataclasses
 
 import numpy as np
 
+# How the names of population statistics end.
+STATISTICS = ("moving_mean", "moving_variance", "updates")
+SETTLED = 2.0**24  # updates, after which statistics move by `momentum` alone
 GATES = {"simple_rnn": 1, "lstm": 4, "gru": 3}
 ACTIVATIONS = {
     "tanh": np.tanh,
@@ -46,6 +53,8 @@ class Options:
     normalize_recurrent: bool = False
     normalize_cell_state: bool = False
     max_timesteps: int | None = None
+    renorm: bool = False
+    renorm_clipping: dict | None = None
     momentum: float = 0.99
     epsilon: float = 1e-5
     activation: str = "tanh"
@@ -74,24 +83,24 @@ class Options:
             shapes["bias"] = (2, width) if two_biases else (width,)
         if self.normalization is not None:
             steps = self.max_timesteps if self.normalization == "frame" else None
-            shapes |= _statistics_shapes("", width, steps)
+            shapes |= self._statistics_shapes("", width, steps)
         if self.normalize_recurrent:
-            shapes |= _statistics_shapes("recurrent_", width, self.max_timesteps)
+            shapes |= self._statistics_shapes("recurrent_", width, self.max_timesteps)
         if self.normalize_cell_state:
-            shapes |= _statistics_shapes("cell_", units, self.max_timesteps, shift=True)
+            shapes |= self._statistics_shapes("cell_", units, self.max_timesteps, shift=True)
         return shapes
 
     def statistics(self):
         """Names of the population statistics, in the order of `get_weights()`."""
-        return [name for name in self.weight_shapes(1, 1) if "moving" in name]
+        return [name for name in self.weight_shapes(1, 1) if name.endswith(STATISTICS)]
 
-
-def _statistics_shapes(prefix, width, steps, shift=False):
-    shapes = {f"{prefix}gamma": (width,)}
-    if shift:
-        shapes[f"{prefix}beta"] = (width,)
-    kept = (width,) if steps is None else (steps, width)
-    return shapes | {f"{prefix}moving_mean": kept, f"{prefix}moving_variance": kept}
+    def _statistics_shapes(self, prefix, width, steps, shift=False):
+        shapes = {f"{prefix}gamma": (width,)}
+        if shift:
+            shapes[f"{prefix}beta"] = (width,)
+        kept = () if steps is None else (steps,)
+        shapes |= {f"{prefix}{name}": (*kept, width) for name in STATISTICS[:2]}
+        return shapes | ({f"{prefix}updates": (*kept, 1)} if self.renorm else {})
 
 
 def random_weights(options, features, units, rng):
@@ -102,6 +111,8 @@ def random_weights(options, features, units, rng):
             weights[name] = rng.uniform(0.5, 1.5, shape)
         elif name.endswith("moving_variance"):
             weights[name] = rng.uniform(0.5, 2.0, shape)
+        elif name.endswith("updates"):
+            weights[name] = rng.integers(0, 4, shape).astype(float)
         else:
             weights[name] = rng.normal(0, 0.6, shape)
     return weights
@@ -128,6 +139,7 @@ class Normalizer:
         self.beta = weights.get(f"{prefix}beta", 0.0)
         self.moving_mean = weights[f"{prefix}moving_mean"]
         self.moving_variance = weights[f"{prefix}moving_variance"]
+        self.updates = weights.get(f"{prefix}updates", np.inf + 0 * self.moving_mean[..., :1])
         self.counted = []  # (step, rows [n, width]) of every frame that had a batch statistic
         self.live = []  # the same of every frame with a live row
 
@@ -138,8 +150,8 @@ class Normalizer:
         if training and live.sum() >= 2:
             if count:
                 self.counted.append((step, values[live]))
-            return self._scale(values, *_moments(values[live]))
-        return self._scale(values, *self._population(step))
+            return self._scale(values, self._population(step), values[live])
+        return self._scale(values, self._population(step))
 
     def sequence(self, values, live, training):
         """Normalises [batch, time, width] over all live frames together."""
@@ -147,34 +159,32 @@ class Normalizer:
             self.live.append((0, values[live]))
         if training and live.sum() >= 2:
             self.counted.append((0, values[live]))
-            return self._scale(values, *_moments(values[live]))
-        return self._scale(values, *self._population(0))
+            return self._scale(values, self._population(0), values[live])
+        return self._scale(values, self._population(0))
 
     def statistics(self):
         """The population statistics after one update with everything counted so far."""
-        mean, variance = np.array(self.moving_mean), np.array(self.moving_variance)
-        if not self._per_step:
-            if self.counted:
-                rows = np.concatenate([rows for _, rows in self.counted])
-                mean, variance = self._moved(mean, variance, rows)
-        else:
-            for kept in range(len(mean)):
-                # A pair is its own step's alone: later steps use the last one but do not count.
-                rows = [rows for step, rows in self.counted if step == kept]
-                if rows:
-                    mean[kept], variance[kept] = self._moved(
-                        mean[kept], variance[kept], np.concatenate(rows)
-                    )
-        return {
-            f"{self.prefix}moving_mean": mean.real,
-            f"{self.prefix}moving_variance": variance.real,
-        }
+        old = (self.moving_mean, self.moving_variance, self.updates)
+        new = [np.array(value.real) for value in old]
+        for kept in range(len(self.moving_mean)) if self._per_step else [...]:
+            # A pair is its own step's alone: later steps use the last one but do not count.
+            rows = [rows for step, rows in self.counted if kept in (..., step)]
+            if rows:
+                for value, moved in zip(
+                    new,
+                    self._moved(*(value[kept] for value in new), np.concatenate(rows)),
+                    strict=True,
+                ):
+                    value[kept] = moved
+        names = STATISTICS if self.options.renorm else STATISTICS[:2]
+        return {f"{self.prefix}{name}": value for name, value in zip(names, new, strict=False)}
 
     def update(self):
         """Makes that update and forgets what was counted: a cell does so at every call."""
         updated = self.statistics()
         self.moving_mean = updated[f"{self.prefix}moving_mean"]
         self.moving_variance = updated[f"{self.prefix}moving_variance"]
+        self.updates = updated.get(f"{self.prefix}updates", self.updates)
         self.counted = []
 
     @property
@@ -187,17 +197,32 @@ class Normalizer:
         kept = min(step, len(self.moving_mean) - 1)
         return self.moving_mean[kept], self.moving_variance[kept]
 
-    def _moved(self, mean, variance, rows):
+    def _moved(self, mean, variance, updates, rows):
         batch_mean, batch_variance = _moments(rows)
-        momentum = self.options.momentum
+        momentum = np.minimum(self.options.momentum, 1 - 1 / (updates + 1))
         return (
             momentum * mean + (1 - momentum) * batch_mean.real,
             momentum * variance + (1 - momentum) * batch_variance.real,
+            updates + 1,
         )
 
-    def _scale(self, values, mean, variance):
-        deviation = np.sqrt(variance + self.options.epsilon)
-        return self.gamma * (values - mean) / deviation + self.beta
+    def _scale(self, values, population, rows=None):
+        mean, deviation = self._mean_and_deviation(*population)
+        r, d = 1.0, 0.0
+        if rows is not None:
+            batch_mean, batch_deviation = self._mean_and_deviation(*_moments(rows))
+            if self.options.renorm:
+                bounds = self.options.renorm_clipping or {}
+                # Of the real parts, which a complex step does not move.
+                r = (batch_deviation / deviation).real
+                r = np.clip(r, bounds.get("rmin", 0.0), bounds.get("rmax", np.inf))
+                dmax = bounds.get("dmax", np.inf)
+                d = np.clip(((batch_mean - mean) / deviation).real, -dmax, dmax)
+            mean, deviation = batch_mean, batch_deviation
+        return self.gamma * ((values - mean) / deviation * r + d) + self.beta
+
+    def _mean_and_deviation(self, mean, variance):
+        return mean, np.sqrt(variance + self.options.epsilon)
 
 
 def _moments(rows):
@@ -297,6 +322,11 @@ def _run(options, weights, x, mask, initial_state, training):
     x = np.where(live[..., None], x, 0.0)
     if options.go_backwards:
         x, live = x[:, ::-1], live[:, ::-1]
+    # Per-step statistics count from the first frame that a row reads backwards.
+    aligned = options.go_backwards and options.max_timesteps is not None
+    passed = live.argmax(axis=1) if aligned else np.zeros(batch, int)
+    order = (np.arange(time) + passed[:, None]) % time
+    x, live = (np.take_along_axis(v, o, 1) for v, o in ((x, order[..., None]), (live, order)))
     a = x @ weights["kernel"]
     if options.normalization == "sequence":
         a = model.input_norm.sequence(a, live, training)
@@ -312,25 +342,33 @@ def _run(options, weights, x, mask, initial_state, training):
         output = np.where(shown, new_states[0], 0.0 if options.zero_output_for_mask else output)
         states = [np.where(shown, new, old) for new, old in zip(new_states, states, strict=True)]
         outputs.append(output)
-    return model, np.stack(outputs, axis=1), states
+    shown = np.zeros((batch, time, model.units), outputs[0].dtype)
+    for row, skip in enumerate(passed):
+        shown[row, skip:] = np.stack(outputs, axis=1)[row, : time - skip]
+    return model, shown, states
 
 
 def exact_statistics(options, weights, batches):
     """What `recalibrate` assigns: pooled moments of every live frame of (x, mask) batches.
 
     The batches are seen with batch statistics; frames too few to normalise by themselves are
-    live all the same, and count.
+    live all the same, and count. Renormalisation would see the statistics that are replaced.
     """
     norms = {}
+    plain = dataclasses.replace(options, renorm=False)
     for x, mask in batches:
-        model = _run(options, weights, x, mask, None, training=True)[0]
+        model = _run(plain, weights, x, mask, None, training=True)[0]
         for norm in model.norms:
             norms.setdefault(norm.prefix, []).append(norm)
     result = {}
     for prefix, calls in norms.items():
         pooled = Normalizer(dataclasses.replace(options, momentum=0.0), weights, prefix)
         pooled.counted = [seen for call in calls for seen in call.live]
-        result |= pooled.statistics()
+        found = pooled.statistics()
+        if options.renorm:
+            updates = found[f"{prefix}updates"]
+            updates[updates > pooled.updates] = SETTLED
+        result |= found
     return result
 
 

@@ -65,6 +65,7 @@ TYPES = {
     r"seed": "int | keras.random.SeedGenerator | None",
     r"use_cudnn": 'Literal["auto"] | bool',
     r"max_timesteps": "int | None",
+    r"renorm_clipping": "dict[str, float] | None",
 }
 
 

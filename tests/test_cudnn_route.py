@@ -95,6 +95,8 @@ NORMALIZATIONS = {
     "sequence": {"normalization": "sequence"},
     "frame": {"normalization": "frame"},
     "by_step": {"normalization": "frame", "max_timesteps": TIME - 2},
+    "sequence_renorm": {"normalization": "sequence", "renorm": True},
+    "frame_renorm": {"normalization": "frame", "renorm": True},
     "none": {"normalization": None},
 }
 
@@ -193,7 +195,8 @@ def test_what_folds_gives_the_kernel_the_inputs_themselves(monkeypatch, normaliz
     monkeypatch.setattr(cudnn, "kernel", note)
     layer = keras_bnrnn.BatchNormLSTM(UNITS, **NORMALIZATIONS[normalization])
     layer(np.ones((BATCH, TIME, FEATURES), "float32"), training=training)
-    folds = normalization in ("sequence", "none") or (normalization == "frame" and not training)
+    mode = normalization.removesuffix("_renorm")
+    folds = mode in ("sequence", "none") or (mode == "frame" and not training)
     assert widths == [FEATURES if folds else 4 * UNITS]
 
 

@@ -97,7 +97,7 @@ class TestRunLayer(test_case.TestCase):
 
     def check(self, case, input_shape, expected_output_shape, extra, losses=0):
         shapes = case.options.weight_shapes(input_shape[-1], UNITS)
-        non_trainable = sum("moving" in name for name in shapes)
+        non_trainable = len(case.options.statistics())
         self.run_layer_test(
             case.layer_class,
             init_kwargs={"units": UNITS, **case.kwargs, **extra},

@@ -61,14 +61,9 @@ def test_what_the_padding_holds_moves_nothing(case, training):
     assert not found["x"][~mask].any(), "a masked frame has no gradient"
 
 
-def _counts_padding(case):
-    """Whether padding in front of the loop moves per-step statistics: masked steps count."""
-    return "max_timesteps" in case.kwargs and "go_backwards" in case.kwargs
-
-
 @pytest.mark.by_route
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("case", [c for c in CASES if not _counts_padding(c)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_how_long_the_padding_is_moves_nothing(case, training):
     rng = np.random.default_rng(1)
     weights = case.weights(rng)
@@ -121,7 +116,7 @@ def test_a_batch_without_any_live_frame(case):
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     found = _run(case, layer, weights, x, np.zeros((BATCH, TIME), bool), True)
     for name, value in found.items():
-        if name in weights and "moving" in name:
+        if name in case.options.statistics():
             np.testing.assert_array_equal(value, weights[name], err_msg=name)
         else:
             np.testing.assert_array_equal(value, np.zeros_like(value), err_msg=name)
@@ -217,9 +212,8 @@ def test_outputs_carry_the_mask(case, wrapped, newer_keras):
     np.testing.assert_array_equal(mask, np.ones((2, TIME), bool))
 
 
-# The backward half counts the padding's steps, so per-step statistics are left out. Wrapped
-# `keras.layers` stand beside the layers that compute the same.
-ALONE = [(case, False) for case in MAIN_CASES if "max_timesteps" not in case.kwargs]
+# Wrapped `keras.layers` stand beside the layers that compute the same.
+ALONE = [(case, False) for case in MAIN_CASES]
 ALONE += [(case, True) for case in MAIN_CASES if not case.normalized]
 
 

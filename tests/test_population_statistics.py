@@ -62,7 +62,7 @@ def test_one_update_a_call_with_the_pooled_moments(kind, normalization):
     ),
 )
 def test_a_pair_for_each_of_the_first_steps(kind, backwards):
-    """Steps are counted in the order of the loop, masked ones included."""
+    """Steps are counted in the order of the loop, backwards from each row's last live frame."""
     rng = np.random.default_rng(1)
     layer, weights = _built(
         conformance.find(f"{kind}-frame_steps"), rng, momentum=MOMENTUM, go_backwards=backwards
@@ -73,9 +73,10 @@ def test_a_pair_for_each_of_the_first_steps(kind, backwards):
         x = rng.normal(rng.normal(), 2.0, size=(BATCH, steps, FEATURES))
         live = np.ones((BATCH, steps), bool) if mask is None else mask[:, :steps]
         layer(x, mask=None if mask is None else live, training=True)
+        a, ends = x @ weights["kernel"], steps - live[:, ::-1].argmax(axis=1)
         for step in range(steps):
-            t = steps - 1 - step if backwards else step
-            rows = (x[:, t] @ weights["kernel"])[live[:, t]]
+            frames = [(row, end - 1 - step if backwards else step) for row, end in enumerate(ends)]
+            rows = np.array([a[one] for one in frames if one[1] >= 0 and live[one]])
             if len(rows) >= 2:
                 mean[step] = _moved(mean[step], rows.mean(axis=0))
                 variance[step] = _moved(variance[step], rows.var(axis=0))
@@ -93,7 +94,9 @@ def test_later_steps_use_the_last_pair(kind):
     more = case.layer(max_timesteps=TIME)
     more.build((None, None, FEATURES))
     repeated = {
-        name: np.concatenate([w] + [w[-1:]] * (TIME - len(w))) if "moving" in name else w
+        name: np.concatenate([w] + [w[-1:]] * (TIME - len(w)))
+        if name.endswith(reference.STATISTICS)
+        else w
         for name, w in weights.items()
     }
     conformance.set_weights(more, repeated)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bnrnn import projection
-from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Moments
+from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Clipping, Moments
 
 TIME, BATCH, FEATURES, CHANNELS = 5, 4, 3, 8
 EPSILON = 1e-5
@@ -18,7 +18,7 @@ MASKS = {
 }
 
 
-def by_autodiff(x, W, bias, gamma, population, mask, axes):
+def by_autodiff(x, W, bias, gamma, population, mask, axes, renorm=None):
     """The formula, one statistic after the other."""
     blocks = tf.split(W, len(x), axis=-1)
     a = tf.concat([part @ block for part, block in zip(x, blocks, strict=True)], -1)
@@ -30,19 +30,25 @@ def by_autodiff(x, W, bias, gamma, population, mask, axes):
         rows = tf.gather_nd(a, live)
         mean, variance = tf.nn.moments(rows, 0) if len(live) else (tf.zeros_like(gamma),) * 2
         batch.append((mean, variance, [len(live)]))
+        own_mean, own_variance = population[:, number]
+        r, d = 1.0, 0.0
         if len(live) < 2:
-            mean, variance = population[:, number]
-        y = gamma * (rows - mean) / tf.sqrt(variance + EPSILON) + bias
+            mean, variance = own_mean, own_variance
+        elif renorm is not None:
+            own_sigma = tf.sqrt(own_variance + EPSILON)
+            r = tf.stop_gradient(renorm.r(tf.sqrt(variance + EPSILON) / own_sigma))
+            d = tf.stop_gradient(renorm.d((mean - own_mean) / own_sigma))
+        y = gamma * ((rows - mean) / tf.sqrt(variance + EPSILON) * r + d) + bias
         z = tf.tensor_scatter_nd_update(z, live, y)
     batch = [np.stack(values) for values in zip(*batch, strict=True)]
     return z, batch if axes == OVER_FRAME else [value[0] for value in batch]
 
 
-def by_hand(x, W, bias, gamma, population, mask, axes, fold=False, synchronized=False):
+def by_hand(x, W, bias, gamma, population, mask, axes, fold=False, renorm=None, synchronized=False):
     own = ... if axes == OVER_FRAME else 0
     population = Moments(population[0, own], population[1, own], None)
     arguments = (x if len(x) > 1 else x[0], W, bias, gamma, population, mask)
-    options = {"epsilon": EPSILON, "synchronized": synchronized}
+    options = {"epsilon": EPSILON, "renorm": renorm, "synchronized": synchronized}
     if not fold:
         return projection.normalized_projection(*arguments, axes=axes, **options)
     *folded, batch = projection.folded_projection(*arguments, **options)
@@ -80,32 +86,39 @@ def assert_close(found, expected):
         np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-9)
 
 
-# The scatter limit, the axes, the inputs' parts, and whether it is `folded_projection`.
+CLIPPED = Clipping(rmin=0.7, rmax=2.0, dmax=1.0)
+# The scatter limit, the axes, the inputs' parts, whether it is `folded_projection`, and its renorm.
 FORMS = {
-    "sequence": (0, OVER_SEQUENCE, 1, False),
-    "frame": (0, OVER_FRAME, 1, False),
-    "frame-by_gate": (0, OVER_FRAME, 4, False),
-    "scatter": (1000, OVER_SEQUENCE, 1, False),
-    "scatter-by_gate": (1000, OVER_SEQUENCE, 4, False),
-    "folded": (0, OVER_SEQUENCE, 1, True),
+    "sequence": (0, OVER_SEQUENCE, 1, False, None),
+    "frame": (0, OVER_FRAME, 1, False, None),
+    "frame-by_gate": (0, OVER_FRAME, 4, False, None),
+    "scatter": (1000, OVER_SEQUENCE, 1, False, None),
+    "scatter-by_gate": (1000, OVER_SEQUENCE, 4, False, None),
+    "folded": (0, OVER_SEQUENCE, 1, True, None),
+    "sequence-renorm": (0, OVER_SEQUENCE, 1, False, Clipping()),
+    "frame-renorm": (0, OVER_FRAME, 1, False, Clipping()),
+    "folded-renorm": (0, OVER_SEQUENCE, 1, True, Clipping()),
+    "frame-by_gate-clipped": (0, OVER_FRAME, 4, False, CLIPPED),
+    "scatter-clipped": (1000, OVER_SEQUENCE, 1, False, CLIPPED),
 }
 
 
 @pytest.mark.parametrize("mask_name", MASKS)
 @pytest.mark.parametrize("form", FORMS)
 def test_by_hand_equals_autodiff(monkeypatch, form, mask_name):
-    scatter_limit, axes, parts, fold = FORMS[form]
+    scatter_limit, axes, parts, fold, renorm = FORMS[form]
     monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
     with_junk, plain = example(parts, MASKS[mask_name], axes)
     if mask_name == "none":
         with_junk = tuple(None if value is MASKS["none"] else value for value in with_junk)
-    assert_close(observe(by_hand, *with_junk, fold=fold), observe(by_autodiff, *plain))
+    found = observe(by_hand, *with_junk, fold=fold, renorm=renorm)
+    assert_close(found, observe(by_autodiff, *plain, renorm=renorm))
 
 
 # The others are whole layers' in test_synchronized.py.
-@pytest.mark.parametrize("form", ["sequence", "frame-by_gate", "folded"])
+@pytest.mark.parametrize("form", ["sequence", "frame-by_gate", "folded", "frame-renorm"])
 def test_two_replicas_are_one_batch(monkeypatch, strategy, form):
-    scatter_limit, axes, parts, fold = FORMS[form]
+    scatter_limit, axes, parts, fold, renorm = FORMS[form]
     monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
     with_junk, plain = example(parts, MASKS["holey"], axes)
     x, W, bias, gamma, population, mask, axes, dz = with_junk
@@ -117,13 +130,13 @@ def test_two_replicas_are_one_batch(monkeypatch, strategy, form):
             lambda value: tf.constant(value)[:, first : first + half], (x, mask, dz)
         )
         arguments = (x_half, W, bias, gamma, population, mask_half, axes, dz_half)
-        return observe(by_hand, *arguments, fold=fold, synchronized=True)
+        return observe(by_hand, *arguments, fold=fold, renorm=renorm, synchronized=True)
 
     run = tf.function(lambda: strategy.run(on_replica), autograph=False)
     found = tf.nest.map_structure(strategy.experimental_local_results, run())
     by_row, d_parameters, batch = found
     by_row = [tf.concat(halves, 1) for halves in by_row]
     d_parameters = [tf.add_n(shares) for shares in d_parameters]
-    expected = observe(by_autodiff, *plain)
+    expected = observe(by_autodiff, *plain, renorm=renorm)
     for replica in range(2):
         assert_close([by_row, d_parameters, [value[replica] for value in batch]], expected)

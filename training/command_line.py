@@ -119,6 +119,13 @@ def define_run_flags(flag_values):
         "variances, and the input pipeline's share of the time into OUTPUT_DIR/tensorboard.",
         flag_values=flag_values,
     )
+    flags.DEFINE_bool(
+        "renorm",
+        False,
+        "Of batch_norm: batch renormalisation; training then normalises with the population "
+        "statistics, as inference does, and only the gradient is the mini-batch's.",
+        flag_values=flag_values,
+    )
     flags.DEFINE_float(
         "momentum",
         0.9,

@@ -91,6 +91,7 @@ def build_language_model(
     *,
     normalization="frame",
     normalize_recurrent=False,
+    renorm=False,
     gamma=1.0,
     momentum=0.9,
     synchronized=False,
@@ -103,10 +104,11 @@ def build_language_model(
         recipe: a `Recipe`.
         vocabulary_size: number of words.
         normalized: whether the recurrent layers are `BatchNormLSTM` or `keras.layers.LSTM`, for
-            which the next five arguments are unused.
+            which the next six arguments are unused.
         normalization: `"frame"`, each time step by itself, so that no later word enters the
             prediction of an earlier one; or `"sequence"`, over the whole window, where it does.
         normalize_recurrent: whether the recurrent term is normalised too.
+        renorm: whether training normalises with what inference does (batch renormalisation).
         gamma: initial value of every gamma.
         momentum: of the population statistics.
         synchronized: whether moments are taken over all replicas.
@@ -138,6 +140,7 @@ def build_language_model(
                 **arguments,
                 normalization=normalization,
                 normalize_recurrent=normalize_recurrent,
+                renorm=renorm,
                 gamma_initializer=keras.initializers.Constant(gamma),
                 momentum=momentum,
                 synchronized=synchronized,

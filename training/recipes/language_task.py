@@ -50,8 +50,7 @@ class LanguageTask(Task):
                 f"--decay={options.decay} must be at least 1: the rate is divided by it"
             )
         recipe = dataclasses.asdict(dataclasses.replace(RECIPES[options.size], **given))
-        others = [name for name in cls.setting_names if name != "recipe"]
-        return {name: getattr(options, name) for name in others} | {"recipe": recipe}
+        return cls._named(options, recipe=recipe)
 
     def read_data(self, data_dir):
         self.corpus = read_text(data_dir)
@@ -123,6 +122,7 @@ class LanguageTask(Task):
             normalized=settings.model == "batch_norm",
             normalization=settings.normalization,
             normalize_recurrent=settings.normalize_recurrent,
+            renorm=settings.renorm,
             gamma=settings.gamma,
             momentum=settings.momentum,
             synchronized=settings.synchronized and replicas > 1,

@@ -31,22 +31,17 @@ class PixelTask(Task):
         *("permuted", "units", "batch_size", "learning_rate", "mixed_precision", "synchronized"),
         "seed",
     )
+    optional_setting_names = ("renorm", "normalize_cell_state")
 
     @classmethod
     def settings_of(cls, options):
-        if options.normalization == "sequence" and options.per_step:
-            raise CommandError("--per_step needs --normalization=frame")
-        asked = {"normalize_cell_state": True} if options.normalize_cell_state else {}
-        return super().settings_of(options) | asked
-
-    @property
-    def config(self):
-        # Only where it is asked for, so that runs from before the flag go on.
-        more = {"normalize_cell_state": True} if self._normalizes_cell_state() else {}
-        return super().config | more
-
-    def _normalizes_cell_state(self):
-        return getattr(self.settings, "normalize_cell_state", False)
+        in_loop = options.normalize_recurrent or options.normalize_cell_state
+        if options.per_step and options.normalization == "sequence" and not in_loop:
+            raise CommandError(
+                "--per_step needs what is normalised step by step: --normalization=frame, "
+                "--normalize_recurrent or --normalize_cell_state"
+            )
+        return super().settings_of(options)
 
     def read_data(self, data_dir):
         self.images = read_images(self.settings.permuted)
@@ -68,9 +63,10 @@ class PixelTask(Task):
                 settings.units,
                 normalization=settings.normalization,
                 normalize_recurrent=settings.normalize_recurrent,
-                normalize_cell_state=self._normalizes_cell_state(),
+                normalize_cell_state=settings.normalize_cell_state,
                 gamma_initializer=keras.initializers.Constant(settings.gamma),
                 max_timesteps=PIXELS if settings.per_step else None,
+                renorm=settings.renorm,
                 momentum=settings.momentum,
                 synchronized=settings.synchronized and replicas > 1,
                 name="lstm",

@@ -17,6 +17,7 @@ def build_speech_model(
     layers,
     units,
     bidirectional=True,
+    renorm=False,
     momentum=0.9,
     synchronized=False,
 ):
@@ -30,6 +31,8 @@ def build_speech_model(
         layers: recurrent layers.
         units: of each layer and direction.
         bidirectional: `False` for a model that hears no later frames.
+        renorm: whether training normalises with what inference does (batch renormalisation); the
+            plain model has no normalisation.
         momentum: of the population statistics; the plain model has none.
         synchronized: whether moments are taken over all replicas.
 
@@ -45,7 +48,11 @@ def build_speech_model(
         arguments = {"return_sequences": True, "name": f"lstm_{index}"}
         if normalized:
             layer = keras_bnrnn.BatchNormLSTM(
-                units, **arguments, momentum=momentum, synchronized=synchronized
+                units,
+                **arguments,
+                renorm=renorm,
+                momentum=momentum,
+                synchronized=synchronized,
             )
         else:
             layer = keras.layers.LSTM(units, **arguments)

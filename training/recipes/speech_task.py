@@ -94,6 +94,7 @@ class SpeechTask(Task):
             layers=settings.layers,
             units=settings.units,
             bidirectional=settings.bidirectional,
+            renorm=settings.renorm,
             momentum=settings.momentum,
             synchronized=settings.synchronized and replicas > 1,
         )

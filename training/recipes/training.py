@@ -35,6 +35,8 @@ class Task:
         script: that trains it.
         measures: of an epoch; the validation of the first is the criterion.
         setting_names: of what decides the numbers of a run's epochs; how many epochs does not.
+        optional_setting_names: of switches that are recorded only where they are on, so that runs
+            from before there were any go on.
         data: the key of a run's configuration that describes the data; `None`: they are always
             the same.
         valid: the name of the validation split.
@@ -43,24 +45,33 @@ class Task:
         default_epochs: to train where the flag does not say.
     """
 
+    optional_setting_names = ("renorm",)
     data = None
     valid = "valid"
     default_epochs = None
 
     def __init__(self, settings, data_dir=None):
-        self.settings = SimpleNamespace(**settings)
+        off = dict.fromkeys(self.optional_setting_names, False)
+        self.settings = SimpleNamespace(**off | settings)
         self.read_data(data_dir)
 
     @classmethod
     def settings_of(cls, options):
         """The settings among a script's flags."""
-        return {name: getattr(options, name) for name in cls.setting_names}
+        return cls._named(options)
+
+    @classmethod
+    def _named(cls, options, **made):
+        """The settings among attributes, and those that were `made` of several."""
+        on = [name for name in cls.optional_setting_names if getattr(options, name)]
+        names = [name for name in (*cls.setting_names, *on) if name not in made]
+        return {name: getattr(options, name) for name in names} | made
 
     @property
     def config(self):
         """What is recorded of a run; one with another configuration is another run."""
         described = {} if self.data is None else {self.data: self.describe_data()}
-        return {name: getattr(self.settings, name) for name in self.setting_names} | described
+        return self._named(self.settings) | described
 
     def splits(self, worker):
         """The `Splits` of a worker."""
