@@ -19,7 +19,7 @@ HALF = BATCH // 2
 CASES = [
     conformance.find(f"{kind}-{mode}")
     for kind in KINDS
-    for mode in ("sequence", "frame", "frame_steps")
+    for mode in ("sequence", "frame", "frame_steps", "frame_renorm")
 ]
 
 

@@ -7,7 +7,9 @@ import keras
 import numpy as np
 import pytest
 
+import keras_bnrnn
 from command_line import CommandError
+from keras_bnrnn.keras_internals import flattened_layers
 from paper.experiments import EXPERIMENTS
 from recipes import measures
 from recipes.tasks import TASKS, task_of
@@ -53,6 +55,19 @@ def test_the_whole_configuration(trained_speech, trained_language):
         assert recorded["task"] == name and task.script == f"{script}.py"
         assert set(recorded["config"]) == {*task.setting_names, task.data}
         assert len(recorded["config"][task.data]["sha256"]) == 16
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_renorm_is_every_layers_and_recorded_only_where_it_is_on(name, parse_flags, tiny_corpus):
+    kind = TASKS[name]
+    script = __import__(kind.script.removesuffix(".py"))
+    for asked in (False, True):
+        parse_flags(script, f"--renorm={asked}")
+        task = kind(kind.settings_of(script.FLAGS), tiny_corpus if name == "speech" else None)
+        assert task.config.get("renorm") is (asked or None)
+        layers = flattened_layers(task.build_model(1))
+        found = {one.renorm for one in layers if isinstance(one, keras_bnrnn.BatchNormLSTM)}
+        assert found == {asked}
 
 
 def test_the_task_is_recorded_and_that_of_old_folders_is_recognised():
