@@ -13,7 +13,7 @@ if _keras.backend.backend() != "tensorflow":
         "before the first import of keras."
     )
 
-from keras_bnrnn import data, losses, metrics
+from keras_bnrnn import data, fit, losses, metrics, serving
 from keras_bnrnn.bidirectional import Bidirectional
 from keras_bnrnn.cells import BatchNormGRUCell, BatchNormLSTMCell, BatchNormSimpleRNNCell
 from keras_bnrnn.folding import fold_batch_norm
@@ -33,8 +33,10 @@ __all__ = [
     "Bidirectional",
     "copy_weights",
     "data",
+    "fit",
     "fold_batch_norm",
     "losses",
     "metrics",
     "recalibrate",
+    "serving",
 ]

@@ -1,11 +1,15 @@
 """Files that are whole or not there, and folders that one process at a time works in."""
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders are not locked.
+    fcntl = None
 
 PARTIAL = ".partial"
 LOCK_FILE = ".lock"
@@ -34,6 +38,8 @@ def lock_folder(
         lock = (folder / name).open("a")
     except OSError:
         return contextlib.nullcontext()
+    if fcntl is None:
+        return lock
     deadline, told = time.monotonic() + seconds, False
     while True:
         try:

@@ -175,14 +175,16 @@ class _Folding:
 
     def _match(self, layer, new):
         """Puts copies in the attributes that hold layers and variables, as far as they exist."""
+        matched = {}
         for name, value in _parts(layer).items():
             found = vars(new).get(name)
-            if not new.built and not _alike(value, found):
-                continue  # Left to `build`.
-            parts = tf.nest.map_structure(self._part, value, found)
-            pairs = zip(tf.nest.flatten(found), tf.nest.flatten(parts), strict=True)
-            if replaced := [old for old, part in pairs if old is not part]:
-                replace_parts(new, name, parts, replaced)
+            if new.built or _alike(value, found):  # Else left to `build`.
+                matched[name] = found, tf.nest.map_structure(self._part, value, found)
+        pairs = [tf.nest.flatten(both) for both in zip(*matched.values(), strict=True)]
+        if any(old is not part for old, part in zip(*pairs, strict=True)):
+            # All of them, since Keras lists weights in the order in which they were set.
+            for name, (found, parts) in matched.items():
+                replace_parts(new, name, parts, tf.nest.flatten(found))
 
     def _part(self, part, found):
         """The copy of a part of a layer; `found` is what the new layer has in its place."""

@@ -139,7 +139,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_bnrnn
-from keras_bnrnn import BatchNormLSTM, fold_batch_norm
+from keras_bnrnn import BatchNormLSTM, serving
 from keras_bnrnn.data import LogMelFilterBank
 
 assert Path(keras_bnrnn.__file__).is_relative_to(sys.argv[1]), keras_bnrnn.__file__
@@ -153,9 +153,10 @@ model = keras.Sequential(
 model.compile("sgd", "mse")
 model.fit(features, np.zeros((*features.shape[:2], 4)), verbose=0)
 
-fold_batch_norm(model).export("exported", verbose=False)
-served = tf.saved_model.load("exported")
-np.testing.assert_allclose(served.serve(features), model(features), atol=1e-5)
+assert serving.export(model, "exported") == ["serve", "step"]
+served = tf.saved_model.load("exported").signatures["serve"]
+[answer] = served(tf.constant(features)).values()
+np.testing.assert_allclose(answer, model(features), atol=1e-5)
 """
 
 

@@ -13,7 +13,11 @@ import stubs
 CLASSES = [(module, cls) for module, classes in stubs.MODULES.items() for cls in classes]
 PUBLIC = [
     keras_bnrnn.Bidirectional,
+    keras_bnrnn.copy_weights,
+    keras_bnrnn.fold_batch_norm,
     keras_bnrnn.recalibrate,
+    keras_bnrnn.fit.fit,
+    keras_bnrnn.serving.export,
     keras_bnrnn.losses.FrameMeanCrossEntropy,
     keras_bnrnn.metrics.FrameCrossEntropy,
     keras_bnrnn.metrics.FrameErrorRate,

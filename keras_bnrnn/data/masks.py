@@ -1,9 +1,12 @@
 """Masks from lengths, inside a model."""
 
 import keras
+import tensorflow as tf
 
 
-def sequence_mask(values, lengths):
+def sequence_mask(
+    values: keras.KerasTensor | tf.Tensor, lengths: keras.KerasTensor | tf.Tensor
+) -> keras.KerasTensor | tf.Tensor:
     """Which steps of padded sequences count.
 
     It is made of `keras.ops` alone, so a functional model may hold it, for sequences of any length,

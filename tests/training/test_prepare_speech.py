@@ -46,7 +46,7 @@ def test_verify(corpus_dir, run, capsys):
         shard.write_bytes(whole)
 
 
-def test_commands_of_a_kaldi_directory_need_a_flag(tmp_path):
+def test_commands_of_a_kaldi_directory_need_a_flag(call_script, tmp_path):
     pytest.importorskip("kaldiio", reason="the extra 'speech' is not installed")
     for split in ("train", "dev"):
         (tmp_path / "data" / split).mkdir(parents=True)
@@ -61,10 +61,10 @@ def test_commands_of_a_kaldi_directory_need_a_flag(tmp_path):
     ]
     arguments += [f"--alignment_dir={tmp_path}/ali", "--workers=1"]
     with pytest.raises(command_line.CommandError, match=r"touch .*\|' is a command.*--pipes$"):
-        run(*arguments)
+        call_script(prepare_speech, *arguments)
     assert not (tmp_path / "ran").exists()
     with pytest.raises(CorpusError, match="non-zero exit status 1"):
-        run(*arguments, "--pipes")
+        call_script(prepare_speech, *arguments, "--pipes")
     assert (tmp_path / "ran").exists()
 
 
