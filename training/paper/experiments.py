@@ -8,6 +8,7 @@ from recipes.speech_task import SpeechTask
 
 PLAIN = ("--model=baseline",)
 NORMALIZED = ("--model=batch_norm",)
+RENORMALIZED = (*NORMALIZED, "--renorm")
 RECURRENT = (*NORMALIZED, "--normalize_recurrent")
 SEQUENCE_WISE = ("--normalization=sequence",)
 SMALL_GAMMA = ("--gamma=0.3",)
@@ -247,6 +248,7 @@ EXPERIMENTS = {
         configurations={
             "baseline": Configuration("LSTM", PLAIN, 1),
             "frame": Configuration("frame-wise", NORMALIZED, 1),
+            "frame_renorm": Configuration("frame-wise, renormalised", RENORMALIZED, 1),
         },
     ),
 }
