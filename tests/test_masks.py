@@ -293,7 +293,6 @@ def test_padding_moves_no_weight_in_fit(name):
         itertools.product(sorted(conformance.ROUTES), ["input", "state"], [False, True]),
         [
             ("gru-frame", "input", True),
-            ("gru_reset_before-frame_recurrent_steps", "state", True),
         ],
     ),
 )

@@ -116,7 +116,10 @@ def test_by_hand_equals_autodiff(monkeypatch, form, mask_name):
 
 
 # The others are whole layers' in test_synchronized.py.
-@pytest.mark.parametrize("form", ["sequence", "frame-by_gate", "folded", "frame-renorm"])
+@pytest.mark.parametrize(
+    "form",
+    ["sequence", pytest.param("frame-by_gate", marks=pytest.mark.slow), "folded", "frame-renorm"],
+)
 def test_two_replicas_are_one_batch(monkeypatch, strategy, form):
     scatter_limit, axes, parts, fold, renorm = FORMS[form]
     monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)

@@ -18,6 +18,7 @@ def drop_in():
     return module
 
 
+@pytest.mark.slow
 def test_one_seed_shows_the_difference(drop_in, monkeypatch, capsys):
     monkeypatch.setattr(drop_in, "SEEDS", 1)
     monkeypatch.setattr(drop_in, "EPOCHS", 3)

@@ -18,6 +18,7 @@ def example():
     return module
 
 
+@pytest.mark.slow
 def test_every_row_is_printed(example, monkeypatch, capsys):
     monkeypatch.setattr(example, "SEEDS", 1)
     monkeypatch.setattr(example, "EPOCHS", 1)

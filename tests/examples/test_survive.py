@@ -16,6 +16,7 @@ from keras_bnrnn.fit.checkpoints import newest_checkpoint
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "survive.py"
 
 
+@pytest.mark.slow
 def test_it_goes_on(tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("survive", EXAMPLE)
     survive = importlib.util.module_from_spec(spec)

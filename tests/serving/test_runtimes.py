@@ -50,7 +50,9 @@ def values(tensors, sizes, seed=0):
     return filled
 
 
-@pytest.mark.parametrize("kind", ["bidirectional", "forward", "language"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("bidirectional", marks=pytest.mark.slow), "forward", "language"]
+)
 def test_onnxruntime(runtime_models, kind, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
     pytest.importorskip("tf2onnx", reason="the extra 'onnx' is not installed")
@@ -103,6 +105,7 @@ def test_litert_one_step_at_a_time(models, runtime_models, kind, tmp_path):
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_litert_of_a_fixed_length(models, runtime_models, tmp_path):
     interpreter = pytest.importorskip(
         "ai_edge_litert.interpreter", reason="the extra 'litert' is not installed"

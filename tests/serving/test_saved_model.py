@@ -197,6 +197,7 @@ def stepped(step, values, sizes):
     return {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
 
 
+@pytest.mark.slow
 def test_served_without_keras(tmp_path, run_without):
     """Whoever loads the model needs TensorFlow alone."""
     model = shaken(stacked())

@@ -28,6 +28,7 @@ def read(folder):
     return json.loads((folder / EVALUATION_FILE).read_text())
 
 
+@pytest.mark.slow
 def test_speech(call_script, tiny_corpus, run):
     model = (run / "best.keras").read_bytes()
     call_script(evaluate, f"--run_dir={run}", f"--data_dir={tiny_corpus}")
@@ -68,6 +69,7 @@ def test_unseen_speakers_are_counted_apart(tiny_corpus, trained_speech, monkeypa
     assert rates["speaker new"] == rates["unseen"]
 
 
+@pytest.mark.slow
 def test_language(call_script, trained_language, tmp_path):
     run = shutil.copytree(trained_language / "run", tmp_path / "run")
     call_script(evaluate, f"--run_dir={run}", f"--data_dir={trained_language}/text")

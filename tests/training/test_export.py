@@ -33,6 +33,7 @@ def test_a_run_of_speech(run, tmp_path, call_script, capsys):
     assert "| dev_fer | 0.5 |" in card and '"max_frames": 1300' in card
 
 
+@pytest.mark.slow
 def test_a_run_of_language(tmp_path, call_script, capsys):
     pytest.importorskip("tensorflow_text", reason="the extra 'text' is not installed")
     run = untrained.language_run(tmp_path / "run")

@@ -58,13 +58,16 @@ def test_batches_are_shuffled_by_seed_and_epoch_and_shared_out():
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--model=baseline"],
-        [
-            *("--normalize_recurrent", "--normalize_cell_state", "--per_step", "--gamma=0.1"),
-            "--permuted",
-        ],
+        pytest.param(["--model=baseline"], id="baseline"),
+        pytest.param(
+            [
+                *("--normalize_recurrent", "--normalize_cell_state", "--per_step", "--gamma=0.1"),
+                "--permuted",
+            ],
+            id="per_step",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["baseline", "per_step"],
 )
 def test_a_run(call_script, tmp_path, flags):
     call_script(train_pixels, *FLAGS, *flags, f"--output_dir={tmp_path}")

@@ -59,6 +59,7 @@ def test_a_run_writes_history_and_results(trained_language, text_dir):
     assert scores["perplexity"] == pytest.approx(best["test_perplexity"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_flags_change_the_recipe_and_the_layers(train, tmp_path, capsys):
     folder = tmp_path / "run"
     flags = ["--dropout=0.5", "--learning_rate=0.5", "--constant_epochs=1", "--decay=4"]
@@ -80,6 +81,7 @@ def test_flags_change_the_recipe_and_the_layers(train, tmp_path, capsys):
     assert layer.get_config()["gamma_initializer"]["config"]["value"] == 0.25
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_when_asked_for_more(train, tmp_path, capsys):
     folder = tmp_path / "run"
     flags = [f"--output_dir={folder}", "--steps_per_epoch=4", "--model=baseline"]

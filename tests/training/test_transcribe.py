@@ -36,6 +36,7 @@ def audio(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_transcribes_without_keras(exported, audio, run_without):
     script = Path(transcribe.__file__)
     done = run_without(

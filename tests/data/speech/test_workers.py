@@ -8,6 +8,7 @@ from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.speech.pipelines import speech_dataset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count",
     [

@@ -200,6 +200,7 @@ def test_perplexity_scores_every_token_of_an_uneven_text_once(normalized):
     assert logs["perplexity"] == pytest.approx(np.exp(np.mean(surprise)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_replicas_carry_their_own_streams():
     """Without clipping, two replicas with half the streams each train as one device does."""
     tokens = tiny_tokens(4 * 5 * 4 + 3)

@@ -45,6 +45,7 @@ def test_a_run_of_before_has_the_configuration_that_its_command_has_now(
     assert {one.validation for one in task.measures} <= results["best"].keys()
 
 
+@pytest.mark.slow
 def test_the_whole_configuration(trained_speech, trained_language):
     for folder, script, name in (
         (trained_speech, "train_speech", "speech"),
@@ -57,7 +58,9 @@ def test_the_whole_configuration(trained_speech, trained_language):
         assert len(recorded["config"][task.data]["sha256"]) == 16
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", ["speech", "pixels", pytest.param("language", marks=pytest.mark.slow)]
+)
 def test_renorm_is_every_layers_and_recorded_only_where_it_is_on(name, parse_flags, tiny_corpus):
     kind = TASKS[name]
     script = __import__(kind.script.removesuffix(".py"))
