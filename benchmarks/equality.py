@@ -124,7 +124,7 @@ def train(kind, model, strategy_name, path):
     import keras
     import numpy as np
 
-    from keras_bnrnn.fit.distribution import make_strategy, worker_of
+    from keras_bnrnn.fit.distribution import make_strategy, rows_of_worker, worker_of
     from keras_bnrnn.fit.loop import prepare
 
     strategy = make_strategy(strategy_name)
@@ -132,8 +132,7 @@ def train(kind, model, strategy_name, path):
     keras.utils.set_random_seed(0)
     network, batches = {"speech": speech, "language": language}[kind](model, strategy)
     rows = STREAMS // worker.count
-    mine = batches.map(lambda *batch: tuple(part[worker.index * rows :][:rows] for part in batch))
-    mine = mine.apply(tf.data.experimental.assert_cardinality(STEPS))
+    mine = rows_of_worker(batches, worker, rows)
     distributed, steps = prepare(network, strategy, mine, rows)
     network.fit(distributed, steps_per_epoch=steps, epochs=1, verbose=0)
     values = {weight.path: np.asarray(weight) for weight in network.weights}
