@@ -31,6 +31,7 @@ def test_one_seed_shows_the_difference(drop_in, monkeypatch, capsys):
     assert small_normalized[-1] > 0.75 > small_plain[-1]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_whole_example():
     finished = subprocess.run(

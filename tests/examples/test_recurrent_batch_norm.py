@@ -41,6 +41,7 @@ def test_the_layer_is_the_papers(example):
     assert weights["gamma"].numpy()[0] == pytest.approx(0.1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_whole_example():
     finished = subprocess.run(

@@ -77,7 +77,9 @@ def test_one_direction(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["none", "mirrored"])
+@pytest.mark.parametrize(
+    "strategy", ["none", pytest.param("mirrored", marks=pytest.mark.exhaustive)]
+)
 def test_a_run_in_parts_ends_like_a_whole_one(call_script, tiny_corpus, tmp_path, strategy):
     """The order of the data included: epoch 3 sees the third order, whoever trains it."""
     # Rounding differs with the threads' order, and a frame more or less is wrong.
