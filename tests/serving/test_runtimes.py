@@ -51,7 +51,11 @@ def values(tensors, sizes, seed=0):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param("bidirectional", marks=pytest.mark.slow), "forward", "language"]
+    "kind",
+    [
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bidirectional", "forward")),
+        "language",
+    ],
 )
 def test_onnxruntime(runtime_models, kind, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")

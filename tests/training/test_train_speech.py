@@ -46,6 +46,7 @@ def test_trains_and_writes_results(trained_speech, task):
     assert "Epoch" not in lines[first + 2].split() and "Epoch" not in lines[first - 1].split()
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_said_and_a_test_split_is_scored(
     call_script, tiny_corpus, tmp_path, capsys, task
 ):

@@ -40,6 +40,7 @@ def test_workers_read_every_utterance_once_an_epoch(tiny_corpus, count, split):
                 assert len(part) == sum(1 for _ in tf.data.TFRecordDataset(path))
 
 
+@pytest.mark.slow
 def test_two_workers_read_every_utterance_once_from_odd_shards(sharded_corpus):
     corpus = load_corpus(sharded_corpus)
     for split in ("train", "dev"):
