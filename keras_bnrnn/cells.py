@@ -10,7 +10,14 @@ import inspect
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.moments import OVER_FRAME, OVER_SEQUENCE, Clipping, Moments, statistics_dtype
+from keras_bnrnn.moments import (
+    OVER_FRAME,
+    OVER_SEQUENCE,
+    Clipping,
+    Moments,
+    side_by_side,
+    statistics_dtype,
+)
 from keras_bnrnn.normalization import BatchNormalizer, as_tensor, statistics_config
 from keras_bnrnn.projection import plain_projection, project
 from keras_bnrnn.recurrence.gru import ResetAfterGRUEquations, ResetBeforeGRUEquations
@@ -692,10 +699,6 @@ class BatchNormGRUCell(StandaloneCell, keras.layers.GRUCell):
         else:
             u_candidate, candidate_moments = self._recurrent(reset * h, context, slice(2, 3))
             if moments:
-                mean, variance = (
-                    tf.concat(pair, -1)
-                    for pair in zip(moments[:2], candidate_moments[:2], strict=True)
-                )
-                moments = [mean, variance, moments[2]]
+                moments = list(side_by_side([moments, candidate_moments]))
         h = update * h + (1 - update) * self.activation(z_candidate + u_candidate)
         return h, [h], moments
