@@ -132,6 +132,20 @@ PIXEL_CONFIGURATIONS = {
     "recurrent_gamma_1.0": Configuration(
         "recurrent, per step, gamma 1.0", (*RECURRENT, "--per_step", "--gamma=1.0"), 5
     ),
+    **{
+        f"{name}_renorm_gamma_{gamma}": Configuration(
+            f"{label}, renormalised, gamma {gamma}", (*kind, "--renorm", f"--gamma={gamma}"), 5
+        )
+        for name, label, kind in (
+            ("frame", "frame-wise", NORMALIZED),
+            (
+                "cell_state",
+                "recurrent and cell state, shared statistics",
+                (*RECURRENT, "--normalize_cell_state"),
+            ),
+        )
+        for gamma in ("0.1", "1.0")
+    },
 }
 
 EXPERIMENTS = {
@@ -181,6 +195,7 @@ EXPERIMENTS = {
                 "sequence-wise (sees the future)", (*NORMALIZED, *SEQUENCE_WISE), 1
             ),
             "recurrent": Configuration("frame-wise and recurrent", RECURRENT, 1),
+            "frame_renorm": Configuration("frame-wise, renormalised", RENORMALIZED, 3),
         },
         note=FUTURE_NOTE,
     ),
@@ -189,7 +204,7 @@ EXPERIMENTS = {
         task=LanguageTask,
         data="ptb",
         epochs=13,
-        # Momentum changes the population statistics and nothing else of a training.
+        # Without --renorm momentum changes the population statistics and nothing else of a training.
         arguments=("--size=small", "--constant_epochs=6", "--momentum=0.99"),
         quick=("--steps_per_epoch=20",),
         configurations={
@@ -214,6 +229,12 @@ EXPERIMENTS = {
                 (*NORMALIZED, "--dropout=0.25", *DECAY, "--gamma=1.0", *SEQUENCE_WISE),
                 1,
             ),
+            **{
+                f"renorm_dropout_{rate}": Configuration(
+                    "normalised", (*RENORMALIZED, f"--dropout={rate}", *DECAY, "--gamma=1.0"), 1
+                )
+                for rate in ("0.3", "0.25")
+            },
             "baseline_dropout_0.2": Configuration("LSTM", (*PLAIN, "--dropout=0.2", *DECAY), 1),
             "baseline_dropout_0.3": Configuration("LSTM", (*PLAIN, "--dropout=0.3", *DECAY), 1),
         },
