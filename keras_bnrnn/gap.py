@@ -91,7 +91,7 @@ class StatisticsGap(keras.callbacks.Callback):
             strategy = strategy_of(model)
             with strategy.scope():
                 self._meters = {
-                    name: _Meter(normalizer) for name, normalizer in _named(model).items()
+                    name: _Meter(normalizer) for name, normalizer in named(model).items()
                 }
             # Kept for all epochs, unlike the collectors, which are in place while it runs.
             self._run = tf.function(
@@ -152,7 +152,7 @@ class _Meter:
         self.totals.assign_add(tf.reduce_sum(sums, axis=list(range(1, len(sums.shape)))))
 
 
-def _named(model):
+def named(model):
     """`{name: normaliser}` of all normalisers in a model."""
     found = {}
 
