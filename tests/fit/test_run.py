@@ -442,8 +442,8 @@ def test_the_statistics_gap_is_recorded(tmp_path, monkeypatch, capsys):
 
     def build():
         keras.utils.set_random_seed(1)
-        lstm = BatchNormSimpleRNN(2, normalization="frame", renorm=True, name="lstm")
-        layers = [keras.layers.Reshape((3, 1)), lstm, keras.layers.Dense(1)]
+        rnn = BatchNormSimpleRNN(2, normalization="frame", renorm=True, name="rnn")
+        layers = [keras.layers.Reshape((3, 1)), rnn, keras.layers.Dense(1)]
         model = keras.Sequential([keras.Input((3,)), *layers])
         model.compile(keras.optimizers.SGD(0.05), "mse")
         return model
@@ -457,7 +457,7 @@ def test_the_statistics_gap_is_recorded(tmp_path, monkeypatch, capsys):
             train(resumed, At(1, 2, kill), epochs=2, build=build)
     train(resumed, epochs=2, build=build)
     (first, second), rows = read_history(resumed), read_history(whole)
-    gaps = {"gap_mean/lstm", "gap_variance/lstm"}
+    gaps = {"gap_mean/rnn", "gap_variance/rnn"}
     assert gaps == rows[0].keys() - first.keys() == set(list(rows[0])[-2:])
     assert second == rows[1] and {**first, **rows[0]} == rows[0]
     assert min(rows[1][name] for name in gaps) > 0.0
