@@ -198,7 +198,8 @@ def run(main, flag_values, description="", expected_errors=(), positional=False)
         description: what `--help` prints above the flags, usually the script's `__doc__`.
         expected_errors: exception classes that are the caller's to put right, besides
             `CommandError`, `OSError` and the missing of an optional package. Where one has an
-            `argument`, the flag of that name is put in front of its message.
+            `argument`, the flag of that name (`--output_dir` for a `folder`) is put in front of
+            its message.
         positional: whether the script takes arguments that are no flags.
     """
 
@@ -218,7 +219,8 @@ def run(main, flag_values, description="", expected_errors=(), positional=False)
                 raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
             return main(argv)
         except (CommandError, OSError, ModuleNotFoundError, *expected_errors) as error:
-            flag = getattr(error, "argument", None)
+            argument = getattr(error, "argument", None)
+            flag = "output_dir" if argument == "folder" else argument
             print(f"error: {f'--{flag}: ' if flag else ''}{_one_line(error)}", file=sys.stderr)
             return 1
         except Stopped as stopped:

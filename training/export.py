@@ -40,8 +40,6 @@ from keras_bnrnn.serving.runtimes import FORMATS
 from keras_bnrnn.serving.saved_model import MODEL_CARD_FILE
 from recipes.tasks import task_of
 
-FLAG_OF_ARGUMENT = {"folder": "output_dir", "formats": "formats"}
-
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
     "run_dir", None, "Folder of a run of train_speech.py or train_ptb.py.", flag_values=FLAGS
@@ -78,17 +76,14 @@ def main(argv):
             f"--run_dir={run_dir}: its normalisation is no part of a plain model "
             f"({str(error).splitlines()[1].strip()}), so it cannot be exported"
         ) from None
-    try:
-        signatures = serving.export(
-            model,
-            output_dir,
-            **described,
-            configuration={key: results[key] for key in ("config", "versions")},
-            formats=FLAGS.formats,
-            litert_frames=FLAGS.litert_frames,
-        )
-    except serving.ServingError as error:
-        raise CommandError(f"--{FLAG_OF_ARGUMENT[error.argument]}={error}") from None
+    signatures = serving.export(
+        model,
+        output_dir,
+        **described,
+        configuration={key: results[key] for key in ("config", "versions")},
+        formats=FLAGS.formats,
+        litert_frames=FLAGS.litert_frames,
+    )
     best, criterion = results["best"], results["criterion"]
     print(
         f"Written: {output_dir}, the {results['model']} model after epoch {best['epoch']} "
@@ -101,4 +96,5 @@ def main(argv):
 
 if __name__ == "__main__":
     disk_errors = (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError)
-    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError, FitError, *disk_errors))
+    errors = (CorpusError, FitError, serving.ServingError, *disk_errors)
+    command_line.run(main, FLAGS, __doc__, expected_errors=errors)

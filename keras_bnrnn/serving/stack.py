@@ -16,31 +16,14 @@ from keras_bnrnn.layers import BatchNormRNN
 from keras_bnrnn.serving.errors import ServingError
 
 # What gives each frame a value of its own at inference, if it has no axis or the last one.
-PER_FRAME = (
-    keras.layers.Activation,
-    keras.layers.ActivityRegularization,
-    keras.layers.Add,
-    keras.layers.AlphaDropout,
-    keras.layers.Average,
-    keras.layers.BatchNormalization,
-    keras.layers.Concatenate,
-    keras.layers.Dense,
-    keras.layers.Dropout,
-    keras.layers.ELU,
-    keras.layers.GaussianDropout,
-    keras.layers.GaussianNoise,
-    keras.layers.Identity,
-    keras.layers.LayerNormalization,
-    keras.layers.LeakyReLU,
-    keras.layers.Masking,
-    keras.layers.Maximum,
-    keras.layers.Minimum,
-    keras.layers.Multiply,
-    keras.layers.ReLU,
-    keras.layers.Rescaling,
-    keras.layers.Softmax,
-    keras.layers.SpatialDropout1D,
-    keras.layers.Subtract,
+PER_FRAME = tuple(
+    getattr(keras.layers, name)
+    for name in (
+        *("Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average"),
+        *("BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU", "GaussianDropout"),
+        *("GaussianNoise", "Identity", "LayerNormalization", "LeakyReLU", "Masking", "Maximum"),
+        *("Minimum", "Multiply", "ReLU", "Rescaling", "Softmax", "SpatialDropout1D", "Subtract"),
+    )
 )
 
 
