@@ -234,14 +234,12 @@ def _options(case, **changes):
     return reference.dataclasses.replace(case.options, momentum=MOMENTUM, **changes)
 
 
-def _assert_bare(case, rnn, result, found, names):
+def _assert_bare(case, rnn, result, found):
     outputs, *states = found
     np.testing.assert_allclose(outputs, result.outputs, rtol=0, atol=1e-10)
     for state, expected in zip(states, result.states):  # noqa: B905  # a step counter may follow
         np.testing.assert_allclose(state, expected, rtol=0, atol=1e-10)
-    values = dict(zip(names, rnn.get_weights(), strict=True))
-    for name, expected in result.statistics.items():
-        np.testing.assert_allclose(values[name], expected, rtol=0, atol=1e-10, err_msg=name)
+    conformance.assert_statistics(case, rnn, result.statistics)
 
 
 LOOPS = {"rolled": {}, "backwards": {"go_backwards": True}, "unrolled": {"unroll": True}}
@@ -275,7 +273,7 @@ def test_a_cell_in_a_bare_rnn_updates_at_every_call_of_it(case, rnn_kwargs, trai
         extra_calls=0 if rnn_kwargs.get("unroll") else 1,
     )
     found = rnn(x, training=training)
-    _assert_bare(case, rnn, result, found, weights)
+    _assert_bare(case, rnn, result, found)
     counted = 1 if case.kwargs.get("max_timesteps") else 0
     assert len(found) == 1 + case.state_count + counted, "the counter is the last state"
     if counted:
@@ -291,7 +289,7 @@ def test_a_bare_rnn_in_a_graph_updates_as_often(case):
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     result = reference.bare_cell(_options(case), weights, x, training=True)
     found = conformance.tf.function(lambda x: rnn(x, training=True))(x)
-    _assert_bare(case, rnn, result, found, weights)
+    _assert_bare(case, rnn, result, found)
 
 
 @pytest.mark.by_route
@@ -302,7 +300,7 @@ def test_a_single_row_in_a_bare_rnn(case):
     rnn = _bare(case, weights)
     x = rng.normal(size=(1, TIME, FEATURES))
     result = reference.bare_cell(_options(case), weights, x, training=True)
-    _assert_bare(case, rnn, result, rnn(x, training=True), weights)
+    _assert_bare(case, rnn, result, rnn(x, training=True))
     assert_all_close(rnn.get_weights(), weights.values())
 
 
@@ -316,9 +314,7 @@ def test_a_bare_rnn_counts_every_row_masked_or_not(kind):
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     rnn(x, mask=conformance.masks()["right"], training=True)
     result = reference.bare_cell(_options(case), weights, x, training=True)
-    values = dict(zip(weights, rnn.get_weights(), strict=True))
-    for name, expected in result.statistics.items():
-        np.testing.assert_allclose(values[name], expected, rtol=0, atol=1e-10, err_msg=name)
+    conformance.assert_statistics(case, rnn, result.statistics)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -341,10 +337,8 @@ def test_stacked_cells_are_called_twice_more_each(kind):
     below = reference.bare_cell(_options(case), first, x, training=True, extra_calls=2)
     above = reference.bare_cell(_options(case), second, below.outputs, training=True, extra_calls=2)
     np.testing.assert_allclose(found, above.outputs, rtol=0, atol=1e-10)
-    for cell, weights, result in zip(cells, (first, second), (below, above), strict=True):
-        values = dict(zip(weights, cell.get_weights(), strict=True))
-        for name, expected in result.statistics.items():
-            np.testing.assert_allclose(values[name], expected, rtol=0, atol=1e-10, err_msg=name)
+    for cell, result in zip(cells, (below, above), strict=True):
+        conformance.assert_statistics(case, cell, result.statistics)
 
 
 @pytest.mark.parametrize("kind", KINDS)
