@@ -529,7 +529,7 @@ class BatchNormGRUCell(StandaloneCell, keras.layers.GRUCell):
         recurrent_bias = self.recurrent_bias
         if recurrent_bias is None:
             recurrent_bias = tf.zeros_like(input_bias)
-        return tf.stack([input_bias, recurrent_bias])
+        return tf.stack([input_bias, tf.cast(recurrent_bias, input_bias.dtype)])
 
     @property
     def recurrent_bias(self):

@@ -161,3 +161,38 @@ def test_other_activations_are_refused(name):
     for same in ("relu", keras.layers.ReLU(), lambda x: keras.ops.maximum(x, 0.0)):
         relu = _ours(case, np.random.default_rng(6), **{name: same})
         keras_bnrnn.copy_weights(relu, other)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("kind", conformance.KINDS)
+def test_outputs_are_exact_whatever_the_weights_are_kept_in(kind, dtype):
+    """Both ways, with statistics that half precision would lose the bias in."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    half = {"dtype": dtype, "recurrent_initializer": "glorot_uniform"}
+
+    def ours_of(mode, **overrides):
+        layer = conformance.find(f"{kind}-{mode}").layer(return_state=False, **overrides)
+        layer.build(x.shape)
+        for weight in layer.weights:
+            if weight.name.endswith("moving_mean"):
+                weight.assign(np.linspace(-3.14, 29.9, weight.shape[0]))
+        return layer
+
+    def widened(layer, exact):
+        exact.set_weights([w.astype("float64") for w in layer.get_weights()])
+        return exact(x)
+
+    case = conformance.find(f"{kind}-sequence")
+    for use_bias in (True, False):
+        source = _namesake(case, use_bias=use_bias, **half)
+        expected = widened(source, _namesake(case, use_bias=use_bias))
+        for mode in ("sequence_recurrent", "sequence_renorm"):
+            target = ours_of(mode)
+            keras_bnrnn.copy_weights(source, target)
+            np.testing.assert_allclose(target(x), expected, rtol=0, atol=1e-12)
+        source = ours_of("sequence", use_bias=use_bias, **half)
+        expected = widened(source, ours_of("sequence", use_bias=use_bias))
+        target = _namesake(case)
+        keras_bnrnn.copy_weights(source, target)
+        np.testing.assert_allclose(target(x), expected, rtol=0, atol=1e-5)

@@ -36,6 +36,7 @@ from keras_bnrnn import fold_batch_norm, serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.errors import FitError
 from keras_bnrnn.fit.run_folder import BEST_MODEL_FILE, read_results
+from keras_bnrnn.folding import FoldingError
 from keras_bnrnn.serving.runtimes import FORMATS
 from keras_bnrnn.serving.saved_model import MODEL_CARD_FILE
 from recipes.tasks import task_of
@@ -71,10 +72,11 @@ def main(argv):
     model = keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False)
     try:
         model = fold_batch_norm(model)
-    except ValueError as error:
+    except FoldingError as error:
+        name, reason = next(iter(error.reasons.items()))
         raise CommandError(
             f"--run_dir={run_dir}: its normalisation is no part of a plain model "
-            f"({str(error).splitlines()[1].strip()}), so it cannot be exported"
+            f"({name}: {reason}), so it cannot be exported"
         ) from None
     signatures = serving.export(
         model,

@@ -15,7 +15,7 @@ def model_card(title, training, configuration, unfolded, endpoints, outputs, run
         title: a line.
         training: Markdown on what the model was trained on and how good it is, or `None`.
         configuration: JSON values, or `None`.
-        unfolded: lines on the layers that keep their normalisation.
+        unfolded: why layers keep their normalisation, by name.
         endpoints: `{name: Endpoint}`.
         outputs: `{name: names of its outputs}`.
         runtimes: `{file name: (keras.Model, what it takes and returns)}`.
@@ -32,7 +32,7 @@ def model_card(title, training, configuration, unfolded, endpoints, outputs, run
     ]
     if unfolded:
         lines += ["Some normalisation is computed as it was trained, not folded into kernels:", ""]
-        lines += [*(f"- {line}" for line in unfolded), ""]
+        lines += [*(f"- {name}: {reason}" for name, reason in unfolded.items()), ""]
     if training:
         lines += ["## Training", "", training, ""]
     lines += [

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.folding import fold_batch_norm
+from keras_bnrnn.folding import FoldingError, fold_batch_norm
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.serving.endpoints import input_names, model_endpoints
 from keras_bnrnn.serving.errors import ServingError
@@ -100,9 +100,9 @@ def for_serving(model: keras.Model) -> tuple[keras.Model, dict[str, str]]:
     """
     _check_model(model)
     try:
-        folded, unfolded = fold_batch_norm(model), []
-    except ValueError as error:
-        folded, unfolded = fold_batch_norm(model, strict=False), str(error).splitlines()[1:-1]
+        folded, unfolded = fold_batch_norm(model), {}
+    except FoldingError as error:
+        folded, unfolded = fold_batch_norm(model, strict=False), error.reasons
     if isinstance(folded, keras.Sequential):
         folded = keras.Model(folded.inputs[0], folded.outputs[0], name=folded.name)
     copy = keras.Model.from_config(_for_any_device(folded.get_config()))
@@ -110,7 +110,7 @@ def for_serving(model: keras.Model) -> tuple[keras.Model, dict[str, str]]:
     for layer in flattened_layers(copy):
         if hasattr(layer, "use_cudnn"):  # Keras has no place for it in a configuration.
             layer.use_cudnn = False
-    return with_named_inputs(copy, input_names(copy)), [line.strip() for line in unfolded]
+    return with_named_inputs(copy, input_names(copy)), unfolded
 
 
 def _check_model(model):
