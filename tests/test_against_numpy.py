@@ -4,10 +4,12 @@ Outputs, final states, population statistics after several training steps, and g
 respect to the inputs, the initial states and every trainable weight. Run as a program, it prints
 the largest deviation per layer and mode:
 
-    python tests/test_against_numpy.py
+    python tests/test_against_numpy.py         # of all cases
+    python tests/test_against_numpy.py renorm  # of those with it in their name
 """
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -136,20 +138,30 @@ def test_representatives_have_every_mode_and_variation():
 
 
 def main():
-    """Prints a table of the largest deviation per layer and mode over masks and initial states."""
-    print("| layer and mode | outputs | states | statistics | gradients |\n|---|---|---|---|---|")
+    """Prints the largest deviations per layer and mode, over masks and initial states, and of all.
+
+    An argument chooses the cases whose name it is part of.
+    """
+    columns = ("outputs", "states", "statistics", "gradients")
+    part = "".join(sys.argv[1:])
+    print(f"| layer and mode | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+
+    def line(title, found):
+        print(f"| {title} | {' | '.join(f'{one:.1e}' for one in found)} |", flush=True)
+
+    largest = []
     for case in CASES:
+        if part not in case.name:
+            continue
         found = [
             deviations(case, mask_name, training, with_state)
             for mask_name in MASKS
             for training in (False, True)
             for with_state in (False, True)
         ]
-        cells = [
-            f"{max(f[column] for f in found):.1e}"
-            for column in ("outputs", "states", "statistics", "gradients")
-        ]
-        print(f"| {case} | {' | '.join(cells)} |")
+        largest.append([max(f[column] for f in found) for column in columns])
+        line(case, largest[-1])
+    line(f"largest of {len(largest)}", map(max, *largest, largest[0]))
 
 
 if __name__ == "__main__":

@@ -115,8 +115,9 @@ def define_run_flags(flag_values):
     flags.DEFINE_bool(
         "tensorboard",
         False,
-        "Write losses, metrics, learning rate, gradient norm, histograms of gamma and moving "
-        "variances, and the input pipeline's share of the time into OUTPUT_DIR/tensorboard.",
+        "Write losses, metrics, the gaps between batch and population statistics, learning rate, "
+        "gradient norm, histograms of gamma and moving variances, and the input pipeline's share "
+        "of the time into OUTPUT_DIR/tensorboard.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(

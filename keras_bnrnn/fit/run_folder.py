@@ -19,6 +19,7 @@ others read.
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -44,6 +45,7 @@ from keras_bnrnn.files import (
 from keras_bnrnn.fit.checkpoints import Checkpoints
 from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.fit.errors import FitError
+from keras_bnrnn.gap import is_gap
 
 FORMAT_VERSION = 2
 BEST_MODEL_FILE = "best.keras"
@@ -63,6 +65,7 @@ class RunFolder:
         config: dictionary of everything that decides the run's numbers (JSON values). A folder made
             with other values is refused.
         columns: `{column of history.csv: key of Keras's epoch logs}`; `None` for all of the logs.
+            Those of `keras_bnrnn.StatisticsGap` are recorded either way.
         criterion: the column whose smallest value makes an epoch the best one.
         worker: which of several `Worker`s this process is.
         task: what kind of run it is; a folder of another kind is refused.
@@ -350,7 +353,9 @@ class RunFolder:
                 "call model.fit with initial_epoch=run.completed_epochs"
             )
         row = {"epoch": epoch + 1}
-        for column, key in (self.columns or {name: name for name in sorted(logs)}).items():
+        gaps = {name: float(logs[name]) for name in sorted(logs) if is_gap(name)}
+        all_logs = {name: name for name in sorted(logs) if name not in gaps}
+        for column, key in (self.columns or all_logs).items():
             if key not in logs:
                 raise ValueError(f"the epoch's logs lack {key!r}; they have {sorted(logs)}")
             row[column] = float(logs[key])
@@ -363,7 +368,8 @@ class RunFolder:
                 f"{', '.join(bad)} is not finite in epoch {epoch + 1}; the checkpoint before it is "
                 "kept. Try a lower learning rate in another folder"
             )
-        self.rows.append(row)
+        # They decide nothing, so a run may go on with whatever they are.
+        self.rows.append(row | gaps)
 
     def _progress(self, seconds_of_epoch):
         return {
@@ -382,7 +388,8 @@ class RunFolder:
     def _write_tables(self):
         if self.rows:
             history = io.StringIO(newline="")
-            writer = csv.DictWriter(history, list(self.rows[0]))
+            # Epochs from before there was a column leave it empty.
+            writer = csv.DictWriter(history, list(dict.fromkeys(itertools.chain(*self.rows))))
             writer.writeheader()
             writer.writerows(self.rows)
             self.keep_file(HISTORY_FILE, history.getvalue())
@@ -432,7 +439,10 @@ def read_history(path: str | os.PathLike) -> list[dict[str, float]]:
     try:
         with history.open(newline="") as file:
             lines = list(csv.DictReader(file))
-        rows = [{name: float(value) for name, value in line.items()} for line in lines]
+        rows = [
+            {name: float(value) for name, value in line.items() if value or not is_gap(name)}
+            for line in lines
+        ]
         for row in rows:
             row["epoch"] = int(row["epoch"])
     except (KeyError, TypeError, ValueError) as error:

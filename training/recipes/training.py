@@ -19,6 +19,7 @@ from keras_bnrnn.fit.errors import Stopped
 from keras_bnrnn.fit.loop import Splits, evaluate, train, watchers
 from keras_bnrnn.fit.precision import PRECISIONS
 from keras_bnrnn.fit.run_folder import RunFolder
+from keras_bnrnn.gap import is_gap
 from recipes.measures import columns
 
 
@@ -250,7 +251,11 @@ def training_section(data, results):
             "",
             "| measure | value |",
             "|---|---|",
-            *(f"| {name} | {value:.4g} |" for name, value in best.items() if name != "epoch"),
+            *(
+                f"| {name} | {value:.4g} |"
+                for name, value in best.items()
+                if name != "epoch" and not is_gap(name)
+            ),
         ]
     )
 
