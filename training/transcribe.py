@@ -267,7 +267,8 @@ def hear(signatures, waveform):
     waveform, length = tf.constant(waveform[np.newaxis]), tf.constant([len(waveform)])
     heard = signatures["features"](waveform=waveform, lengths=length)
     scores = signatures["serve"](features=heard["features"], lengths=heard["frames"])
-    middle = float(heard["times"][0]) if len(heard["times"]) else 0.0
+    times = np.ravel(heard["times"])  # Models of before have one row for all.
+    middle = float(times[0]) if len(times) else 0.0
     start = max(middle - 0.5 * FRAME_SECONDS, 0.0)
     return heard["features"].numpy()[0], scores["log_posteriors"].numpy()[0], start
 
