@@ -24,29 +24,29 @@ on, and how good it is. What comes out for frames past an utterance's length has
 influence. `assets/speech_model.json` (or `language_model.json`) holds the states' or words' names.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn import fold_batch_norm, serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import BEST_MODEL_FILE, read_results
+from keras_bnrnn.fit.run_folder import best_model, read_results
 from keras_bnrnn.folding import FoldingError
 from keras_bnrnn.serving.runtimes import FORMATS
 from keras_bnrnn.serving.saved_model import MODEL_CARD_FILE
 from recipes.tasks import task_of
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "run_dir", None, "Folder of a run of train_speech.py or train_ptb.py.", flag_values=FLAGS
+command_line.define_path(
+    "run_dir", None, "Folder of a run of train_speech.py or train_ptb.py.", FLAGS
 )
-flags.DEFINE_string(
-    "output_dir", None, "Folder of the SavedModel; must be new or empty.", flag_values=FLAGS
+command_line.define_path(
+    "output_dir", None, "Folder of the SavedModel; must be new or empty.", FLAGS
 )
 flags.DEFINE_list(
     "formats",
@@ -69,7 +69,7 @@ def main(argv):
     output_dir = Path(command_line.require_flag(FLAGS, "output_dir"))
     results = read_results(run_dir)
     described = task_of(results).served(run_dir, results)
-    model = keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False)
+    model = keras.saving.load_model(best_model(run_dir, results), compile=False)
     try:
         model = fold_batch_norm(model)
     except FoldingError as error:
@@ -87,6 +87,8 @@ def main(argv):
         litert_frames=FLAGS.litert_frames,
     )
     best, criterion = results["best"], results["criterion"]
+    if not results.get("finished", True):
+        print("Warning: the run is not finished; MODEL_CARD.md says so.")
     print(
         f"Written: {output_dir}, the {results['model']} model after epoch {best['epoch']} "
         f"({criterion} {best[criterion]:.3f}), signatures {', '.join(signatures)}; "

@@ -19,7 +19,7 @@ from keras_bnrnn.data.speech.corpus import find_utterance, load_corpus
 from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
 from keras_bnrnn.data.speech.pipelines import kept_lengths
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import BEST_MODEL_FILE, read_results
+from keras_bnrnn.fit.run_folder import best_model, read_results
 from recipes.phone_model import phone_segments
 from recipes.speech_task import SpeechTask
 from recipes.tasks import task_of
@@ -28,20 +28,20 @@ FREQUENT_STATES = 10
 MOST_STATES_SHOWN = 40
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data_dir", None, "Folder of the prepared corpus.", flag_values=FLAGS)
+command_line.define_path("data_dir", None, "Folder of the prepared corpus.", FLAGS, remote=True)
 flags.DEFINE_string(
     "utterance",
     None,
     "Show this utterance: its id, or SPLIT/ID where two splits have one of that name.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string(
+command_line.define_path(
     "run_dir",
     None,
     "Folder that train_speech.py wrote: show the posteriors of its best model too.",
-    flag_values=FLAGS,
+    FLAGS,
 )
-flags.DEFINE_string("picture", None, "PNG file to write.", flag_values=FLAGS)
+command_line.define_path("picture", None, "PNG file to write.", FLAGS)
 
 
 def main(argv):
@@ -112,19 +112,17 @@ def show_utterance(corpus):
 def run_model(corpus, features):
     """A trained model's posteriors `[time, states]` of an utterance."""
     run_dir = Path(FLAGS.run_dir)
-    task = task_of(read_results(run_dir))
+    results = read_results(run_dir)
+    task = task_of(results)
     if task is not SpeechTask:
         raise command_line.CommandError(f"--run_dir={run_dir} is a run of {task.script}")
     if load_corpus(run_dir).states != corpus.states:
         raise command_line.CommandError(
             f"--run_dir={run_dir}: it was trained on another corpus, with other states"
         )
-    path = run_dir / BEST_MODEL_FILE
-    if not path.is_file():
-        raise command_line.CommandError(f"--run_dir={run_dir}: no {BEST_MODEL_FILE} in it")
     features = normalize_features(features, corpus.mean, corpus.variance)
     inputs = {"features": features[np.newaxis], "lengths": np.array([len(features)])}
-    logits = np.asarray(SpeechTask.load_model(path)(inputs))[0]
+    logits = np.asarray(SpeechTask.load_model(best_model(run_dir, results))(inputs))[0]
     posteriors = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return posteriors / posteriors.sum(axis=-1, keepdims=True)
 

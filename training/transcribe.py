@@ -12,6 +12,7 @@ durations and a phone bigram, which are those of the training alignments. Needs 
 soundfile and soxr, and neither keras_bnrnn nor Keras, except to look up a transcript's words.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import json
 import re
 import sys
@@ -24,7 +25,6 @@ import soxr
 import tensorflow as tf
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from recipes.phone_model import DESCRIPTION_FILE, PhoneModel, phone_errors
 
@@ -39,24 +39,26 @@ LENGTHS = re.compile(
 UNKNOWN_LENGTH = 0x7FFF0000  # From here on, what programs put that write to a pipe.
 
 
-class PlotParser(flags.ArgumentParser):
+class PlotParser(command_line.PathParser):
     """`--plot` alone means the current folder; `--plot=PATH` a file or a folder."""
 
     def parse(self, argument):
-        return {"true": ".", "false": None}.get(argument, argument)
+        if argument in ("true", "false"):
+            return "." if argument == "true" else None
+        return super().parse(argument)
 
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("model", None, "SavedModel that export.py wrote.", flag_values=FLAGS)
-flags.DEFINE_string(
+command_line.define_path("model", None, "SavedModel that export.py wrote.", FLAGS)
+command_line.define_path(
     "transcript",
     None,
     "What was said, to print the phone error rate: the words themselves if there is one audio "
     "file, or a file with a line for each: its name or id, a tab or space, and the words.",
-    flag_values=FLAGS,
+    FLAGS,
 )
-flags.DEFINE_string(
-    "lexicon", None, "Extra pronunciations for --transcript, as in CMUdict.", flag_values=FLAGS
+command_line.define_path(
+    "lexicon", None, "Extra pronunciations for --transcript, as in CMUdict.", FLAGS
 )
 flags.DEFINE_integer(
     "min_frames",
@@ -265,7 +267,8 @@ def hear(signatures, waveform):
     waveform, length = tf.constant(waveform[np.newaxis]), tf.constant([len(waveform)])
     heard = signatures["features"](waveform=waveform, lengths=length)
     scores = signatures["serve"](features=heard["features"], lengths=heard["frames"])
-    middle = float(heard["times"][0]) if len(heard["times"]) else 0.0
+    times = np.ravel(heard["times"])  # Models of before have one row for all.
+    middle = float(times[0]) if len(times) else 0.0
     start = max(middle - 0.5 * FRAME_SECONDS, 0.0)
     return heard["features"].numpy()[0], scores["log_posteriors"].numpy()[0], start
 

@@ -13,6 +13,7 @@ with absolute paths. A split that is written is not written again, so the same c
 after being killed.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import hashlib
 import itertools
 import json
@@ -25,7 +26,6 @@ import tensorflow as tf
 import tqdm
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
@@ -36,11 +36,11 @@ from recipes.phone_model import DESCRIPTION_FILE, log_priors
 ORIGIN_FILE = "likelihoods.json"
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("model", None, "SavedModel that export.py wrote.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", flag_values=FLAGS
+command_line.define_path("model", None, "SavedModel that export.py wrote.", FLAGS)
+command_line.define_path(
+    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", FLAGS, remote=True
 )
-flags.DEFINE_string("output_dir", None, "Folder of the archives.", flag_values=FLAGS)
+command_line.define_path("output_dir", None, "Folder of the archives.", FLAGS)
 flags.DEFINE_list("splits", None, "Which splits; not given: all.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "batch_size", 16, "Utterances scored at a time.", lower_bound=1, flag_values=FLAGS

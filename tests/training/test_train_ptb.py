@@ -76,6 +76,18 @@ def test_flags_change_the_recipe_and_the_layers(train, tmp_path, capsys):
     assert layer.get_config()["gamma_initializer"]["config"]["value"] == 0.25
 
 
+def test_words_that_are_cut_are_told(tiny_text, trained_language):
+    config = json.loads((trained_language / "run" / "config.json").read_text())["config"]
+    assert "max_words" not in config
+    assert not any("different words" in line for line in LanguageTask(config, tiny_text).plan())
+    task = LanguageTask({**config, "max_words": 9}, tiny_text)
+    assert task.config["max_words"] == 9 and len(task.corpus.vocabulary) == 9
+    [line] = [line for line in task.plan() if "different words" in line]
+    share = task.corpus.unknown_share("test")
+    assert 0.2 < share < 0.6 and f"{share:.1%} of test" in line
+    assert line.startswith("The training text has 13 different words (--max_words); <unk> are")
+
+
 def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, tiny_text):
     config = json.loads((trained_language / "run" / "config.json").read_text())["config"]
     task = LanguageTask({**config, "steps_per_epoch": 3}, tiny_text)
@@ -106,6 +118,11 @@ def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, tiny_tex
         (["--size=huge"], "should be one of"),
         (["--epochs=0"], "--epochs=0"),
         (["--momentum=2"], "--momentum=2"),
+        (["--momentum=nan"], "--momentum=nan: not a finite number"),
+        (["--learning_rate=inf"], "--learning_rate=inf: not a finite number"),
+        (["--data_dir=s3://bucket/text"], "--data_dir=s3://bucket/text: this is a URL"),
+        (["--max_words=2"], "--max_words=2"),
+        (["--max_words=9"], "another configuration .*max_words=None there and 9 here"),
         (["--dropout=1"], "--dropout=1.0 must be below 1"),
         (["--decay=0.5"], "--decay=0.5 must be at least 1"),
     ],
