@@ -6,8 +6,8 @@ on first use there.
 """
 
 import codecs
+import collections
 import functools
-import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from keras_bnrnn.data.speech.alignment import (
 from keras_bnrnn.data.speech.audio import AUDIO_SUFFIXES, read_audio, read_audio_files
 from keras_bnrnn.data.speech.corpus import SPLITS
 from keras_bnrnn.data.speech.features import LogMelFilterBank
+from keras_bnrnn.data.speech.folders import find_files, only_one
 from keras_bnrnn.data.speech.splits import assign_splits, split_of_folders
 from keras_bnrnn.data.speech.textgrid import frame_labels, read_textgrid
 
@@ -231,23 +232,21 @@ class LibriSpeechSource(RecordedSource):
 
     def utterances(self):
         root = require_folder(self.input_dir)
-        transcripts = sorted(root.rglob("*.trans.txt"))
+        files, unread = find_files(root)
+        audio = audio_by_name(files)
+        transcripts = [path for path in files if path.name.endswith(".trans.txt")]
         if not transcripts:
             raise CorpusError(
                 f"input_dir={root}: no '*.trans.txt' file in it; LibriSpeech's layout is "
                 "train-…/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with FLAC or WAV beside it"
             )
-        listed, failures, told = [], [], set()
+        listed, failures, told = [], failures_to_read(unread), set()
         for path in transcripts:
-            self._list_chapter(root, path, listed, failures, told)
-        failures += unlabelled(root, told, "no transcript in a *.trans.txt beside it")
+            self._list_chapter(root, path, audio, listed, failures, told)
+        failures += unlabelled(audio, told, "no transcript in a *.trans.txt beside it")
         return dealt_out(listed, failures, self)
 
-    def _list_chapter(self, root, path, listed, failures, told):
-        audio = {}
-        for file in sorted(path.parent.iterdir()):
-            if file.suffix.lower() in AUDIO_SUFFIXES:
-                audio[file.stem] = file
+    def _list_chapter(self, root, path, audio, listed, failures, told):
         split = split_of_folders(path.relative_to(root).parts[:-1])
         speaker = path.name.split("-")[0]
         lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
@@ -256,12 +255,15 @@ class LibriSpeechSource(RecordedSource):
                 continue
             utterance_id, *rest = line.split(maxsplit=1)
             name = utterance_id.decode("utf-8", "replace")
-            location = audio.get(name)
             told.add((path.parent, name))
             try:
                 transcript = b"".join(rest).decode("utf-8")
+                location = only_one(audio.get((path.parent, name), []))
             except UnicodeDecodeError:
                 failures.append(Failure(name, f"{path}, line {number}: transcript is not UTF-8"))
+                continue
+            except UtteranceError as error:
+                failures.append(Failure(name, str(error)))
                 continue
             if location is None:
                 failures.append(Failure(name, f"{path.parent}: no audio file {name}.flac or .wav"))
@@ -269,18 +271,33 @@ class LibriSpeechSource(RecordedSource):
             listed.append(Utterance(name, speaker, split, transcript.strip(), str(location)))
 
 
-def unlabelled(root, told, reason):
+def audio_by_name(files):
+    """The audio files among `files`, a list for each `(folder, name without the suffix)`."""
+    found = collections.defaultdict(list)
+    for file in files:
+        if file.suffix.lower() in AUDIO_SUFFIXES:
+            found[file.parent, file.stem].append(file)
+    return found
+
+
+def failures_to_read(unread):
+    """A `Failure` for each folder or link that `find_files` could not read."""
+    return [Failure(path.name, reason) for path, reason in unread.items()]
+
+
+def unlabelled(audio, told, reason):
     """A `Failure` for each audio file that nothing says the words or phones of.
 
     Args:
-        root: `Path` of the folder, searched at any depth.
+        audio: of the folder, by `audio_by_name`.
         told: `(folder, stem)` of the files that something does.
         reason: what is missing.
     """
     return [
         Failure(file.stem, f"{file}: {reason}")
-        for file in sorted(root.rglob("*"))
-        if file.suffix.lower() in AUDIO_SUFFIXES and (file.parent, file.stem) not in told
+        for key, files in audio.items()
+        if key not in told
+        for file in files
     ]
 
 
@@ -321,6 +338,24 @@ def dealt_out(utterances, failures, source):
             seen[key] = utterance.location
             kept.append(utterance)
     return kept, failures
+
+
+def names_of(places, splits):
+    """The utterances' ids: their files' names, or their paths where names repeat in a split.
+
+    Args:
+        places: `Path` of each file below the data's folder, without its suffix.
+        splits: of the source; the shares' deal is still to come.
+    """
+    keys = [
+        (split_of_folders(place.parts[:-1]) if splits == "layout" else "", place.name)
+        for place in places
+    ]
+    count = collections.Counter(keys)
+    return [
+        place.as_posix() if count[key] > 1 else place.name
+        for key, place in zip(keys, places, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -427,28 +462,27 @@ class TextGridSource(RecordedSource):
 
     def utterances(self):
         root = require_folder(self.input_dir)
-        grids = sorted(p for p in root.rglob("*") if p.suffix.lower() == ".textgrid")
+        files, unread = find_files(root)
+        audio = audio_by_name(files)
+        grids = [path for path in files if path.suffix.lower() == ".textgrid"]
         if not grids:
             raise CorpusError(f"input_dir={root}: no '*.TextGrid' file in it")
-        listed, failures = [], []
-        for grid in grids:
-            place = grid.relative_to(root).with_suffix("")
-            audio = next(
-                (
-                    p
-                    for p in sorted(grid.parent.glob(f"{glob.escape(grid.stem)}.*"))
-                    if p.suffix.lower() in AUDIO_SUFFIXES
-                ),
-                None,
-            )
-            if audio is None:
-                failures.append(Failure(place.name, f"{grid}: no audio file of the same name"))
+        listed, failures = [], failures_to_read(unread)
+        places = [grid.relative_to(root).with_suffix("") for grid in grids]
+        for grid, place, name in zip(grids, places, names_of(places, self.splits), strict=True):
+            try:
+                file = only_one(audio.get((grid.parent, grid.stem), []))
+            except UtteranceError as error:
+                failures.append(Failure(name, str(error)))
+                continue
+            if file is None:
+                failures.append(Failure(name, f"{grid}: no audio file of the same name"))
                 continue
             split = split_of_folders(place.parts[:-1])
             speaker = "" if place.parent == Path(".") else place.parent.name
-            listed.append(Utterance(place.name, speaker, split, "", (str(audio), str(grid))))
+            listed.append(Utterance(name, speaker, split, "", (str(file), str(grid))))
         told = {(grid.parent, grid.stem) for grid in grids}
-        failures += unlabelled(root, told, "no TextGrid of the same name")
+        failures += unlabelled(audio, told, "no TextGrid of the same name")
         return dealt_out(listed, failures, self)
 
     def file(self, utterance):
