@@ -197,6 +197,10 @@ class KaldiSource(Source):
     def file(self, utterance):
         return utterance.location.features
 
+    def files(self, utterance):
+        entry = utterance.location
+        return [LOCATION.fullmatch(archive)[1] for archive in (entry.features, entry.cmvn)]
+
     def feature_settings(self):
         return {"kind": "kaldi", "cmvn": self.cmvn}
 
