@@ -467,7 +467,8 @@ def hear(signatures, waveforms):
         [row[:count] for row, count in zip(values.numpy(), frames, strict=True)]
         for values in (heard["features"], scores["log_posteriors"])
     ]
-    return *each, float(heard["times"][0]) if len(heard["times"]) else 0.0
+    times = np.ravel(heard["times"])  # Models of before have one row for all.
+    return *each, float(times[0]) if len(times) else 0.0
 
 
 def text_of(path, heard):
