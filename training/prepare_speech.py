@@ -1,9 +1,10 @@
-"""Prepares speech for training: audio and transcripts to features and frame labels in shards.
+r"""Prepares speech for training: audio and transcripts to features and frame labels in shards.
 
     prepare_speech.py --source=synthetic --output_dir=corpus
     prepare_speech.py --source=librispeech --input_dir=LibriSpeech --output_dir=corpus
     prepare_speech.py --source=manifest --manifest=mine.tsv --output_dir=corpus
-    prepare_speech.py --source=kaldi --input_dir=data --alignment_dir=exp/tri4b_pdf …
+    prepare_speech.py --source=kaldi --input_dir=data --alignment_dir=exp --output_dir=corpus \
+        --splits=train=train_si284,dev=test_dev93,test=test_eval92
     prepare_speech.py --verify=corpus
 
 The output folder holds corpus.json (set-up, states, counts, statistics), failures.tsv (utterances
@@ -62,8 +63,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "alignment_dir",
     None,
-    "kaldi: folder of ali* or pdf* archives of pdf-ids, or of transition-ids beside a final.mdl "
-    "in text form.",
+    "kaldi: folder, or several separated by commas, with archives ali* of transition-ids beside "
+    "their final.mdl, or pdf* of pdf-ids.",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
@@ -105,8 +106,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "splits",
     "layout",
-    "layout: folder or column names say train, dev and test; or shares dealt out by speaker, such "
-    "as train=0.9,dev=0.1.",
+    "layout: folder or column names say train, dev and test; or names of folders, such as "
+    "train=train_si284,dev=test_dev93; or shares dealt out by speaker, such as train=0.9,dev=0.1.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -146,9 +147,11 @@ def main(argv):
             progress=progress,
         )
     for name, split in corpus.splits.items():
+        unlabelled = split.get("unlabelled")
         print(
             f"{name}: {split['utterances']} utterances, {split['frames']} frames "
             f"({split['frames'] * FRAME_SECONDS / 60:.1f} minutes), {len(split['shards'])} shards"
+            f"{f', {unlabelled} utterances without labels' if unlabelled else ''}"
         )
     print(f"{corpus.num_states} states, {corpus.dimension} features per frame")
     failed = corpus.document["failures"]

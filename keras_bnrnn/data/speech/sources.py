@@ -27,8 +27,13 @@ from keras_bnrnn.data.speech.alignment import (
 from keras_bnrnn.data.speech.audio import AUDIO_SUFFIXES, read_audio, read_audio_files
 from keras_bnrnn.data.speech.corpus import SPLITS
 from keras_bnrnn.data.speech.features import LogMelFilterBank
-from keras_bnrnn.data.speech.folders import find_files, only_one
-from keras_bnrnn.data.speech.splits import assign_splits, split_of_folders
+from keras_bnrnn.data.speech.folders import only_one
+from keras_bnrnn.data.speech.splits import (
+    assign_splits,
+    find_chosen_files,
+    named_folders,
+    split_of_folders,
+)
 from keras_bnrnn.data.speech.textgrid import frame_labels, read_textgrid
 
 MANIFEST_REQUIRED = ["audio_path", "transcript"]
@@ -67,10 +72,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class LabelledFrames:
-    """Features `[T, D]`, float32, and a `State` for each frame."""
+    """Features `[T, D]`, float32, and a `State` for each frame, or `None` if nothing says which."""
 
     features: np.ndarray
-    states: list
+    states: list | None
 
 
 class Source:
@@ -91,6 +96,10 @@ class Source:
     def file(self, utterance):
         """The file that an utterance is in; empty if there is none."""
         return ""
+
+    def described(self, state):
+        """What `corpus.json` says of a `State` that `prepare` gave: more than that where known."""
+        return state
 
 
 @functools.lru_cache(maxsize=2)
@@ -215,12 +224,12 @@ class SyntheticSource(AlignedSource):
 class LibriSpeechSource(RecordedSource):
     """Folders `speaker/chapter` with `*.trans.txt` beside FLAC or WAV files.
 
-    Folders above them whose names begin with train, dev or test decide the split; without such
-    folders, `splits` does.
+    Folders above them whose names begin with train, dev or test decide the split, or `splits` does.
 
     Args:
         input_dir: the folder.
-        splits: `"layout"`, or shares such as `"train=0.9,dev=0.1"`, dealt out by speaker.
+        splits: `"layout"`, names of folders such as `"train=train-clean-100,dev=dev-other"`, or
+            shares such as `"train=0.9,dev=0.1"`, dealt out by speaker.
         seed: of the deal.
     """
 
@@ -232,7 +241,7 @@ class LibriSpeechSource(RecordedSource):
 
     def utterances(self):
         root = require_folder(self.input_dir)
-        files, unread = find_files(root)
+        files, unread = find_chosen_files(root, self.splits)
         audio = audio_by_name(files)
         transcripts = [path for path in files if path.name.endswith(".trans.txt")]
         if not transcripts:
@@ -247,7 +256,7 @@ class LibriSpeechSource(RecordedSource):
         return dealt_out(listed, failures, self)
 
     def _list_chapter(self, root, path, audio, listed, failures, told):
-        split = split_of_folders(path.relative_to(root).parts[:-1])
+        split = split_of_folders(path.relative_to(root).parts[:-1], self.splits)
         speaker = path.name.split("-")[0]
         lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
         for number, line in enumerate(lines, start=1):
@@ -345,10 +354,11 @@ def names_of(places, splits):
 
     Args:
         places: `Path` of each file below the data's folder, without its suffix.
-        splits: of the source; the shares' deal is still to come.
+        splits: of the source; shares are still to be dealt out.
     """
+    dealt = splits == "layout" or named_folders(splits)
     keys = [
-        (split_of_folders(place.parts[:-1]) if splits == "layout" else "", place.name)
+        (split_of_folders(place.parts[:-1], splits) if dealt else "", place.name)
         for place in places
     ]
     count = collections.Counter(keys)
@@ -379,6 +389,8 @@ class ManifestSource(RecordedSource):
     name = "manifest"
 
     def utterances(self):
+        if named_folders(self.splits):
+            raise CorpusError(f"splits={self.splits!r}: a manifest has no folders to name")
         path = Path(self.manifest)
         if not self.manifest or not path.is_file():
             raise CorpusError(f"manifest={self.manifest}: there is no such file")
@@ -462,7 +474,7 @@ class TextGridSource(RecordedSource):
 
     def utterances(self):
         root = require_folder(self.input_dir)
-        files, unread = find_files(root)
+        files, unread = find_chosen_files(root, self.splits)
         audio = audio_by_name(files)
         grids = [path for path in files if path.suffix.lower() == ".textgrid"]
         if not grids:
@@ -478,7 +490,7 @@ class TextGridSource(RecordedSource):
             if file is None:
                 failures.append(Failure(name, f"{grid}: no audio file of the same name"))
                 continue
-            split = split_of_folders(place.parts[:-1])
+            split = split_of_folders(place.parts[:-1], self.splits)
             speaker = "" if place.parent == Path(".") else place.parent.name
             listed.append(Utterance(name, speaker, split, "", (str(file), str(grid))))
         told = {(grid.parent, grid.stem) for grid in grids}
