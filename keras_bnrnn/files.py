@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,23 @@ except ImportError:  # Windows, where folders are not locked.
 PARTIAL = ".partial"
 LOCK_FILE = ".lock"
 SECONDS_TO_WAIT = 120
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # One letter is a drive of Windows.
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """The path, with `~` expanded.
+
+    Raises:
+        ValueError: it is a URL, which would become a folder of that name here, or `~` is of nobody.
+    """
+    text = os.path.expanduser(path)
+    if URL.match(text):
+        raise ValueError(
+            f"{text} is a URL; name a folder of this machine, which may be a mounted one"
+        )
+    if text.startswith("~"):
+        raise ValueError(f"{text} is in the home of nobody here; give the whole path")
+    return Path(text)
 
 
 def lock_folder(

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import ctypes
 import logging
 import os
+import re
 import runpy
 import signal
 import sys
@@ -31,6 +32,7 @@ MODELS = ("baseline", "batch_norm")
 EXIT_STOPPED, EXIT_INTERRUPTED = 143, 130
 PARENT = "KERAS_BNRNN_PARENT"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # One letter is a drive of Windows.
 
 
 class CommandError(Exception):
@@ -41,18 +43,49 @@ class Stopped(Exception):
     """The script was told to stop and has; printed as one line."""
 
 
+class PathParser(flags.ArgumentParser):
+    """Expands `~`; refuses URLs, which would become local folders, unless they may be `remote`.
+
+    As `keras_bnrnn.files.local_path`, which not every script has.
+    """
+
+    def __init__(self, remote=False):
+        super().__init__()
+        self.remote = remote
+
+    def parse(self, argument):
+        path = os.path.expanduser(argument)
+        if URL.match(path) and not self.remote:
+            raise ValueError(
+                "this is a URL; name a path of this machine, which may be a mounted one"
+            )
+        if path.startswith("~"):
+            raise ValueError("this is the home of nobody here; give the whole path")
+        return path
+
+
+def define_path(name, default, help_text, flag_values, remote=False):
+    """Defines a flag that is a path.
+
+    Args:
+        name, default, help_text, flag_values: as absl's `flags.DEFINE_string` has them.
+        remote: whether URLs will do, since the path is read by way of `tf.io.gfile` alone.
+    """
+    flags.DEFINE(PathParser(remote), name, default, help_text, flag_values=flag_values)
+
+
 def define_run_flags(flag_values):
     """Defines the flags that every training script has."""
     # Here, because not every script needs keras_bnrnn.
     from keras_bnrnn.fit.distribution import STRATEGIES
     from keras_bnrnn.fit.precision import PRECISIONS
 
-    flags.DEFINE_string(
+    define_path(
         "output_dir",
         None,
         "Folder of the run: checkpoints, history.csv, results.json and the models. The same "
         "command on the same folder continues an interrupted run.",
-        flag_values=flag_values,
+        flag_values,
     )
     flags.DEFINE_enum(
         "model",

@@ -30,9 +30,7 @@ from keras_bnrnn.fit.run_folder import read_results
 SCRIPTS = Path(__file__).resolve().parent
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "output_dir", str(SCRIPTS.parent / "demo"), "Folder of everything.", flag_values=FLAGS
-)
+command_line.define_path("output_dir", str(SCRIPTS.parent / "demo"), "Folder of everything.", FLAGS)
 flags.DEFINE_integer(
     "utterances", 360, "Sentences to synthesise, dev included.", lower_bound=2, flag_values=FLAGS
 )

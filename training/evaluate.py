@@ -31,8 +31,10 @@ from recipes.tasks import EVALUATION_FILE, task_of
 from recipes.training import unchanged
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("run_dir", None, "Output folder of a training script.", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", None, "The --data_dir that it was trained with.", flag_values=FLAGS)
+command_line.define_path("run_dir", None, "Output folder of a training script.", FLAGS)
+command_line.define_path(
+    "data_dir", None, "The --data_dir that it was trained with.", FLAGS, remote=True
+)
 
 
 def main(argv):

@@ -43,11 +43,11 @@ from recipes.tasks import task_of
 FLAG_OF_ARGUMENT = {"folder": "output_dir", "formats": "formats"}
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "run_dir", None, "Folder of a run of train_speech.py or train_ptb.py.", flag_values=FLAGS
+command_line.define_path(
+    "run_dir", None, "Folder of a run of train_speech.py or train_ptb.py.", FLAGS
 )
-flags.DEFINE_string(
-    "output_dir", None, "Folder of the SavedModel; must be new or empty.", flag_values=FLAGS
+command_line.define_path(
+    "output_dir", None, "Folder of the SavedModel; must be new or empty.", FLAGS
 )
 flags.DEFINE_list(
     "formats",

@@ -28,20 +28,20 @@ FREQUENT_STATES = 10
 MOST_STATES_SHOWN = 40
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data_dir", None, "Folder of the prepared corpus.", flag_values=FLAGS)
+command_line.define_path("data_dir", None, "Folder of the prepared corpus.", FLAGS, remote=True)
 flags.DEFINE_string(
     "utterance",
     None,
     "Show this utterance: its id, or SPLIT/ID where two splits have one of that name.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string(
+command_line.define_path(
     "run_dir",
     None,
     "Folder that train_speech.py wrote: show the posteriors of its best model too.",
-    flag_values=FLAGS,
+    FLAGS,
 )
-flags.DEFINE_string("picture", None, "PNG file to write.", flag_values=FLAGS)
+command_line.define_path("picture", None, "PNG file to write.", FLAGS)
 
 
 def main(argv):

@@ -29,11 +29,11 @@ from recipes.training import run_task
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)
 command_line.define_normalization_flags(FLAGS)
-flags.DEFINE_string(
+command_line.define_path(
     "data_dir",
     None,
     "Folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt. Not given: embedded English text.",
-    flag_values=FLAGS,
+    FLAGS,
 )
 flags.DEFINE_enum(
     "size",

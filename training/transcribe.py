@@ -39,24 +39,26 @@ LENGTHS = re.compile(
 UNKNOWN_LENGTH = 0x7FFF0000  # From here on, what programs put that write to a pipe.
 
 
-class PlotParser(flags.ArgumentParser):
+class PlotParser(command_line.PathParser):
     """`--plot` alone means the current folder; `--plot=PATH` a file or a folder."""
 
     def parse(self, argument):
-        return {"true": ".", "false": None}.get(argument, argument)
+        if argument in ("true", "false"):
+            return "." if argument == "true" else None
+        return super().parse(argument)
 
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("model", None, "SavedModel that export.py wrote.", flag_values=FLAGS)
-flags.DEFINE_string(
+command_line.define_path("model", None, "SavedModel that export.py wrote.", FLAGS)
+command_line.define_path(
     "transcript",
     None,
     "What was said, to print the phone error rate: the words themselves if there is one audio "
     "file, or a file with a line for each: its name or id, a tab or space, and the words.",
-    flag_values=FLAGS,
+    FLAGS,
 )
-flags.DEFINE_string(
-    "lexicon", None, "Extra pronunciations for --transcript, as in CMUdict.", flag_values=FLAGS
+command_line.define_path(
+    "lexicon", None, "Extra pronunciations for --transcript, as in CMUdict.", FLAGS
 )
 flags.DEFINE_integer(
     "min_frames",

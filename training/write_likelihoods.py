@@ -37,11 +37,11 @@ from recipes.phone_model import DESCRIPTION_FILE, log_priors
 ORIGIN_FILE = "likelihoods.json"
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("model", None, "SavedModel that export.py wrote.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", flag_values=FLAGS
+command_line.define_path("model", None, "SavedModel that export.py wrote.", FLAGS)
+command_line.define_path(
+    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", FLAGS, remote=True
 )
-flags.DEFINE_string("output_dir", None, "Folder of the archives.", flag_values=FLAGS)
+command_line.define_path("output_dir", None, "Folder of the archives.", FLAGS)
 flags.DEFINE_list("splits", None, "Which splits; not given: all.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "batch_size", 16, "Utterances scored at a time.", lower_bound=1, flag_values=FLAGS

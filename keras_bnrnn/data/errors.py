@@ -4,6 +4,9 @@
 `UtteranceError` costs one utterance, which is counted and listed with its reason.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 
 class CorpusError(ValueError):
     """The input as a whole, or a prepared corpus, cannot be used; the message says what to do."""
@@ -15,6 +18,22 @@ class UtteranceError(ValueError):
 
 class PipeError(CorpusError):
     """An entry is a command to run, and nobody allowed that."""
+
+
+def attempt(function: Callable, *arguments: Any) -> Any:
+    """What a function of one utterance returns, or an UtteranceError, whatever went wrong.
+
+    Raises:
+        CorpusError: as the function did.
+    """
+    try:
+        return function(*arguments)
+    except UtteranceError as error:
+        return error
+    except CorpusError:
+        raise
+    except Exception as error:  # One file out of millions, of a kind that nobody foresaw.
+        return UtteranceError(f"{error} ({type(error).__name__})")
 
 
 def missing_extra(package, purpose):

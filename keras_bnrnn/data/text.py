@@ -21,11 +21,12 @@ that ships with every Python. Tokens are made by tensorflow-text (the `text` ext
 import collections
 import dataclasses
 import os
-import pathlib
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+
+from keras_bnrnn.files import local_path
 
 EOS = "<eos>"
 UNKNOWN = "<unk>"
@@ -251,7 +252,7 @@ def token_windows(
 
 def _split_files(data_dir):
     """The three files of a directory, each known to exist."""
-    directory = pathlib.Path(data_dir)
+    directory = local_path(data_dir)
     if not directory.is_dir():
         raise NotADirectoryError(
             f"`data_dir` must be a directory with ptb.train.txt, ptb.valid.txt and ptb.test.txt. "

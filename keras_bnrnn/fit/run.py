@@ -16,7 +16,7 @@ from keras_bnrnn.fit.distribution import (
     worker_of,
 )
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import RunFolder
+from keras_bnrnn.fit.run_folder import RunFolder, path_of_run
 
 
 def fit(
@@ -84,6 +84,7 @@ def fit(
     >>> [row["epoch"] for row in run.rows]
     [1, 2]
     """
+    output_dir = path_of_run(output_dir)
     several = strategy not in ("none", "mirrored")
     with rejoined_after_losing_a_worker(output_dir) if several else contextlib.nullcontext():
         distribution = make_strategy(strategy)

@@ -36,6 +36,7 @@ import tensorflow as tf
 from keras_bnrnn.files import (
     PARTIAL,
     SECONDS_TO_WAIT,
+    local_path,
     lock_folder,
     unused,
     write_aside,
@@ -89,7 +90,7 @@ class RunFolder:
     ):
         if columns is not None and criterion not in columns:
             raise ValueError(f"criterion={criterion!r} is not one of columns={sorted(columns)}")
-        self.path = Path(path)
+        self.path = path_of_run(path)
         self.config = json.loads(json.dumps(config))
         self.columns = columns
         self.criterion = criterion
@@ -410,9 +411,17 @@ class RunFolder:
         self.keep_file(RESULTS_FILE, _json(results))
 
 
+def path_of_run(path: str | os.PathLike) -> Path:
+    """A run's folder, `~` expanded; a `FitError` where it is on no file system of this machine."""
+    try:
+        return local_path(path)
+    except ValueError as error:
+        raise FitError(str(error), "output_dir") from None
+
+
 def read_results(path: str | os.PathLike) -> dict:
     """Returns a run's `results.json`; a `FitError` says what is wrong with it."""
-    results = Path(path) / RESULTS_FILE
+    results = path_of_run(path) / RESULTS_FILE
     if not results.is_file():
         raise FitError(f"{path} has no results.json: it is no run's folder, or no epoch has ended")
     try:
@@ -426,7 +435,7 @@ def read_history(path: str | os.PathLike) -> list[dict[str, float]]:
 
     A `FitError` says what is wrong with it.
     """
-    history = Path(path) / HISTORY_FILE
+    history = path_of_run(path) / HISTORY_FILE
     if not history.is_file():
         raise FitError(f"{path} has no history.csv: it is no run's folder, or no epoch has ended")
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from keras_bnrnn.files import local_path
 from keras_bnrnn.folding import fold_batch_norm
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.serving.endpoints import input_names, model_endpoints
@@ -71,7 +72,10 @@ def export(
     >>> serving.export(model, tempfile.mkdtemp())
     ['serve', 'step']
     """
-    folder = Path(folder)
+    try:
+        folder = local_path(folder)
+    except ValueError as error:
+        raise ServingError(str(error), "folder") from None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ServingError(f"{folder} exists already; name a new or empty folder", "folder")
     check_formats(formats)

@@ -414,6 +414,13 @@ def test_batches_that_cannot_be_dealt_out_are_refused(folder):
         fit(build_model, batches().repeat(), batches(), 1, folder)
 
 
+def test_a_url_is_no_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FitError, match="s3://bucket/run is a URL"):
+        train("s3://bucket/run")
+    assert not any(tmp_path.iterdir())
+
+
 def test_callbacks_that_would_forget_are_refused(folder):
     with pytest.raises(FitError, match="EarlyStopping would start anew with each epoch"):
         train(folder, keras.callbacks.EarlyStopping())

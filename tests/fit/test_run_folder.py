@@ -52,6 +52,17 @@ def test_foreign_files_are_refused(tmp_path):
         new_run(tmp_path / "thesis.tex")
 
 
+def test_paths_are_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for make in (new_run, read_results, read_history):
+        with pytest.raises(FitError, match="gs://bucket/run is a URL") as error:
+            make("gs://bucket/run")
+        assert error.value.argument == "output_dir"
+    assert not any(tmp_path.iterdir())
+    assert new_run("~/run").path == tmp_path / "run"
+
+
 def test_what_a_kill_left_of_the_first_write_is_not_foreign(tmp_path):
     (tmp_path / "config.partial.json").write_text('{"conf')
     new_run(tmp_path)

@@ -259,7 +259,7 @@ def test_models_that_cannot_be_exported(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_and_formats_that_do_not_exist(tmp_path):
+def test_a_folder_in_use_and_formats_that_do_not_exist(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((None, 3)), layers.GRU(2)])
     with pytest.raises(serving.ServingError, match="coreml is not of onnx, litert") as raised:
         serving.export(model, tmp_path / "exported", formats=["coreml"])
@@ -269,6 +269,10 @@ def test_a_folder_in_use_and_formats_that_do_not_exist(tmp_path):
         with pytest.raises(serving.ServingError, match="exists already; name a new") as raised:
             serving.export(model, folder)
         assert raised.value.argument == "folder"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(serving.ServingError, match="gs://bucket/exported is a URL"):
+        serving.export(model, "gs://bucket/exported")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch):
