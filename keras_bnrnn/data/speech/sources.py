@@ -115,6 +115,15 @@ def filter_bank(sample_rate):
     return lambda samples: compiled(samples[np.newaxis])[0].numpy()
 
 
+def filter_bank_settings(sample_rate):
+    """What `corpus.json` says of the features that `filter_bank` computes."""
+    layer = LogMelFilterBank(sample_rate=sample_rate)
+    settings = layer.get_config()
+    for key in ("name", "trainable", "dtype"):
+        settings.pop(key, None)
+    return {"kind": "LogMelFilterBank", "dimension": layer.feature_dimension, **settings}
+
+
 @dataclass(frozen=True)
 class AlignedSource(Source):
     """Base of the sources whose labels come from forced alignment.
@@ -158,11 +167,7 @@ class AlignedSource(Source):
 
     def feature_settings(self):
         """What `corpus.json` says of the features."""
-        layer = LogMelFilterBank(sample_rate=self.sample_rate)
-        settings = layer.get_config()
-        for key in ("name", "trainable", "dtype"):
-            settings.pop(key, None)
-        return {"kind": "LogMelFilterBank", "dimension": layer.feature_dimension, **settings}
+        return filter_bank_settings(self.sample_rate)
 
     def all_states(self, occurring):
         """The corpus's states in label order, from the set of those that occur."""

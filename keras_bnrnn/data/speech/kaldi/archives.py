@@ -5,16 +5,19 @@ import io
 import re
 import struct
 import subprocess
+import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from keras_bnrnn.data.errors import CorpusError, PipeError, UtteranceError, missing_extra
+from keras_bnrnn.data.speech.audio import read_audio
 
 # What Kaldi's binary matrices and vectors begin with; its text begins with a bracket.
 BINARY = re.compile(rb"\0B(\x04|(FM|DM|FV|DV|CM|CM2|CM3) )")
 LONGEST_BEGINNING = 16
+FLAC = re.compile(r"flac(?: -[cds]+)+ ([^\s|;&<>$`'\"-][^\s|;&<>$`'\"]*) \|")
 # A path, the matrix's place in it, and its rows and columns, the last of each included.
 LOCATION = re.compile(r"(.*?)(?::(\d+))?(?:\[(\d+:\d+|:?)(?:,(\d+:\d+|:?))?\])?", re.DOTALL)
 
@@ -114,6 +117,12 @@ def is_command(location, pipes, entry=""):
     return command
 
 
+def without_flac(location):
+    """The file that `flac -c -d -s FILE |` decodes, which needs no command; else the location."""
+    decoded = FLAC.fullmatch(location)
+    return decoded[1] if decoded else location
+
+
 def run_command(location):
     """What the command of a location writes; UtteranceError if that is nothing, or it fails."""
     ran = subprocess.run(location[:-1], shell=True, capture_output=True, check=False)
@@ -134,6 +143,30 @@ def find_archive(location, folder):
         if (base / path).exists():
             return f"{base / path}{location[len(path) :]}"
     return location
+
+
+def load_audio(take, sample_rate, pipes=False):
+    """`[samples]` of an entry of `wav.scp`, as `read_audio` gives them.
+
+    Args:
+        take: a `Take` whose path may be `command |`, which writes an audio file.
+        sample_rate: in Hz.
+        pipes: whether a command may be run.
+
+    Raises:
+        PipeError: a command, which may not be run.
+        UtteranceError: there is nothing to read there.
+    """
+    path, *part = take
+    if not is_command(path, pipes):
+        return read_audio(path, sample_rate, "auto", *part)
+    with tempfile.NamedTemporaryFile(prefix="audio-") as file:
+        file.write(run_command(path))
+        file.flush()
+        try:
+            return read_audio(file.name, sample_rate, "auto", *part)
+        except UtteranceError as error:
+            raise UtteranceError(str(error).replace(file.name, path)) from error
 
 
 def load_matrix(location, pipes=False):

@@ -2,19 +2,22 @@
 
 import collections
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
-from keras_bnrnn.data.speech.alignment import State, match_lengths
+from keras_bnrnn.data.speech.alignment import SAMPLE_RATE, State, match_lengths
+from keras_bnrnn.data.speech.audio import Take
 from keras_bnrnn.data.speech.features import append_differences, normalize_features
 from keras_bnrnn.data.speech.kaldi.alignments import DERIVED, PdfIds, read_alignments
 from keras_bnrnn.data.speech.kaldi.archives import (
     find_archive,
     is_command,
+    load_audio,
     load_matrix,
     read_table,
+    without_flac,
 )
 from keras_bnrnn.data.speech.sources import (
     Failure,
@@ -23,6 +26,8 @@ from keras_bnrnn.data.speech.sources import (
     Utterance,
     dealt_out,
     failures_to_read,
+    filter_bank,
+    filter_bank_settings,
     require_folder,
 )
 from keras_bnrnn.data.speech.splits import find_chosen_files, named_folders, split_of_folders
@@ -36,23 +41,29 @@ LOOKED_AT = 9  # Training utterances, to tell how many features a frame has.
 
 @dataclass(frozen=True)
 class KaldiEntry:
-    """Where an utterance's features, cepstral statistics and pdf-ids are.
+    """Where an utterance's features or audio, cepstral statistics and pdf-ids are.
 
     Attributes:
-        features, cmvn: places in archives; `cmvn` is empty where none is wanted.
+        features, cmvn: places in archives; `cmvn` is empty where none is wanted. In the place of
+            features a `Take` of a recording, from which to compute them.
         pdf_ids: `None` where nothing aligns the utterance.
         num_pdfs: of the model.
         dimension: features per frame of most training utterances, 0 if that is unknown.
     """
 
-    features: str
+    features: str | Take
     cmvn: str
     pdf_ids: PdfIds | None
     num_pdfs: int
     dimension: int = field(default=0, repr=False)
 
+    @property
+    def file(self):
+        """The archive, or the recording."""
+        return self.features.path if isinstance(self.features, Take) else self.features
+
     def __str__(self):
-        return self.features
+        return self.file
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,9 @@ class KaldiSource(Source):
     """A Kaldi data directory and an alignment directory, as a recipe leaves them.
 
     The data directory holds `feats.scp`, or folders below it do; links to folders are followed,
-    hidden ones and `split4` and the like left out. Utterances of which nothing is said in `utt2spk`
-    are their own speakers; `spk2gender` is kept with the utterances. Paths in `feats.scp`
+    hidden ones and `split4` and the like left out. Where none has, features are computed from the
+    audio in `wav.scp`, by `segments` if that is there. Utterances of which nothing is said in
+    `utt2spk` are their own speakers; `spk2gender` is kept with the utterances. Paths in the lists
     are looked for from the working directory and from the data directory upwards. Features of 41
     dimensions (energy and 40 channels) are completed with first and second differences, others
     are taken as they are.
@@ -95,22 +107,17 @@ class KaldiSource(Source):
     pipes: bool = False
 
     name = "kaldi"
-    sample_rate = None
 
     def __post_init__(self):
         if self.cmvn not in CMVN_KINDS:
             raise CorpusError(f"cmvn={self.cmvn!r} is not one of {', '.join(CMVN_KINDS)}")
 
     def utterances(self):
-        root = require_folder(self.input_dir)
-        files, unread = find_chosen_files(root, self.splits, DERIVED)
-        lists = [path for path in files if path.name == "feats.scp"]
-        if not lists:
-            raise CorpusError(f"input_dir={root}: no feats.scp in it or below")
+        root, listed_by = require_folder(self.input_dir), {}
+        files, unread = self._files
         listed, failures = [], failures_to_read(unread)
-        failures += self._without_features(root, files, {path.parent for path in lists})
-        listed_by = {}
-        for path in lists:
+        failures += self._without_features(root, files)
+        for path in self._lists:
             found = self._list_folder(root, path, failures)
             for utterance in found:
                 self._claim(utterance, path, listed_by)
@@ -121,15 +128,34 @@ class KaldiSource(Source):
             replace(u, location=replace(u.location, dimension=dimension)) for u in listed
         ], failures
 
-    def _without_features(self, root, files, folders):
-        """A `Failure` for each data folder that has no features; CorpusError if it was named."""
-        named = [root / folder for folder in named_folders(self.splits)]
-        for folder in named:
-            if not any(one == folder or folder in one.parents for one in folders):
-                raise CorpusError(f"splits={self.splits!r}: no feats.scp in {folder}")
+    @functools.cached_property
+    def _files(self):
+        return find_chosen_files(require_folder(self.input_dir), self.splits, DERIVED)
+
+    @property
+    def _lists(self):
+        """The lists of utterances: `feats.scp`, or `wav.scp` where no folder has features."""
+        files, _ = self._files
+        for name in ("feats.scp", "wav.scp"):
+            lists = [path for path in files if path.name == name]
+            if lists:
+                return lists
+        raise CorpusError(f"input_dir={self.input_dir}: no feats.scp or wav.scp in it or below")
+
+    @property
+    def sample_rate(self):
+        """Of the audio that features are computed from; `None` where they are there."""
+        return None if self._lists[0].name == "feats.scp" else SAMPLE_RATE
+
+    def _without_features(self, root, files):
+        """A `Failure` for each data folder that is not listed; CorpusError if it was named."""
+        folders, name = {path.parent for path in self._lists}, self._lists[0].name
+        for folder in named_folders(self.splits):
+            if not any(root / folder in (one, *one.parents) for one in folders):
+                raise CorpusError(f"splits={self.splits!r}: no {name} in {root / folder}")
         others = {path.parent for path in files if path.name == "wav.scp"} - folders
         return [
-            Failure(folder.name, f"{folder}: no feats.scp, which other folders have")
+            Failure(folder.name, f"{folder}: no {name}, which other folders have")
             for folder in sorted(others)
         ]
 
@@ -158,7 +184,7 @@ class KaldiSource(Source):
 
     def __getstate__(self):
         # A worker has no use for everybody's alignments.
-        return {name: value for name, value in self.__dict__.items() if name != "_alignments"}
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def _list_folder(self, root, path, failures):
         folder = path.parent
@@ -173,12 +199,16 @@ class KaldiSource(Source):
                     f"{', '.join(GENDERS)}"
                 )
         cmvn = read_table(folder / "cmvn.scp")
+        if self.cmvn != "none" and path.name == "wav.scp":
+            raise CorpusError(
+                f"cmvn={self.cmvn}: {folder} has no feats.scp that it would belong to"
+            )
         if self.cmvn != "none" and not cmvn:
             raise CorpusError(f"cmvn={self.cmvn}: {folder} has no cmvn.scp")
         split = split_of_folders(path.relative_to(root).parts[:-1], self.splits)
         if not split and not named_folders(self.splits):
             split = split_of_folders([root.name])
-        entries = read_table(path, repeated=True)
+        entries = self._entries(path, failures)
         aligned = self._aligned([name for name, _ in entries], split)
         listed = []
         for name, location in entries:
@@ -196,12 +226,39 @@ class KaldiSource(Source):
                     failures.append(Failure(name, f"{folder / 'cmvn.scp'}: nothing for {speaker}"))
                     continue
                 statistics = self._archive(folder / "cmvn.scp", speaker or name, statistics)
-            features = self._archive(path, name, location)
             num_pdfs = len(self._alignments.states)
-            entry = KaldiEntry(features, statistics, aligned[name], num_pdfs)
+            entry = KaldiEntry(location, statistics, aligned[name], num_pdfs)
             gender = genders.get(speaker or name, "")
             listed.append(Utterance(name, speaker, split, transcripts.get(name, ""), entry, gender))
         return listed
+
+    def _entries(self, path, failures):
+        """`[(utterance, place of its features or Take of its audio), …]` of a list."""
+        table = [
+            (name, self._archive(path, name, without_flac(location)))
+            for name, location in read_table(path, repeated=True)
+        ]
+        if path.name == "feats.scp":
+            return table
+        segments = path.parent / "segments"
+        if not segments.is_file():
+            return [(name, Take(location)) for name, location in table]
+        recordings, entries = dict(table), []
+        for name, line in read_table(segments, repeated=True):
+            try:
+                recording, start, end, *channel = line.split()
+                # Channels are counted from 0; an end of -1 is the recording's.
+                [channel] = [int(one) + 1 for one in channel] or [None]
+                start, end = float(start), float(end)
+                take = Take(recordings[recording], channel, start, None if end == -1 else end)
+            except KeyError as error:
+                failures.append(Failure(name, f"{segments}: {error} is not in {path.name}"))
+            except ValueError:
+                reason = f"{segments}: {line!r} is not a recording, its start and its end"
+                failures.append(Failure(name, reason))
+            else:
+                entries.append((name, take))
+        return entries
 
     def _aligned(self, names, split):
         """The pdf-ids of a folder's utterances, or why there are none.
@@ -237,6 +294,12 @@ class KaldiSource(Source):
 
     def _features(self, entry):
         """`[time, D]`; raises UtteranceError."""
+        if isinstance(entry.features, Take):
+            samples = load_audio(entry.features, SAMPLE_RATE, self.pipes)
+            features = filter_bank(SAMPLE_RATE)(samples)
+            if not len(features):
+                raise UtteranceError(f"{len(samples)} samples are less than one frame")
+            return features
         features = load_matrix(entry.features, self.pipes)
         if features.ndim != 2 or not len(features):
             raise UtteranceError(f"{entry.features}: no matrix of features, {features.shape}")
@@ -269,9 +332,11 @@ class KaldiSource(Source):
         return LabelledFrames(features, [State(int(pdf)) for pdf in pdf_ids])
 
     def file(self, utterance):
-        return utterance.location.features
+        return utterance.location.file
 
     def feature_settings(self):
+        if self.sample_rate:
+            return filter_bank_settings(self.sample_rate)
         return {"kind": "kaldi", "cmvn": self.cmvn}
 
     def all_states(self, occurring):

@@ -11,6 +11,7 @@ import pytest
 from kaldi_models import MODEL
 from keras_bnrnn.data.errors import CorpusError, PipeError, UtteranceError
 from keras_bnrnn.data.speech import preparation
+from keras_bnrnn.data.speech.audio import read_audio
 from keras_bnrnn.data.speech.corpus import corpus_states, read_utterances, verify_corpus
 from keras_bnrnn.data.speech.features import append_differences
 from keras_bnrnn.data.speech.kaldi import KaldiSource
@@ -19,7 +20,7 @@ from keras_bnrnn.data.speech.kaldi.archives import load_matrix
 from keras_bnrnn.data.speech.kaldi.models import read_transition_model
 from keras_bnrnn.data.speech.kaldi.source import apply_cmvn
 from keras_bnrnn.data.speech.preparation import prepare_corpus
-from keras_bnrnn.data.speech.sources import SyntheticSource
+from keras_bnrnn.data.speech.sources import SyntheticSource, filter_bank
 
 kaldiio = pytest.importorskip("kaldiio", reason="the extra 'speech' is not installed")
 
@@ -205,9 +206,7 @@ def test_folders_by_name(tree, tmp_path):
     with pytest.raises(CorpusError, match=r"train_si84/feats.scp both list a-0.*splits=train="):
         tree.source().utterances()
     splits = "train=train_si284,dev=test_dev93"
-    with pytest.raises(
-        CorpusError, match=r"no folder test_eval92 in .*; it has test_dev93, train_"
-    ):
+    with pytest.raises(CorpusError, match=r"no folder test_eval92 in .*; it has test_dev93, "):
         tree.source(splits=f"{splits},test=test_eval92").utterances()
     corpus = prepare_corpus(tree.source(splits=splits), tmp_path / "corpus")
     counts = {name: split["utterances"] for name, split in corpus.splits.items()}
@@ -291,7 +290,7 @@ def test_lines_that_are_no_integers_cost_one_utterance(tree):
 def test_folders_without_features_are_told(tree):
     tree.write_alignments()
     (tree.data / "test").mkdir()
-    (tree.data / "test" / "wav.scp").write_text("e-0 e.wav\n")
+    (tree.data / "test" / "wav.scp").write_text("e-0 e.wav\n")  # Others have features.
     (tree.data / "gone").symlink_to("nowhere")
     listed, failures = tree.source().utterances()
     assert len(listed) == 9 and {failure.id for failure in failures} == {"gone", "test"}
@@ -480,6 +479,69 @@ def test_commands_run_only_where_they_are_allowed(tree, tmp_path, file):
     assert corpus.document["failures"] == 0 and ran.exists()
     for utterance in read_utterances(corpus, "train"):
         np.testing.assert_array_equal(utterance["features"], tree.features[utterance["id"]])
+
+
+def without_features(tree):
+    """Makes audio of each utterance, as long as its alignment, in the place of features."""
+    soundfile = pytest.importorskip("soundfile", reason="the extra 'speech' is not installed")
+    generator = np.random.default_rng(1)
+    for name, ids in tree.pdf_ids.items():
+        samples = np.round(generator.normal(0, 2000, 400 + 160 * (len(ids) - 1))) / 32768
+        split = "dev" if name[0] == "c" else "train"
+        soundfile.write(tree.data / split / f"{name}.flac", samples, 16000)
+    for split, speakers in (("train", "ab"), ("dev", "c")):
+        folder = tree.data / split
+        (folder / "feats.scp").unlink()
+        names = [name for name in tree.pdf_ids if name[0] in speakers]
+        lines = [f"{name} flac -c -d -s {split}/{name}.flac |\n" for name in names]
+        (folder / "wav.scp").write_text("".join(lines))
+    tree.write_alignments()
+
+
+def test_audio_in_the_place_of_features(tree, tmp_path):
+    """Paths are relative to a folder above, and FLAC needs neither the command nor a permission."""
+    without_features(tree)
+    corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
+    assert corpus.sample_rate == 16000 and corpus.features["kind"] == "LogMelFilterBank"
+    assert corpus.document["failures"] == 0
+    for split in ("train", "dev"):
+        for utterance in read_utterances(corpus, split):
+            samples = read_audio(tree.data / split / f"{utterance['id']}.flac")
+            np.testing.assert_array_equal(utterance["features"], filter_bank(16000)(samples))
+            np.testing.assert_array_equal(utterance["labels"], tree.pdf_ids[utterance["id"]])
+    with pytest.raises(CorpusError, match=r"cmvn=mean: .* no feats\.scp"):
+        tree.source(cmvn="mean").utterances()
+
+
+def test_segments_of_recordings(tree, tmp_path):
+    without_features(tree)
+    folder = tree.data / "train"
+    frames = len(tree.pdf_ids["a-1"])
+    (folder / "wav.scp").write_text(
+        f"one {folder / 'a-0.flac'}\ntwo cat {folder / 'a-1.flac'} |\nthree {folder}/none.wav\n"
+    )
+    (folder / "segments").write_text(
+        f"a-0 one 0.05 0.2\na-1 two 0 {(400 + 160 * (frames - 1)) / 16000} 0\n"
+        "a-2 one 0 -1 1\nb-0 four 0 1\nb-1 one 0\nb-2 three 0 1\n"
+    )
+    tree.pdf_ids["a-0"] = tree.pdf_ids["a-0"][:13]
+    tree.write_alignments()
+    with pytest.raises(PipeError, match=r"wav\.scp, two: 'cat .*is a command"):
+        tree.source().utterances()
+    corpus = prepare_corpus(tree.source(pipes=True), tmp_path / "corpus")
+    prepared = {u["id"]: u["features"] for u in read_utterances(corpus, "train")}
+    whole = {name: read_audio(folder / f"{name}.flac") for name in ("a-0", "a-1")}
+    assert prepared.keys() == whole.keys()
+    np.testing.assert_array_equal(prepared["a-0"], filter_bank(16000)(whole["a-0"][800:3200]))
+    np.testing.assert_array_equal(prepared["a-1"], filter_bank(16000)(whole["a-1"]))
+    reasons = dict(line.split("\t") for line in failures_of(tmp_path / "corpus").splitlines())
+    for name, reason in {
+        "a-2": "channel 2 of 1",
+        "b-0": "segments: 'four' is not in wav.scp",
+        "b-1": "segments: 'one 0' is not a recording, its start and its end",
+        "b-2": "there is no such audio file",
+    }.items():
+        assert reason in reasons[name]
 
 
 def test_nothing_to_read(tree, tmp_path):
