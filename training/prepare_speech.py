@@ -73,8 +73,8 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
     "pipes",
     False,
-    "kaldi: run the commands in feats.scp and cmvn.scp (`gunzip -c feats.gz |`). Only for a "
-    "directory that you trust.",
+    "kaldi: run the commands in feats.scp, cmvn.scp and wav.scp (`gunzip -c feats.gz |`). Only for "
+    "a directory that you trust.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(

@@ -390,7 +390,7 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
             "state_frames": state_frames.tolist(),
             "shards": [],
         }
-        unlabelled = sum(summary["unlabelled"] for _, summary in members)
+        unlabelled = sum(summary.get("unlabelled", 0) for _, summary in members)
         if unlabelled:
             splits[split]["unlabelled"] = unlabelled
         groups = _group_by_bytes(members, plan["shard_bytes"])

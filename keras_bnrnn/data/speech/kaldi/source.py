@@ -176,11 +176,11 @@ class KaldiSource(Source):
 
     @functools.cached_property
     def _alignments(self):
-        return read_alignments(
-            self.alignment_dir,
-            require_folder(self.input_dir) / "lang",
-            functools.partial(split_of_folders, splits=self.splits),
-        )
+        def split_of(names):
+            return split_of_folders(names, self.splits) or split_of_folders(names)
+
+        lang_dir = require_folder(self.input_dir) / "lang"
+        return read_alignments(self.alignment_dir, lang_dir, split_of)
 
     def __getstate__(self):
         # A worker has no use for everybody's alignments.

@@ -47,7 +47,7 @@ def test_texts_that_cannot_be_read(tmp_path, text):
 def test_binary_forms_that_cannot_be_read(tmp_path):
     whole = binary_model(read(tmp_path, MODEL))
     assert read(tmp_path, whole)
-    damaged = [whole[:length] for length in range(2, whole.index(b"<DIMENSION>"))]
+    damaged = [whole[:length] for length in range(2, whole.index(b"<DIMENSION>"), 7)]
     # Another token, numbers of eight bytes, a count beyond the file, an impossible pdf, too few
     # probabilities.
     damaged += [whole.replace(b"<Triples>", b"<Quadruples>"), whole.replace(b"\4", b"\10", 1)]
