@@ -1,6 +1,7 @@
 """A Kaldi recipe's folders as a source: features or audio, and alignments to pdf-ids."""
 
 import collections
+import contextlib
 import functools
 from dataclasses import dataclass, field, fields, replace
 
@@ -48,7 +49,7 @@ class KaldiEntry:
             features a `Take` of a recording, from which to compute them.
         pdf_ids: `None` where nothing aligns the utterance.
         num_pdfs: of the model.
-        dimension: features per frame of most training utterances, 0 if that is unknown.
+        dimension: features per frame of most training utterances, 0 if there is no doubt.
     """
 
     features: str | Take
@@ -234,9 +235,15 @@ class KaldiSource(Source):
 
     def _entries(self, path, failures):
         """`[(utterance, place of its features or Take of its audio), …]` of a list."""
+
+        def rows(path):
+            not_utf_8 = set()
+            yield from read_table(path, repeated=True, not_utf_8=not_utf_8)
+            failures.extend(Failure(name, f"{path}: not UTF-8") for name in sorted(not_utf_8))
+
         table = [
             (name, self._archive(path, name, without_flac(location)))
-            for name, location in read_table(path, repeated=True)
+            for name, location in rows(path)
         ]
         if path.name == "feats.scp":
             return table
@@ -244,7 +251,7 @@ class KaldiSource(Source):
         if not segments.is_file():
             return [(name, Take(location)) for name, location in table]
         recordings, entries = dict(table), []
-        for name, line in read_table(segments, repeated=True):
+        for name, line in rows(segments):
             try:
                 recording, start, end, *channel = line.split()
                 # Channels are counted from 0; an end of -1 is the recording's.
@@ -283,13 +290,15 @@ class KaldiSource(Source):
         return find_archive(location, scp.parent)
 
     def _usual_dimension(self, listed):
-        """Features per frame of most of some utterances; 0 if none of them can be read."""
+        """Features per frame of most of some utterances; 0 where they are computed here."""
+        if self.sample_rate:
+            return 0
         dimensions = collections.Counter()
-        for utterance in listed[:: max(1, len(listed) // LOOKED_AT)]:
-            try:
+        for utterance in listed[:: max(1, len(listed) // LOOKED_AT)] + listed:
+            with contextlib.suppress(UtteranceError):
                 dimensions[self._features(utterance.location).shape[1]] += 1
-            except UtteranceError:
-                continue
+            if dimensions.total() == LOOKED_AT:
+                break
         return dimensions.most_common(1)[0][0] if dimensions else 0
 
     def _features(self, entry):

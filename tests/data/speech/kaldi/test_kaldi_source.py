@@ -389,7 +389,7 @@ def test_bad_utterances_are_listed_and_the_others_kept(tree, tmp_path):
     lines["b-0"] = "/nowhere/feats.ark:12"
     lines["b-1"] = lines["b-1"].rpartition(":")[0] + ":999999"
     text = "".join(f"{name}\t{location}\n" for name, location in lines.items())
-    scp.write_text(text + f"a-1 {lines['a-1']}\n")
+    scp.write_bytes(f"{text}a-1 {lines['a-1']}\n".encode() + b"a-3 \xe8.ark\n")
     corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
     assert [u["id"] for u in read_utterances(corpus, "train")] == ["a-1"]
     (kept,) = read_utterances(corpus, "dev")
@@ -399,6 +399,7 @@ def test_bad_utterances_are_listed_and_the_others_kept(tree, tmp_path):
         "a-0": ["feats.ark:4: ", "frames of features but"],
         "a-1": ["twice", "feats.ark"],
         "a-2": ["no alignment"],
+        "a-3": ["feats.scp: not UTF-8"],
         "b-0": ["/nowhere/feats.ark:12: the archive is missing"],
         "b-1": ["feats.ark:999999: not readable as a Kaldi matrix"],
         "b-2": ["nan.ark:4: features that are not finite"],
@@ -407,7 +408,7 @@ def test_bad_utterances_are_listed_and_the_others_kept(tree, tmp_path):
     }.items():
         line = next(line for line in failures.splitlines() if line.startswith(f"{name}\t"))
         assert all(reason in line for reason in reasons)
-    assert len(failures.splitlines()) == 9
+    assert len(failures.splitlines()) == 10
 
 
 @pytest.mark.parametrize("form", ["text.gz", "binary.gz", "binary"])
