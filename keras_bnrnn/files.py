@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 try:
@@ -46,8 +46,8 @@ def lock_folder(
 
     Returns:
         A context manager to keep; the lock ends with it, or with this process. A folder that cannot
-        be written, or is on a file system without locks, is not locked. This process itself is
-        never locked out.
+        be written, or is on a file system without locks, is not locked: then it is a
+        `contextlib.nullcontext`. This process itself is never locked out.
 
     Raises:
         TimeoutError: another process was at work all the time.
@@ -58,7 +58,8 @@ def lock_folder(
         return contextlib.nullcontext()
     if fcntl is None:
         return lock
-    deadline, told = time.monotonic() + seconds, False
+    deadline = time.monotonic() + seconds
+    say = every_ten_seconds()
     while True:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,12 +67,24 @@ def lock_folder(
         except (BlockingIOError, PermissionError):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"another process is at work in {folder}; stop it") from None
-            if not told:
-                print(f"Another process is at work in {folder}; waiting for it.", flush=True)
-            told = True
+            say(f"Another process is at work in {folder}; waiting for it.")
             time.sleep(0.1)
         except OSError:
-            return lock
+            lock.close()
+            return contextlib.nullcontext()
+
+
+def every_ten_seconds() -> Callable[[str], None]:
+    """A function that prints a line when it is called first, and ten seconds after it has last."""
+    due = time.monotonic()
+
+    def say(line):
+        nonlocal due
+        if time.monotonic() >= due:
+            print(line, flush=True)
+            due = time.monotonic() + 10.0
+
+    return say
 
 
 @contextlib.contextmanager
@@ -91,7 +104,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            # HDF5 has the reason in its text alone.
+            reason = error.strerror or " ".join(str(error).split())
+            raise OSError(error.errno, reason, str(path)) from error
         raise
 
 

@@ -113,7 +113,7 @@ def run_script(script, *arguments):
     """Prints a command of one of the scripts beside this file, and runs it in this process."""
     print(f"$ python training/{script} {shlex.join(arguments)}", flush=True)
     code = command_line.call(SCRIPTS / script, arguments)
-    if code in (command_line.EXIT_STOPPED, command_line.EXIT_INTERRUPTED):
+    if code > command_line.EXIT_BY_SIGNAL:
         raise SystemExit(code)  # It has said why.
     if code:
         raise CommandError(

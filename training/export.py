@@ -24,18 +24,18 @@ on, and how good it is. What comes out for frames past an utterance's length has
 influence. `assets/speech_model.json` (or `language_model.json`) holds the states' or words' names.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn import fold_batch_norm, serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import BEST_MODEL_FILE, read_results
+from keras_bnrnn.fit.run_folder import best_model
 from keras_bnrnn.serving.runtimes import FORMATS
 from keras_bnrnn.serving.saved_model import MODEL_CARD_FILE
 from recipes.tasks import task_of
@@ -68,9 +68,9 @@ flags.DEFINE_integer(
 def main(argv):
     run_dir = Path(command_line.require_flag(FLAGS, "run_dir"))
     output_dir = Path(command_line.require_flag(FLAGS, "output_dir"))
-    results = read_results(run_dir)
+    path, results = best_model(run_dir)
     described = task_of(results).served(run_dir, results)
-    model = keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False)
+    model = keras.saving.load_model(path, compile=False)
     try:
         model = fold_batch_norm(model)
     except ValueError as error:
@@ -90,6 +90,8 @@ def main(argv):
     except serving.ServingError as error:
         raise CommandError(f"--{FLAG_OF_ARGUMENT[error.argument]}={error}") from None
     best, criterion = results["best"], results["criterion"]
+    if not results["finished"]:
+        print(f"Warning: the run is unfinished, after epoch {results['final']['epoch']}.")
     print(
         f"Written: {output_dir}, the {results['model']} model after epoch {best['epoch']} "
         f"({criterion} {best[criterion]:.3f}), signatures {', '.join(signatures)}; "

@@ -11,6 +11,7 @@ command goes on from the runs' checkpoints, which are in --work_dir. Stopped by 
 it leaves the epochs of unfinished runs in results/ too, where the next report finds them.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import hashlib
 import json
 import os
@@ -27,7 +28,6 @@ import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError

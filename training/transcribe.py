@@ -12,6 +12,7 @@ durations and a phone bigram, which are those of the training alignments. Needs 
 soundfile and soxr, and neither keras_bnrnn nor Keras, except to look up a transcript's words.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import json
 import re
 import sys
@@ -24,7 +25,6 @@ import soxr
 import tensorflow as tf
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from recipes.phone_model import DESCRIPTION_FILE, PhoneModel, phone_errors
 

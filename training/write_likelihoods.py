@@ -13,6 +13,7 @@ with absolute paths. A split that is written is not written again, so the same c
 after being killed.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import hashlib
 import itertools
 import json
@@ -26,7 +27,6 @@ import tensorflow as tf
 import tqdm
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from keras_bnrnn.fit.checkpoints import newest_checkpoint
 from keras_bnrnn.fit.errors import FitError
+from keras_bnrnn.fit.waiting import waiting_for
 
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 TF_CONFIG_EXAMPLE = (
@@ -26,6 +27,15 @@ TF_CONFIG_EXAMPLE = (
 # The newest checkpoint, and how often the command has been started again with it.
 REJOINED = "KERAS_BNRNN_REJOINED"
 MOST_TIMES_REJOINED = 5
+# What the collectives of the others raise when a worker is gone.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.InternalError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+)
 
 
 class Worker(NamedTuple):
@@ -68,7 +78,8 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
                 "strategy",
             )
         try:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            with waiting_for(_other_workers()):
+                strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except RuntimeError as error:
             raise FitError(
                 "several machines connect before TensorFlow makes anything; make datasets and "
@@ -111,6 +122,17 @@ def _workers_of_environment():
         ) from None
 
 
+def _other_workers():
+    """`{index: address}` of all but this one, by `TF_CONFIG`."""
+    workers = _workers_of_environment()
+    if len(workers) < 2:
+        return {}
+    config = json.loads(os.environ["TF_CONFIG"])
+    task = config["task"]
+    own = config["cluster"][task["type"]][int(task["index"])]
+    return {index: address for index, address in enumerate(workers) if address != own}
+
+
 def worker_of(strategy: tf.distribute.Strategy) -> Worker:
     """Which `Worker` this process is."""
     resolver = strategy.cluster_resolver
@@ -135,17 +157,9 @@ def rejoined_after_losing_a_worker(output_dir: str | os.PathLike) -> Iterator[No
     Args:
         output_dir: the run's folder.
     """
-    lost = (
-        tf.errors.UnavailableError,
-        tf.errors.AbortedError,
-        tf.errors.InternalError,
-        tf.errors.CancelledError,
-        tf.errors.DeadlineExceededError,
-        tf.errors.FailedPreconditionError,
-    )
     try:
         yield
-    except lost as error:
+    except LOST as error:
         if len(_workers_of_environment()) < 2:
             raise
         newest = newest_checkpoint(output_dir)
@@ -254,11 +268,70 @@ def distribute(
 
 
 def gather(strategy, value):
-    """An integer of each replica's worker, in a list that all get. Also waits for all of them."""
-    replicas = strategy.num_replicas_in_sync
+    """An integer of each worker, in a list that all get. Also waits for all of them."""
+    return [int(one) for [one] in _gathered(strategy, [value])]
+
+
+def gather_texts(strategy, text):
+    """A text of each worker, in a list that all get."""
+    content = text.encode()
+    longest = max(gather(strategy, len(content)))
+    rows = _gathered(strategy, list(content.ljust(longest, b"\0"))) if longest else []
+    return [bytes(map(int, row)).rstrip(b"\0").decode() for row in rows]
+
+
+def _gathered(strategy, values):
+    """Small integers of each worker, `[workers, values]`."""
+    replicas, workers = strategy.num_replicas_in_sync, worker_of(strategy).count
     # Not `strategy.gather`, which traces anew at each call and warns of it.
     placed = strategy.experimental_distribute_values_from_function(
-        lambda context: value * tf.one_hot(context.replica_id_in_sync_group, replicas)
+        lambda context: (
+            tf.one_hot(context.replica_id_in_sync_group, replicas)[:, tf.newaxis]
+            * tf.constant(values, tf.float32)
+        )
     )
-    total = strategy.reduce(tf.distribute.ReduceOp.SUM, placed, axis=None)
-    return [int(one) for one in total.numpy()]
+    with waiting_for(_other_workers() if workers > 1 else {}):
+        total = strategy.reduce(tf.distribute.ReduceOp.SUM, placed, axis=None).numpy()
+    return total[:: replicas // workers]
+
+
+def agree(strategy: tf.distribute.Strategy, values: dict) -> None:
+    """Raises a `FitError` on all workers where one has other values than the others.
+
+    Args:
+        strategy: that they share.
+        values: JSON values by name.
+    """
+    if worker_of(strategy).count == 1:
+        return
+    of_all = [json.loads(text) for text in gather_texts(strategy, json.dumps(values))]
+    differences = [
+        f"{name}: " + ", ".join(f"{found[name]!r} on worker {k}" for k, found in enumerate(of_all))
+        for name in values
+        if any(found.get(name) != of_all[0].get(name) for found in of_all)
+    ]
+    if differences:
+        raise FitError(f"the workers differ in {'; '.join(differences)}; start all alike")
+
+
+@contextlib.contextmanager
+def refusals_shared(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Ends this worker with a `FitError`, too, where another one fails within this context.
+
+    Each worker must come to it. Without it the others would wait for one that has ended.
+    """
+    if worker_of(strategy).count == 1:
+        yield
+        return
+    try:
+        yield
+    except LOST:
+        raise
+    except Exception as error:
+        gather_texts(strategy, " ".join(str(error).split()) or type(error).__name__)
+        raise
+    refused = [
+        f"worker {index}: {text}" for index, text in enumerate(gather_texts(strategy, "")) if text
+    ]
+    if refused:
+        raise FitError(f"refused, {'; '.join(refused)}")

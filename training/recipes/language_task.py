@@ -19,7 +19,7 @@ from recipes.language_model import (
     build_language_model,
     language_metrics,
 )
-from recipes.training import Task, training_section
+from recipes.training import Task, read_kept, training_section
 
 VOCABULARY_FILE = "vocabulary.json"
 DESCRIPTION_FILE = "language_model.json"  # among the assets of an exported model
@@ -146,7 +146,7 @@ class LanguageTask(Task):
 
     @staticmethod
     def served(run_dir, results):
-        description = json.loads((run_dir / VOCABULARY_FILE).read_text(encoding="utf-8"))
+        description = read_kept(run_dir / VOCABULARY_FILE, ("words", "tokenization"))
         words, tokenization = description["words"], description["tokenization"]
         text = results["config"]["text"]
         data = (

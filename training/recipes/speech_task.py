@@ -26,7 +26,7 @@ from recipes.speech_model import (
     speech_metrics,
     with_lengths,
 )
-from recipes.training import Task, training_section
+from recipes.training import Task, read_kept, training_section
 
 PHONE_COUNTS_FILE = "phone_counts.json"
 
@@ -174,7 +174,7 @@ class SpeechTask(Task):
             "mean": corpus.mean.tolist(),
             "variance": corpus.variance.tolist(),
             "states": corpus.states,
-            "phone_counts": json.loads((run_dir / PHONE_COUNTS_FILE).read_text()),
+            "phone_counts": read_kept(run_dir / PHONE_COUNTS_FILE, ("state_frames",)),
             **{key: results[key] for key in ("model", "config", "best", "versions")},
         }
         return {

@@ -1,6 +1,7 @@
 """Trains a task: all that the training scripts have in common."""
 
 import contextlib
+import json
 from types import SimpleNamespace
 
 import keras
@@ -10,15 +11,17 @@ import tensorflow as tf
 import command_line
 from command_line import CommandError
 from keras_bnrnn.fit.distribution import (
+    agree,
     check_batch_size,
     make_strategy,
+    refusals_shared,
     rejoined_after_losing_a_worker,
     worker_of,
 )
 from keras_bnrnn.fit.errors import Stopped
 from keras_bnrnn.fit.loop import Splits, evaluate, train, watchers
 from keras_bnrnn.fit.precision import PRECISIONS
-from keras_bnrnn.fit.run_folder import RunFolder
+from keras_bnrnn.fit.run_folder import RunFolder, claim_in_turn
 from recipes.measures import columns
 
 
@@ -180,25 +183,32 @@ def run_task(kind, options):
         if options.strategy not in ("none", "mirrored"):
             stack.enter_context(rejoined_after_losing_a_worker(options.output_dir))
         strategy = make_strategy(options.strategy)
-        set_up_tensorflow(options, strategy)
-        worker = worker_of(strategy)
-        task = kind(kind.settings_of(options), getattr(options, "data_dir", None))
-        task.check_devices(strategy)
-        # Before the run's folder is made: says what is wrong with the data.
-        splits = task.splits(worker)
-        splits.train(0)
-        run = RunFolder(
-            options.output_dir,
-            task.config,
-            columns(task.measures),
-            task.measures[0].validation,
-            worker,
-            task=task.name,
+        agree(strategy, command_line.values(options))
+        with refusals_shared(strategy):
+            set_up_tensorflow(options, strategy)
+            worker = worker_of(strategy)
+            task = kind(kind.settings_of(options), getattr(options, "data_dir", None))
+            task.check_devices(strategy)
+            # Before the run's folder is made: says what is wrong with the data.
+            splits = task.splits(worker)
+            splits.train(0)
+        run = claim_in_turn(
+            strategy,
+            lambda: RunFolder(
+                options.output_dir,
+                task.config,
+                columns(task.measures),
+                task.measures[0].validation,
+                worker,
+                task=task.name,
+                restart=options.restart,
+            ),
         )
         stack.enter_context(task.damage_explained())
-        for name, content in task.files().items():
-            if worker.is_chief and not (run.path / name).exists():
-                run.keep_file(name, content())
+        with refusals_shared(strategy):
+            for name, content in task.files().items():
+                if worker.is_chief and not (run.path / name).exists():
+                    run.keep_file(name, content())
         keras.utils.set_random_seed(options.seed)
         replicas = strategy.num_replicas_in_sync
         with strategy.scope():
@@ -226,7 +236,7 @@ def run_task(kind, options):
                 verbose=command_line.fit_verbosity(),
             )
         except Stopped as stopped:
-            raise command_line.Stopped(str(stopped)) from None
+            raise command_line.Stopped(str(stopped), stopped.signal) from None
         scores = task.trivial_scores()
         if task.has_test():
             with unchanged(model):
@@ -266,10 +276,15 @@ def set_up_tensorflow(options, strategy):
 def training_section(data, results):
     """What a model card says of the training: a paragraph on the data, and the best measures."""
     best = results["best"]
+    unfinished = [
+        f"The run was unfinished: it had made {results['final']['epoch']} epochs and was to go on.",
+        "",
+    ]
     return "\n".join(
         [
             data,
             "",
+            *([] if results["finished"] else unfinished),
             f"Weights of epoch {best['epoch']}, the best by {results['criterion']}:",
             "",
             "| measure | value |",
@@ -277,6 +292,20 @@ def training_section(data, results):
             *(f"| {name} | {value:.4g} |" for name, value in best.items() if name != "epoch"),
         ]
     )
+
+
+def read_kept(path, keys):
+    """A JSON file that `Task.files` has put into a run's folder; a `CommandError` if it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in keys if key not in found]
+    except FileNotFoundError:
+        raise CommandError(f"{path} is missing; put a copy of it back") from None
+    except (ValueError, TypeError) as error:
+        raise CommandError(f"{path} is damaged ({error}); put a copy of it back") from None
+    if missing:
+        raise CommandError(f"{path} lacks {', '.join(missing)}; put a copy of it back")
+    return found
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ FRAME_TOLERANCE = 2
 BEAMS = (1e-80, 1e-120)
 
 SILENT_PEAK = 16 / 32768
+WORST_SPAN = 150  # frames
 # Of pocketsphinx's acoustic scores: logarithms to the base 1.0001, divided by 1024.
 NATS = 1024 * math.log(1.0001)
 
@@ -93,8 +94,7 @@ class Alignment(list):
     """The `State` of every frame, in order.
 
     Attributes:
-        score: mean over the frames of the logarithm of the state's likelihood, less that of the
-            likeliest state in the search; 0 at best.
+        score: how well it fits, 0 at best (`alignment_score`).
     """
 
     def __init__(self, states: Iterable[State], score: float) -> None:
@@ -173,23 +173,21 @@ class Aligner:
         """
         words = self.words(transcript)
         if not words:
-            raise UtteranceError(
-                "the transcript has no words" if transcript.split() else "the transcript is empty"
-            )
+            raise UtteranceError("the transcript is empty of words")
         unknown = self.unknown_words(transcript)
         if unknown:
             raise UtteranceError(
                 f"not in the dictionary: {', '.join(unknown)} (add pronunciations with a lexicon)"
             )
-        require_sound(samples)
         pcm = np.rint(np.asarray(samples) * 32768.0).astype(np.int16).tobytes()
         for beam in BEAMS:
             alignment = self._two_passes(self._decoder(beam), pcm, words)
             if alignment is not None:
-                frames = sum(duration for _, duration, _ in alignment)
-                score = NATS * sum(score for *_, score in alignment) / frames
-                states = (itertools.repeat(state, n) for state, n, _ in alignment)
-                return Alignment(itertools.chain.from_iterable(states), score)
+                require_sound(samples)
+                states, frames, scores = zip(*alignment, strict=True)
+                per_frame = np.repeat(NATS * np.divide(scores, frames), frames)
+                states = itertools.chain.from_iterable(map(itertools.repeat, states, frames))
+                return Alignment(states, alignment_score(per_frame))
         raise UtteranceError("audio and transcript do not align: no path through all words")
 
     def _two_passes(self, decoder, pcm, words):
@@ -274,6 +272,30 @@ def read_lexicon(path):
         phones = re.sub(r"\d", "", match[2]).upper()
         words.append((match[1].lower(), " ".join(phones.split())))
     return words
+
+
+def alignment_score(frame_scores: np.ndarray) -> float:
+    """How well an alignment fits, so that a part that does not fit tells.
+
+    Wrong words fit badly all over, words that are missing from the transcript badly for a while;
+    single frames fit badly in any recording.
+
+    Args:
+        frame_scores: `[frames]`, natural logarithms of the likelihood of each frame's state, less
+            that of the likeliest state in the search.
+
+    Returns:
+        Mean of their median, of their lower quartile, and of the second and a half that fits worst.
+
+    Example:
+
+    >>> alignment_score(np.full(200, -2.0))
+    -2.0
+    """
+    span = min(WORST_SPAN, len(frame_scores))
+    sums = np.concatenate([[0.0], np.cumsum(frame_scores)])
+    worst = (sums[span:] - sums[:-span]).min() / span
+    return float((np.median(frame_scores) + np.percentile(frame_scores, 25) + worst) / 3)
 
 
 def require_sound(samples: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
+from keras_bnrnn.data.errors import CorpusError, UtteranceError, attempt, missing_extra
 from keras_bnrnn.data.speech.recordings import (
     LENGTHS,
     SIXTEEN_BIT,
@@ -116,11 +116,8 @@ def read_audio_files(
 
     readable = []
     for take in takes:
-        try:
-            header = audio_header(take.path)
-            readable.append(is_native(header) and _is_all_of_one_channel(take, header))
-        except UtteranceError:
-            readable.append(False)
+        header = attempt(audio_header, take.path)
+        readable.append(isinstance(header, Header) and _is_native_and_whole(take, header))
     native = [take.path for take, known in zip(takes, readable, strict=True) if known]
     decoded = iter(audio_dataset(native, sample_rate)) if native else iter(())
     for take, known in zip(takes, readable, strict=True):
@@ -133,8 +130,8 @@ def read_audio_files(
         yield _samples_or_error(take, sample_rate)
 
 
-def _is_all_of_one_channel(take, header):
-    return header.channels == 1 and take[1:] == (None, 0.0, None)
+def _is_native_and_whole(take, header):
+    return is_native(header) and header.channels == 1 and take[1:] == (None, 0.0, None)
 
 
 def audio_dataset(paths, sample_rate=16000):
@@ -180,10 +177,8 @@ def audio_dataset(paths, sample_rate=16000):
 
 
 def _samples_or_error(take, sample_rate):
-    try:
-        return read_audio(take.path, sample_rate, "auto", take.channel, take.start, take.end)
-    except UtteranceError as error:
-        return error
+    path, *part = take
+    return attempt(read_audio, path, sample_rate, "auto", *part)
 
 
 def audio_header(path: str | Path) -> Header:

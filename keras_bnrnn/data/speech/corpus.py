@@ -5,8 +5,9 @@
     train-00000-of-00002.tfrecord   `tf.train.Example`s, one per utterance
 
 An example holds `id`, `speaker`, `gender` and `transcript` (bytes), `features` (float32, `[T * D]`,
-not normalised) and `labels` (int64, `[T]`: indices into the states of `corpus.json`, or -1 in an
-utterance that nothing aligns, to be decoded).
+not normalised), `labels` (int64, `[T]`: indices into the states of `corpus.json`, or -1 in an
+utterance that nothing aligns, to be decoded) and, where labels were aligned, `alignment_score`
+(float32, `[1]`: per frame, 0 at best).
 """
 
 import hashlib
@@ -225,13 +226,16 @@ def file_checksum(path):
     return digest.hexdigest()
 
 
-def make_example(utterance_id, speaker, transcript, features, labels, gender=""):
+def make_example(
+    utterance_id, speaker, transcript, features, labels, gender="", alignment_score=None
+):
     """Serialises an utterance.
 
     Args:
         utterance_id, speaker, transcript, gender: strings, empty where unknown.
         features: `[T, D]`, float32.
         labels: `[T]`, integers.
+        alignment_score: of an `Alignment`; `None` where there is none.
 
     Returns:
         Bytes of a `tf.train.Example`.
@@ -255,6 +259,8 @@ def make_example(utterance_id, speaker, transcript, features, labels, gender="")
             }
         )
     )
+    if alignment_score is not None:
+        example.features.feature["alignment_score"].float_list.value.append(alignment_score)
     return example.SerializeToString(deterministic=True)
 
 
@@ -262,8 +268,8 @@ def read_example(record, dimension):
     """The reverse of `make_example`, in NumPy.
 
     Returns:
-        A dictionary with `id`, `speaker`, `gender`, `transcript`, `features` `[T, D]` and `labels`
-        `[T]`.
+        A dictionary with `id`, `speaker`, `gender`, `transcript`, `features` `[T, D]`, `labels`
+        `[T]` and `alignment_score`, which is `None` where there is none.
 
     Raises:
         CorpusError: the number of features is not frames times dimension.
@@ -278,6 +284,7 @@ def read_example(record, dimension):
             f"{dimension}"
         )
     return {
+        "alignment_score": next(iter(fields["alignment_score"].float_list.value), None),
         **{
             name: b"".join(fields[name].bytes_list.value).decode("utf-8")
             for name in ("id", "speaker", "gender", "transcript")
@@ -300,6 +307,33 @@ def read_utterances(corpus: Corpus, split: str) -> Iterator[dict[str, Any]]:
                 yield read_example(record.numpy(), corpus.dimension)
         except tf.errors.DataLossError as error:
             raise CorpusError(f"{path}: damaged record ({error.message})") from error
+
+
+def read_alignment_scores(corpus: Corpus, split: str) -> list[tuple[float, str]]:
+    """`(score, id)` of a split's utterances, worst first; empty where labels were not aligned.
+
+    Raises:
+        CorpusError: a shard is missing or damaged.
+    """
+    corpus.check_shards(split)
+    wanted = {
+        "id": tf.io.FixedLenFeature([], tf.string),
+        "alignment_score": tf.io.FixedLenFeature([], tf.float32, np.nan),
+    }
+    found = []
+    for path in corpus.shard_paths(split):
+        try:
+            for record in tf.data.TFRecordDataset(path).batch(256):
+                fields = tf.io.parse_example(record, wanted)
+                scores, ids = fields["alignment_score"].numpy(), fields["id"].numpy()
+                found += [
+                    (float(score), name.decode())
+                    for score, name in zip(scores, ids, strict=True)
+                    if not np.isnan(score)
+                ]
+        except tf.errors.DataLossError as error:
+            raise CorpusError(f"{path}: damaged record ({error.message})") from error
+    return sorted(found)
 
 
 def find_utterance(corpus, utterance_id):

@@ -4,18 +4,22 @@ The utterances are listed and dealt out in parts of fixed size before anything i
 turn each part into a file of records beside a JSON file with its counts and statistics; the
 latter is put in place last, by a rename, and says that the part is whole. When all parts are
 there the labels are known, and runs of parts become shards. What a part or a shard holds depends
-on nothing but the listing, so neither the number of workers nor a kill changes a byte.
+on nothing but the listing, so neither the number of workers nor a kill changes a byte. What has
+changed since, by size and time, is prepared anew.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import threading
@@ -25,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_bnrnn.data.errors import CorpusError, UtteranceError
+from keras_bnrnn.data.errors import CorpusError, UtteranceError, attempt
 from keras_bnrnn.data.speech.alignment import State
 from keras_bnrnn.data.speech.corpus import (
     CORPUS_FILE,
@@ -39,12 +43,15 @@ from keras_bnrnn.data.speech.corpus import (
 )
 from keras_bnrnn.data.speech.sources import Failure
 from keras_bnrnn.data.speech.splits import take_utterances
-from keras_bnrnn.files import PARTIAL, lock_folder, write_aside, written_aside
+from keras_bnrnn.files import PARTIAL, local_path, lock_folder, write_aside, written_aside
 
 PLAN_FILE = "preparation.json"
 PARTS_FOLDER = "parts"
 PART_UTTERANCES = 32
 SHARD_BYTES = 100_000_000
+DIMENSION_SAMPLE = 9  # Utterances that say how many features there are, where the source does not.
+CONTROLS = re.compile(r"[\0-\x1f\x7f]")
+FILES = "files"  # What preparation.json says of the files that the corpus was made of.
 PACKAGES = ("tensorflow", "keras", "numpy", "pocketsphinx", "espeakng-loader", "soxr", "kaldiio")
 
 
@@ -88,19 +95,21 @@ def prepare_corpus(
         if not any(u.split == split for u in listed):
             reasons = f"; {failures[0].id}: {failures[0].reason}" if failures else ""
             raise CorpusError(f"the source has no {split} utterances{reasons}")
-    output_dir = Path(output_dir)
+    try:
+        output_dir = local_path(output_dir)
+    except ValueError as error:
+        raise CorpusError(f"output_dir: {error}") from error
     plan = _plan(source, listed, seed, shard_bytes)
     with _disk_errors(output_dir):
         _claim(output_dir, plan)
-        parts_dir, made = output_dir / PARTS_FOLDER, output_dir / CORPUS_FILE
-        if not made.exists():
+        parts_dir = output_dir / PARTS_FOLDER
+        parts, files = _parts(parts_dir, listed, source)
+        if not _is_made(output_dir, files):
             parts_dir.mkdir(exist_ok=True)
             with _lock(parts_dir):
-                if not made.exists():  # By another process, meanwhile.
-                    parts = _parts(parts_dir, listed)
-                    _make_parts(source, parts, workers, len(failures), progress)
-                    summaries = [_read_summary(part.path) for part in parts]
-                    _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
+                if not _is_made(output_dir, files):  # By another process, meanwhile.
+                    _make(source, output_dir, plan, parts, failures, workers, progress)
+                    _write_plan(output_dir, {**plan, FILES: files})
         # After the lock: where folders are shared, an open file's does not go away.
         shutil.rmtree(parts_dir, ignore_errors=True)
         corpus = load_corpus(output_dir)
@@ -109,11 +118,39 @@ def prepare_corpus(
     return corpus
 
 
+def _is_made(output_dir, files):
+    """Whether the corpus is there, made of the files that are there now."""
+    if not (output_dir / CORPUS_FILE).exists():
+        return False
+    # Plans of before say nothing of files.
+    return _read_plan(output_dir).get(FILES, files) == files
+
+
+def _make(source, output_dir, plan, parts, failures, workers, progress):
+    shards = set()
+    # Without a checksum of its files, the process that made it was killed when all was done.
+    if (output_dir / CORPUS_FILE).exists() and _read_plan(output_dir)[FILES]:
+        print(
+            f"{output_dir}: files have changed since it was prepared; preparing it anew", flush=True
+        )
+        corpus = load_corpus(output_dir)
+        shards = {Path(path) for split in corpus.splits for path in corpus.shard_paths(split)}
+    _make_parts(source, parts, workers, len(failures), progress)
+    summaries = [_read_summary(part) for part in parts]
+    _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
+    corpus = load_corpus(output_dir)
+    for path in shards.difference(
+        Path(path) for split in corpus.splits for path in corpus.shard_paths(split)
+    ):
+        path.unlink(missing_ok=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Part:
     path: Path
     split: str
     utterances: list
+    files: str  # A checksum of the names, sizes and times of what it is made of.
 
 
 def _in_shard_order(listed, seed):
@@ -152,13 +189,9 @@ def _plan(source, listed, seed, shard_bytes):
 
 def _claim(output_dir, plan):
     """Makes the folder this plan's, or refuses if it is another one's."""
-    path = output_dir / PLAN_FILE
     plan = json.loads(json.dumps(plan))
-    if path.exists():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CorpusError(f"{path}: not readable as JSON ({error})") from error
+    if (output_dir / PLAN_FILE).exists():
+        there = _read_plan(output_dir)
         # Older plans say nothing of the lexicon, nor of newer settings.
         there["settings"] = plan["settings"] | there.get("settings", {})
         changed = sorted(key for key in plan if there.get(key, plan[key]) != plan[key])
@@ -171,7 +204,20 @@ def _claim(output_dir, plan):
     if output_dir.exists() and any(PARTIAL not in one.suffixes for one in output_dir.iterdir()):
         raise CorpusError(f"output_dir={output_dir} is not empty and holds no preparation")
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_aside(path, (json.dumps(plan, indent=1, sort_keys=True) + "\n").encode())
+    _write_plan(output_dir, {**plan, FILES: ""})
+
+
+def _read_plan(output_dir):
+    path = output_dir / PLAN_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorpusError(f"{path}: not readable as JSON ({error})") from error
+
+
+def _write_plan(output_dir, plan):
+    text = json.dumps(plan, indent=1, sort_keys=True) + "\n"
+    write_aside(output_dir / PLAN_FILE, text.encode())
 
 
 def _lock(parts_dir):
@@ -181,14 +227,44 @@ def _lock(parts_dir):
         raise CorpusError(f"{error}, or choose another output_dir") from None
 
 
-def _parts(parts_dir, listed):
-    parts = []
+def _parts(parts_dir, listed, source):
+    """The parts, and a checksum of the files of all, which does not depend on the parts."""
+    parts, stamp, of_all = [], functools.cache(_stamp), hashlib.sha256()
     for split in SPLITS:
         members = [u for u in listed if u.split == split]
         for start in range(0, len(members), PART_UTTERANCES):
             path = parts_dir / f"{split}-{start // PART_UTTERANCES:05d}.tfrecord"
-            parts.append(_Part(path, split, members[start : start + PART_UTTERANCES]))
-    return parts
+            some, of_part = members[start : start + PART_UTTERANCES], hashlib.sha256()
+            for utterance in some:
+                stamps = repr([stamp(file) for file in source.files(utterance) if file]).encode()
+                of_part.update(stamps)
+                of_all.update(stamps)
+            parts.append(_Part(path, split, some, of_part.hexdigest()))
+    return parts, of_all.hexdigest()
+
+
+def _stamp(file):
+    """What tells that a file has changed; nothing where there is none."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _dimension(source, parts):
+    """Features per frame: what the source says, or what most of a few utterances have."""
+    told = source.feature_settings().get("dimension")
+    if told:
+        return told
+    train = [u for part in parts if part.split == "train" for u in part.utterances]
+    some = train[:: len(train) // DIMENSION_SAMPLE or 1][:DIMENSION_SAMPLE]
+    counts = collections.Counter(
+        frames.features.shape[-1]
+        for frames in source.prepare_all(some)
+        if not isinstance(frames, UtteranceError)
+    )
+    return max(counts, key=counts.get, default=None)
 
 
 def _make_parts(source, parts, workers, failed, progress):
@@ -196,12 +272,13 @@ def _make_parts(source, parts, workers, failed, progress):
     done = 0
     pending = []
     for part in parts:
-        summary = _read_summary(part.path)
+        summary = _read_summary(part)
         if summary is None:
-            pending.append((part, source))
+            pending.append(part)
         else:
             done += len(part.utterances)
             failed += len(summary["failures"])
+    dimension = _dimension(source, parts) if pending else None
 
     def report(summary, part):
         nonlocal done, failed
@@ -212,7 +289,8 @@ def _make_parts(source, parts, workers, failed, progress):
 
     if progress:
         progress(done, total, failed)
-    for (part, _), summary in _run(_make_part, pending, workers):
+    jobs = [(part, source, dimension) for part in pending]
+    for (part, *_), summary in _run(_make_part, jobs, workers):
         report(summary, part)
 
 
@@ -258,9 +336,10 @@ def _start_worker():
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _make_part(part, source):
+def _make_part(part, source, dimension):
     """Prepares a part's utterances; returns its summary, which is on disk then."""
-    labels_of, failures, lengths, counts, unlabelled = {}, [], [], {}, 0
+    labels_of, failures, lengths, counts = {}, [], [], {}
+    rates, mixed, unlabelled = collections.Counter(), 0, 0
     moments = _Moments()
     with (
         _disk_errors(part.path),
@@ -269,10 +348,10 @@ def _make_part(part, source):
     ):
         prepared = source.prepare_all(part.utterances)
         for utterance, frames in zip(part.utterances, prepared, strict=True):
-            if not isinstance(frames, UtteranceError) and not np.isfinite(frames.features).all():
-                frames = UtteranceError("features that are not finite numbers")
+            if not isinstance(frames, UtteranceError):
+                frames = attempt(_checked, frames, dimension)
             if isinstance(frames, UtteranceError):
-                file, reason = source.file(utterance), str(frames)
+                file, reason = str(source.file(utterance)), str(frames)
                 failures.append([utterance.id, reason if file in reason else f"{file}: {reason}"])
                 continue
             if frames.states is None:
@@ -285,6 +364,9 @@ def _make_part(part, source):
                     counts[int(label)] = counts.get(int(label), 0) + int(count)
             moments.add(frames.features)
             lengths.append(len(labels))
+            mixed += frames.mixed
+            if frames.file_rate:
+                rates[str(frames.file_rate)] += 1
             writer.write(
                 make_example(
                     utterance.id,
@@ -293,13 +375,17 @@ def _make_part(part, source):
                     frames.features,
                     labels,
                     utterance.gender,
+                    frames.alignment_score,
                 )
             )
     summary = {
         "bytes": part.path.stat().st_size,
+        FILES: part.files,
         "states": [state.entry() for state in labels_of],
         "state_frames": [counts[k] for k in range(len(labels_of))],
         "lengths": lengths,
+        "file_rates": rates,
+        "mixed": mixed,
         "unlabelled": unlabelled,
         "failures": failures,
         "moments": moments.document(),
@@ -309,11 +395,23 @@ def _make_part(part, source):
     return summary
 
 
-def _read_summary(path):
-    """A finished part's summary, or `None`."""
+def _checked(frames, dimension):
+    """The same `LabelledFrames`; UtteranceError where they do not fit into the corpus."""
+    if dimension and frames.features.shape[-1] != dimension:
+        raise UtteranceError(
+            f"{frames.features.shape[-1]} features per frame, where others have {dimension}"
+        )
+    if not np.isfinite(frames.features).all():
+        raise UtteranceError("features that are not finite numbers")
+    return frames
+
+
+def _read_summary(part):
+    """A finished part's summary; `None` where it has to be prepared, also where files changed."""
     try:
-        summary = json.loads(_summary_path(path).read_text(encoding="utf-8"))
-        return summary if path.stat().st_size == summary["bytes"] else None
+        summary = json.loads(_summary_path(part.path).read_text(encoding="utf-8"))
+        whole = part.path.stat().st_size == summary["bytes"]
+        return summary if whole and summary.get(FILES, part.files) == part.files else None
     except (FileNotFoundError, ValueError):
         return None
 
@@ -425,6 +523,14 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
         "versions": plan["versions"],
     }
     document["features"]["dimension"] = len(document["mean"])
+    rates = sum(
+        (collections.Counter(s.get("file_rates", {})) for s in summaries), collections.Counter()
+    )
+    if rates:
+        document["recordings"] = {
+            "sample_rates": {rate: rates[rate] for rate in sorted(rates, key=int)},
+            "mixed": sum(s.get("mixed", 0) for s in summaries),
+        }
     write_aside(output_dir / CORPUS_FILE, (json.dumps(document, indent=1) + "\n").encode())
 
 
@@ -466,8 +572,8 @@ def _write_shard(path, pieces):
 def _write_failures(path, failures):
     rows = ["id\treason"]
     rows += [
-        f"{utterance_id}\t{' '.join(str(reason).split())}"
-        for utterance_id, reason in sorted(failures)
+        "\t".join(CONTROLS.sub("\ufffd", " ".join(str(cell).split())) for cell in failure)
+        for failure in sorted(failures)
     ]
     text = "\n".join(rows) + "\n"
     # Names of files are not always UTF-8.

@@ -1,18 +1,17 @@
 """A Kaldi recipe's folders as a source: features or audio, and alignments to pdf-ids."""
 
-import collections
-import contextlib
 import functools
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
 from keras_bnrnn.data.speech.alignment import SAMPLE_RATE, State, match_lengths
-from keras_bnrnn.data.speech.audio import Take
+from keras_bnrnn.data.speech.audio import Take, audio_header
 from keras_bnrnn.data.speech.features import append_differences, normalize_features
 from keras_bnrnn.data.speech.kaldi.alignments import DERIVED, PdfIds, read_alignments
 from keras_bnrnn.data.speech.kaldi.archives import (
+    LOCATION,
     find_archive,
     is_command,
     load_audio,
@@ -30,6 +29,7 @@ from keras_bnrnn.data.speech.sources import (
     filter_bank,
     filter_bank_settings,
     require_folder,
+    require_rate,
 )
 from keras_bnrnn.data.speech.splits import find_chosen_files, named_folders, split_of_folders
 
@@ -37,7 +37,6 @@ STATIC_DIMENSION = 41
 CMVN_FLOOR = 1e-20  # Kaldi's.
 CMVN_KINDS = ("none", "mean", "mean_variance")
 GENDERS = ("f", "m")
-LOOKED_AT = 9  # Training utterances, to tell how many features a frame has.
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,12 @@ class KaldiEntry:
             features a `Take` of a recording, from which to compute them.
         pdf_ids: `None` where nothing aligns the utterance.
         num_pdfs: of the model.
-        dimension: features per frame of most training utterances, 0 if there is no doubt.
     """
 
     features: str | Take
     cmvn: str
     pdf_ids: PdfIds | None
     num_pdfs: int
-    dimension: int = field(default=0, repr=False)
 
     @property
     def file(self):
@@ -98,6 +95,9 @@ class KaldiSource(Source):
         seed: of the deal.
         pipes: run the commands of entries such as `gunzip -c feats.gz |`. Only for a directory that
             you trust; without it they are refused.
+        audio_rate: sampling rate of features that are computed here, in Hz.
+        channel: which channel of recordings with several, from 1, where `segments` does not say;
+            by default they are averaged.
     """
 
     input_dir: str = ""
@@ -106,28 +106,31 @@ class KaldiSource(Source):
     splits: str = "layout"
     seed: int = 0
     pipes: bool = False
+    audio_rate: int = SAMPLE_RATE
+    channel: int | None = None
 
     name = "kaldi"
 
     def __post_init__(self):
         if self.cmvn not in CMVN_KINDS:
             raise CorpusError(f"cmvn={self.cmvn!r} is not one of {', '.join(CMVN_KINDS)}")
+        require_rate(self.audio_rate)
 
     def utterances(self):
         root, listed_by = require_folder(self.input_dir), {}
         files, unread = self._files
         listed, failures = [], failures_to_read(unread)
         failures += self._without_features(root, files)
+        if not self.sample_rate and (self.channel or self.audio_rate != SAMPLE_RATE):
+            raise CorpusError(
+                f"input_dir={root} has features: a channel and a sampling rate are of audio"
+            )
         for path in self._lists:
             found = self._list_folder(root, path, failures)
             for utterance in found:
                 self._claim(utterance, path, listed_by)
             listed += found
-        listed, failures = dealt_out(listed, failures, self)
-        dimension = self._usual_dimension([u for u in listed if u.split == "train"])
-        return [
-            replace(u, location=replace(u.location, dimension=dimension)) for u in listed
-        ], failures
+        return dealt_out(listed, failures, self)
 
     @functools.cached_property
     def _files(self):
@@ -146,7 +149,7 @@ class KaldiSource(Source):
     @property
     def sample_rate(self):
         """Of the audio that features are computed from; `None` where they are there."""
-        return None if self._lists[0].name == "feats.scp" else SAMPLE_RATE
+        return None if self._lists[0].name == "feats.scp" else self.audio_rate
 
     def _without_features(self, root, files):
         """A `Failure` for each data folder that is not listed; CorpusError if it was named."""
@@ -249,13 +252,13 @@ class KaldiSource(Source):
             return table
         segments = path.parent / "segments"
         if not segments.is_file():
-            return [(name, Take(location)) for name, location in table]
+            return [(name, Take(location, self.channel)) for name, location in table]
         recordings, entries = dict(table), []
         for name, line in rows(segments):
             try:
                 recording, start, end, *channel = line.split()
                 # Channels are counted from 0; an end of -1 is the recording's.
-                [channel] = [int(one) + 1 for one in channel] or [None]
+                [channel] = [int(one) + 1 for one in channel] or [self.channel]
                 start, end = float(start), float(end)
                 take = Take(recordings[recording], channel, start, None if end == -1 else end)
             except KeyError as error:
@@ -289,23 +292,11 @@ class KaldiSource(Source):
             return location
         return find_archive(location, scp.parent)
 
-    def _usual_dimension(self, listed):
-        """Features per frame of most of some utterances; 0 where they are computed here."""
-        if self.sample_rate:
-            return 0
-        dimensions = collections.Counter()
-        for utterance in listed[:: max(1, len(listed) // LOOKED_AT)] + listed:
-            with contextlib.suppress(UtteranceError):
-                dimensions[self._features(utterance.location).shape[1]] += 1
-            if dimensions.total() == LOOKED_AT:
-                break
-        return dimensions.most_common(1)[0][0] if dimensions else 0
-
     def _features(self, entry):
         """`[time, D]`; raises UtteranceError."""
         if isinstance(entry.features, Take):
-            samples = load_audio(entry.features, SAMPLE_RATE, self.pipes)
-            features = filter_bank(SAMPLE_RATE)(samples)
+            samples = load_audio(entry.features, self.audio_rate, self.pipes)
+            features = filter_bank(self.audio_rate)(samples)
             if not len(features):
                 raise UtteranceError(f"{len(samples)} samples are less than one frame")
             return features
@@ -323,13 +314,9 @@ class KaldiSource(Source):
     def prepare(self, utterance):
         entry = utterance.location
         features = self._features(entry)
-        if entry.dimension and features.shape[1] != entry.dimension:
-            raise UtteranceError(
-                f"{features.shape[1]} features per frame, where the training utterances have "
-                f"{entry.dimension}"
-            )
+        told = self._told(entry.features)
         if entry.pdf_ids is None:
-            return LabelledFrames(features, None)
+            return LabelledFrames(features, None, **told)
         pdf_ids = entry.pdf_ids.read()
         largest = entry.num_pdfs - 1
         if len(pdf_ids) and not 0 <= pdf_ids.min() <= pdf_ids.max() <= largest:
@@ -338,10 +325,22 @@ class KaldiSource(Source):
                 f"{largest}"
             )
         features, pdf_ids = match_lengths(features, pdf_ids)
-        return LabelledFrames(features, [State(int(pdf)) for pdf in pdf_ids])
+        return LabelledFrames(features, [State(int(pdf)) for pdf in pdf_ids], **told)
+
+    def _told(self, place):
+        """What a recording says of itself; nothing of features, or of what a command writes."""
+        if not isinstance(place, Take) or is_command(place.path, self.pipes):
+            return {}
+        header = audio_header(place.path)
+        mixed = header.channels > 1 and place.channel is None
+        return {"file_rate": header.samplerate, "mixed": mixed}
 
     def file(self, utterance):
         return utterance.location.file
+
+    def files(self, utterance):
+        entry = utterance.location
+        return [LOCATION.fullmatch(one)[1] for one in (entry.file, entry.cmvn)]
 
     def feature_settings(self):
         if self.sample_rate:

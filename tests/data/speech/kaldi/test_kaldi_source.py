@@ -265,7 +265,7 @@ def test_features_of_other_dimensions(tree, tmp_path):
     scp.write_text(re.sub("(?<=a-1 ).*", f"{tmp_path}/other.ark:2", scp.read_text()))
     corpus = prepare_corpus(tree.source(), tmp_path / "corpus")
     assert corpus.dimension == 5 and corpus.split("train")["utterances"] == 5
-    reason = "3 features per frame, where the training utterances have 5"
+    reason = "3 features per frame, where others have 5"
     assert failures_of(tmp_path / "corpus").splitlines()[1] == (
         f"a-1\t{tmp_path}/other.ark:2: {reason}"
     )
@@ -512,6 +512,18 @@ def test_audio_in_the_place_of_features(tree, tmp_path):
             np.testing.assert_array_equal(utterance["labels"], tree.pdf_ids[utterance["id"]])
     with pytest.raises(CorpusError, match=r"cmvn=mean: .* no feats\.scp"):
         tree.source(cmvn="mean").utterances()
+    low = tree.source(audio_rate=8000)
+    utterance = low.utterances()[0][0]
+    assert low.feature_settings()["sample_rate"] == low.sample_rate == 8000
+    frames = low.prepare(utterance)
+    assert frames.file_rate == 16000 and len(frames.features) == utterance.location.pdf_ids.frames
+
+
+def test_audio_settings_are_of_no_use_to_features(tree):
+    tree.write_alignments()
+    for arguments in ({"channel": 1}, {"audio_rate": 8000}):
+        with pytest.raises(CorpusError, match="has features: a channel and a sampling rate are of"):
+            tree.source(**arguments).utterances()
 
 
 def test_segments_of_recordings(tree, tmp_path):
