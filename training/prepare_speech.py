@@ -1,9 +1,10 @@
-"""Prepares speech for training: audio and transcripts to features and frame labels in shards.
+r"""Prepares speech for training: audio and transcripts to features and frame labels in shards.
 
     prepare_speech.py --source=synthetic --output_dir=corpus
     prepare_speech.py --source=librispeech --input_dir=LibriSpeech --output_dir=corpus
     prepare_speech.py --source=manifest --manifest=mine.tsv --output_dir=corpus
-    prepare_speech.py --source=kaldi --input_dir=data --alignment_dir=exp/tri4b_pdf …
+    prepare_speech.py --source=kaldi --input_dir=data --alignment_dir=exp --output_dir=corpus \
+        --splits=train=train_si284,dev=test_dev93,test=test_eval92
     prepare_speech.py --verify=corpus
 
 The output folder holds corpus.json (set-up, states, counts, statistics), failures.tsv (utterances
@@ -40,8 +41,8 @@ FLAGS_OF_SOURCES = {
     "labels": ALIGNED,
     "lexicon": ALIGNED,
     "min_alignment_score": ("librispeech", "manifest"),
-    "channel": ("librispeech", "manifest", "textgrid"),
-    "sample_rate": (*ALIGNED, "textgrid"),
+    "channel": ("librispeech", "manifest", "textgrid", "kaldi"),
+    "sample_rate": (*ALIGNED, "textgrid", "kaldi"),
     "splits": ("librispeech", "manifest", "textgrid", "kaldi"),
 }
 
@@ -68,8 +69,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "alignment_dir",
     None,
-    "kaldi: folder of ali* or pdf* archives of pdf-ids, or of transition-ids beside a final.mdl "
-    "in text form. textgrid: folder of the TextGrids, where they are not beside the audio.",
+    "kaldi: folder, or several separated by commas, with archives ali* of transition-ids beside "
+    "their final.mdl, or pdf* of pdf-ids. textgrid: folder of the TextGrids, where they are not "
+    "beside the audio.",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
@@ -78,8 +80,8 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
     "pipes",
     False,
-    "kaldi: run the commands in feats.scp and cmvn.scp (`gunzip -c feats.gz |`). Only for a "
-    "directory that you trust.",
+    "kaldi: run the commands in feats.scp, cmvn.scp and wav.scp (`gunzip -c feats.gz |`). Only for "
+    "a directory that you trust.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -134,8 +136,8 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "splits",
     "layout",
-    "layout: folder or column names say train, dev and test; or shares dealt out by speaker, such "
-    "as train=0.9,dev=0.1.",
+    "layout: folder or column names say train, dev and test; or names of folders, such as "
+    "train=train_si284,dev=test_dev93; or shares dealt out by speaker, such as train=0.9,dev=0.1.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -183,9 +185,11 @@ def main(argv):
             scheduler=FLAGS.scheduler,
         )
     for name, split in corpus.splits.items():
+        unlabelled = split.get("unlabelled")
         print(
             f"{name}: {split['utterances']} utterances, {split['frames']} frames "
             f"({split['frames'] * FRAME_SECONDS / 60:.1f} minutes), {len(split['shards'])} shards"
+            f"{f', {unlabelled} utterances without labels' if unlabelled else ''}"
         )
     print(f"{corpus.num_states} states, {corpus.dimension} features per frame")
     mixed = corpus.document.get("recordings", {}).get("mixed")
@@ -250,6 +254,8 @@ def make_source(name):
         alignment_dir=alignment_dir,
         cmvn=FLAGS.cmvn,
         pipes=FLAGS.pipes,
+        audio_rate=FLAGS.sample_rate,
+        **recorded,
         **dealt,
     )
 

@@ -109,7 +109,7 @@ class SpeechTask(Task):
         return speech_metrics()
 
     def has_test(self):
-        return "test" in self.corpus.splits
+        return "test" in self.corpus.splits and self.corpus.has_labels("test")
 
     def files(self):
         corpus = self.corpus

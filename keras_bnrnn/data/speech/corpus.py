@@ -5,8 +5,9 @@
     train-00000-of-00002.tfrecord   `tf.train.Example`s, one per utterance
 
 An example holds `id`, `speaker`, `gender` and `transcript` (bytes), `features` (float32, `[T * D]`,
-not normalised), `labels` (int64, `[T]`: indices into the states of `corpus.json`) and, where labels
-were aligned, `alignment_score` (float32, `[1]`: per frame, 0 at best).
+not normalised), `labels` (int64, `[T]`: indices into the states of `corpus.json`, or -1 in an
+utterance that nothing aligns, to be decoded) and, where labels were aligned, `alignment_score`
+(float32, `[1]`: per frame, 0 at best).
 """
 
 import hashlib
@@ -29,6 +30,7 @@ FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
 FAILURES_FILE = "failures.tsv"
 SPLITS = ("train", "dev", "test")
+UNLABELLED = -1  # The label of every frame of an utterance that nothing aligns.
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Corpus:
         features: the set-up of the features, among it `"dimension"`.
         states: `states[k]` says what label k stands for (`"name"` and, where known, `"phone"`,
             `"position"`, `"senone"` or `"pdf"`).
-        splits: `{"train": {"utterances", "frames", "shards": […], …}, "dev": …}`.
+        splits: `{"train": {"utterances", "frames", "shards": […], …}, "dev": …}`; of a test split
+            also `"unlabelled"`, how many utterances nothing aligns, if there are any.
         mean, variance: of the training split's features, `[dimension]`, float32.
         document: the whole of `corpus.json`.
     """
@@ -79,9 +82,11 @@ class Corpus:
             labels: `[T]`, integers.
 
         Returns:
-            A list of phone names. States without a phone (Kaldi's pdf-ids) stand for themselves.
+            A list of phone names. States without a phone (Kaldi's pdf-ids) stand for themselves;
+            frames without a label (-1) have none.
         """
-        names = [self.states[k].get("phone", self.states[k]["name"]) for k in np.asarray(labels)]
+        states = [self.states[k] for k in np.asarray(labels) if k != UNLABELLED]
+        names = [state.get("phone", state["name"]) for state in states]
         return [name for name, _ in itertools.groupby(names)]
 
     def split(self, name: str) -> dict[str, Any]:
@@ -93,6 +98,10 @@ class Corpus:
         if name not in self.splits:
             raise CorpusError(f"{self.path}: no split {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
+
+    def has_labels(self, split: str) -> bool:
+        """Whether every utterance of a split is labelled, so that models can be scored on it."""
+        return not self.split(split).get("unlabelled")
 
     def shard_paths(self, split: str) -> list[str]:
         """Paths of a split's shards, in order."""
@@ -199,7 +208,7 @@ def verify_corpus(data_dir):
                 continue
             if file_checksum(path) != shard["sha256"]:
                 problems.append(f"{path}: the checksum differs from corpus.json's")
-            problems.extend(_verify_records(path, shard, corpus, seen))
+            problems.extend(_verify_records(path, shard, corpus, seen, entry.get("unlabelled")))
         if len(seen) != entry["utterances"]:
             problems.append(
                 f"{corpus.path}: {split} has {len(seen)} readable utterances, corpus.json says "
@@ -363,7 +372,7 @@ def _check_names(path, splits):
                 raise CorpusError(f"{path}: {name!r} does not name a file in this folder")
 
 
-def _verify_records(path, shard, corpus, seen):
+def _verify_records(path, shard, corpus, seen, unlabelled):
     problems, frames, utterances = [], 0, 0
     try:
         for record in tf.data.TFRecordDataset(path):
@@ -381,6 +390,8 @@ def _verify_records(path, shard, corpus, seen):
             if not np.isfinite(utterance["features"]).all():
                 problems.append(f"{name}: features that are not finite numbers")
             labels = utterance["labels"]
+            if unlabelled and (labels == UNLABELLED).all():
+                continue
             if len(labels) and not 0 <= labels.min() <= labels.max() < corpus.num_states:
                 problems.append(
                     f"{name}: labels {labels.min()} to {labels.max()}, but there are "

@@ -1,6 +1,7 @@
 """Which files a data folder holds: links are followed, what is hidden is no data."""
 
 import os
+from pathlib import Path
 
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
 
@@ -8,8 +9,8 @@ from keras_bnrnn.data.errors import CorpusError, UtteranceError
 def find_files(root, derived=None):
     """Finds the files of a folder and of all below it.
 
-    Links to folders are followed, except back to a folder that they are in. Files and folders
-    whose names begin with a dot are left out.
+    Links to folders are followed, except to a folder that they themselves are in. Files and
+    folders whose names begin with a dot are left out.
 
     Args:
         root: `Path` of the folder.
@@ -43,11 +44,12 @@ def find_files(root, derived=None):
             except OSError as error:
                 unread[path] = f"{path}: the link leads nowhere ({error.strerror})"
                 continue
-            real = os.path.realpath(path)
-            if real not in above and not (derived and derived.fullmatch(entry.name)):
-                visit(path, {*above, real})
+            real = Path(os.path.realpath(path))
+            cycle = any(real in (one, *one.parents) for one in above)
+            if not cycle and not (derived and derived.fullmatch(entry.name)):
+                visit(path, [*above, real])
 
-    visit(root, {os.path.realpath(root)})
+    visit(root, [Path(os.path.realpath(root))])
     if root in unread:
         raise CorpusError(unread[root])
     return sorted(files), unread

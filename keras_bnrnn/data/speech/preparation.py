@@ -38,6 +38,7 @@ from keras_bnrnn.data.speech.corpus import (
     FAILURES_FILE,
     FORMAT_VERSION,
     SPLITS,
+    UNLABELLED,
     file_checksum,
     load_corpus,
     make_example,
@@ -415,7 +416,7 @@ def _start_worker():
 def _make_part(part, source, dimension):
     """Prepares a part's utterances; returns its summary, which is on disk then."""
     labels_of, failures, lengths, counts = {}, [], [], {}
-    rates, mixed = collections.Counter(), 0
+    rates, mixed, unlabelled = collections.Counter(), 0, 0
     moments = _Moments()
     with (
         _disk_errors(part.path),
@@ -430,9 +431,14 @@ def _make_part(part, source, dimension):
                 file, reason = str(source.file(utterance)), str(frames)
                 failures.append([utterance.id, reason if file in reason else f"{file}: {reason}"])
                 continue
-            labels = [labels_of.setdefault(state, len(labels_of)) for state in frames.states]
+            if frames.states is None:
+                unlabelled += 1
+                labels = [UNLABELLED] * len(frames.features)
+            else:
+                labels = [labels_of.setdefault(state, len(labels_of)) for state in frames.states]
             for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-                counts[int(label)] = counts.get(int(label), 0) + int(count)
+                if label != UNLABELLED:
+                    counts[int(label)] = counts.get(int(label), 0) + int(count)
             moments.add(frames.features)
             lengths.append(len(labels))
             mixed += frames.mixed
@@ -457,6 +463,7 @@ def _make_part(part, source, dimension):
         "lengths": lengths,
         "file_rates": rates,
         "mixed": mixed,
+        "unlabelled": unlabelled,
         "failures": failures,
         "moments": moments.document(),
     }
@@ -572,6 +579,9 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, where):
             "state_frames": state_frames.tolist(),
             "shards": [],
         }
+        unlabelled = sum(summary.get("unlabelled", 0) for _, summary in members)
+        if unlabelled:
+            splits[split]["unlabelled"] = unlabelled
         groups = _group_by_bytes(members, plan["shard_bytes"])
         for number, group in enumerate(groups):
             file = f"{split}-{number:05d}-of-{len(groups):05d}.tfrecord"
@@ -596,7 +606,7 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, where):
         "seed": plan["seed"],
         "sample_rate": source.sample_rate,
         "features": source.feature_settings(),
-        "states": [state.entry() for state in states],
+        "states": [source.described(state).entry() for state in states],
         "splits": splits,
         "failures": len(failures),
         "mean": moments.mean.tolist(),
@@ -643,7 +653,9 @@ def _write_shard(path, pieces):
                 for record in tf.data.TFRecordDataset(str(part_path)):
                     example = tf.train.Example.FromString(record.numpy())
                     labels = example.features.feature["labels"].int64_list
-                    labels.value[:] = [label_of[label] for label in labels.value]
+                    labels.value[:] = [
+                        label if label == UNLABELLED else label_of[label] for label in labels.value
+                    ]
                     writer.write(example.SerializeToString(deterministic=True))
             except tf.errors.DataLossError as error:
                 raise CorpusError(

@@ -40,9 +40,14 @@ from keras_bnrnn.data.speech.audio import (
 )
 from keras_bnrnn.data.speech.corpus import SPLITS
 from keras_bnrnn.data.speech.features import LogMelFilterBank
-from keras_bnrnn.data.speech.folders import find_files, only_one
+from keras_bnrnn.data.speech.folders import only_one
 from keras_bnrnn.data.speech.recordings import STANDARD_INPUT, URL, parse_channel
-from keras_bnrnn.data.speech.splits import assign_splits, split_of_folders
+from keras_bnrnn.data.speech.splits import (
+    assign_splits,
+    find_chosen_files,
+    named_folders,
+    split_of_folders,
+)
 from keras_bnrnn.data.speech.textgrid import frame_labels, read_textgrid
 
 MANIFEST_REQUIRED = ["audio_path", "transcript"]
@@ -94,14 +99,14 @@ class LabelledFrames:
 
     Attributes:
         features: `[T, D]`, float32.
-        states: a `State` for each frame.
+        states: a `State` for each frame, or `None` if nothing says which.
         alignment_score: of an `Alignment`; `None` where the labels come from elsewhere.
         file_rate: of the recording, in Hz; `None` where there is none.
         mixed: whether several channels were averaged.
     """
 
     features: np.ndarray
-    states: list
+    states: list | None
     alignment_score: float | None = None
     file_rate: int | None = None
     mixed: bool = False
@@ -127,6 +132,16 @@ class Source:
         """Paths of all files that an utterance's frames and labels are read from."""
         return [self.file(utterance)]
 
+    def described(self, state):
+        """What `corpus.json` says of a `State` that `prepare` gave: more than that where known."""
+        return state
+
+
+def require_rate(sample_rate):
+    """CorpusError where a sampling rate is too low for speech."""
+    if sample_rate < LOWEST_RATE:
+        raise CorpusError(f"sample_rate={sample_rate}: speech needs {LOWEST_RATE} Hz or more")
+
 
 @functools.lru_cache(maxsize=2)
 def _aligner(lexicon):
@@ -139,6 +154,15 @@ def filter_bank(sample_rate):
     layer = LogMelFilterBank(sample_rate=sample_rate)
     compiled = tf.function(layer, input_signature=[tf.TensorSpec([1, None], tf.float32)])
     return lambda samples: compiled(samples[np.newaxis])[0].numpy()
+
+
+def filter_bank_settings(sample_rate):
+    """What `corpus.json` says of the features that `filter_bank` computes."""
+    layer = LogMelFilterBank(sample_rate=sample_rate)
+    settings = layer.get_config()
+    for key in ("name", "trainable", "dtype"):
+        settings.pop(key, None)
+    return {"kind": "LogMelFilterBank", "dimension": layer.feature_dimension, **settings}
 
 
 @dataclass(frozen=True)
@@ -159,10 +183,7 @@ class AlignedSource(Source):
     min_alignment_score: float | None = None
 
     def __post_init__(self):
-        if self.sample_rate < LOWEST_RATE:
-            raise CorpusError(
-                f"sample_rate={self.sample_rate}: speech needs {LOWEST_RATE} Hz or more"
-            )
+        require_rate(self.sample_rate)
         if self.labels not in LABEL_KINDS:
             raise CorpusError(f"labels={self.labels!r} is not one of {', '.join(LABEL_KINDS)}")
         if self.lexicon:
@@ -198,11 +219,7 @@ class AlignedSource(Source):
 
     def feature_settings(self):
         """What `corpus.json` says of the features."""
-        layer = LogMelFilterBank(sample_rate=self.sample_rate)
-        settings = layer.get_config()
-        for key in ("name", "trainable", "dtype"):
-            settings.pop(key, None)
-        return {"kind": "LogMelFilterBank", "dimension": layer.feature_dimension, **settings}
+        return filter_bank_settings(self.sample_rate)
 
     def all_states(self, occurring):
         """The corpus's states in label order, from the set of those that occur."""
@@ -284,12 +301,12 @@ class SyntheticSource(AlignedSource):
 class LibriSpeechSource(RecordedSource):
     """Folders `speaker/chapter` with `*.trans.txt` beside FLAC or WAV files.
 
-    Folders above them whose names begin with train, dev or test decide the split; without such
-    folders, `splits` does.
+    Folders above them whose names begin with train, dev or test decide the split, or `splits` does.
 
     Args:
         input_dir: the folder.
-        splits: `"layout"`, or shares such as `"train=0.9,dev=0.1"`, dealt out by speaker.
+        splits: `"layout"`, names of folders such as `"train=train-clean-100,dev=dev-other"`, or
+            shares such as `"train=0.9,dev=0.1"`, dealt out by speaker.
         seed: of the deal.
     """
 
@@ -301,7 +318,7 @@ class LibriSpeechSource(RecordedSource):
 
     def utterances(self):
         root = require_folder(self.input_dir)
-        files, unread = find_files(root)
+        files, unread = find_chosen_files(root, self.splits)
         audio = audio_by_name(files)
         transcripts = [path for path in files if path.name.endswith(".trans.txt")]
         if not transcripts:
@@ -316,7 +333,7 @@ class LibriSpeechSource(RecordedSource):
         return dealt_out(listed, failures, self)
 
     def _list_chapter(self, root, path, audio, listed, failures, told):
-        split = split_of_folders(path.relative_to(root).parts[:-1])
+        split = split_of_folders(path.relative_to(root).parts[:-1], self.splits)
         speaker = path.name.split("-")[0]
         lines = utf_8(path.read_bytes()).splitlines()
         for number, line in enumerate(lines, start=1):
@@ -414,10 +431,11 @@ def names_of(places, splits):
 
     Args:
         places: `Path` of each file below the data's folder, without its suffix.
-        splits: of the source; the shares' deal is still to come.
+        splits: of the source; shares are still to be dealt out.
     """
+    dealt = splits == "layout" or named_folders(splits)
     keys = [
-        (split_of_folders(place.parts[:-1]) if splits == "layout" else "", place.name)
+        (split_of_folders(place.parts[:-1], splits) if dealt else "", place.name)
         for place in places
     ]
     count = collections.Counter(keys)
@@ -455,6 +473,8 @@ class ManifestSource(RecordedSource):
     name = "manifest"
 
     def utterances(self):
+        if named_folders(self.splits):
+            raise CorpusError(f"splits={self.splits!r}: a manifest has no folders to name")
         names = [self.manifest] if Path(self.manifest).exists() else self.manifest.split(",")
         listed, failures = [], []
         for name in names:
@@ -584,15 +604,16 @@ class TextGridSource(RecordedSource):
     def __post_init__(self):
         if self.labels != "phones" or self.lexicon:
             raise CorpusError("textgrid: labels are the phones of a tier; no senones, no lexicon")
+        require_rate(self.sample_rate)
 
     def utterances(self):
         root = require_folder(self.input_dir)
-        files, unread = find_files(root)
+        files, unread = find_chosen_files(root, self.splits)
         audio = audio_by_name(files)
         grid_root = root
         if self.alignment_dir:
             grid_root = require_folder(self.alignment_dir, "alignment_dir")
-            files, more_unread = find_files(grid_root)
+            files, more_unread = find_chosen_files(grid_root, self.splits)
             unread |= more_unread
         grids = [path for path in files if path.suffix.lower() == ".textgrid"]
         if not grids:
@@ -613,7 +634,7 @@ class TextGridSource(RecordedSource):
                     Failure(name, f"{grid}: no audio file of the same name in {key[0]}")
                 )
                 continue
-            split = split_of_folders(place.parts[:-1])
+            split = split_of_folders(place.parts[:-1], self.splits)
             speaker = "" if place.parent == Path(".") else place.parent.name
             listed.append(Utterance(name, speaker, split, "", (str(file), str(grid))))
         failures += unlabelled(audio, told, "no TextGrid of the same name")

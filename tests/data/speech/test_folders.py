@@ -35,6 +35,7 @@ def test_hidden_and_derived_folders_are_no_data(root):
 
 def test_links_are_followed_and_cycles_are_not(root):
     (root / "c").symlink_to("../elsewhere", target_is_directory=True)
+    (root.parent / "elsewhere" / "above").symlink_to("..", target_is_directory=True)
     (root / "d").symlink_to("b/2")
     (root / "a" / "up").symlink_to("..", target_is_directory=True)
     (root / "a" / "self").symlink_to(root / "a", target_is_directory=True)
