@@ -24,7 +24,7 @@ from keras_bnrnn import recalibrate
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model
+from keras_bnrnn.fit.run_folder import best_model, read_results
 from recipes.language_model import reset_states
 from recipes.speech_task import SpeechTask
 from recipes.tasks import EVALUATION_FILE, task_of
@@ -39,7 +39,8 @@ command_line.define_path(
 
 def main(argv):
     run_dir = Path(command_line.require_flag(FLAGS, "run_dir"))
-    path, results = best_model(run_dir)
+    results = read_results(run_dir)
+    path = best_model(run_dir, results)
     kind = task_of(results)
     if kind is SpeechTask:
         command_line.require_flag(FLAGS, "data_dir")

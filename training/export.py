@@ -35,7 +35,7 @@ from command_line import CommandError
 from keras_bnrnn import fold_batch_norm, serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model
+from keras_bnrnn.fit.run_folder import best_model, read_results
 from keras_bnrnn.serving.runtimes import FORMATS
 from keras_bnrnn.serving.saved_model import MODEL_CARD_FILE
 from recipes.tasks import task_of
@@ -68,9 +68,9 @@ flags.DEFINE_integer(
 def main(argv):
     run_dir = Path(command_line.require_flag(FLAGS, "run_dir"))
     output_dir = Path(command_line.require_flag(FLAGS, "output_dir"))
-    path, results = best_model(run_dir)
+    results = read_results(run_dir)
     described = task_of(results).served(run_dir, results)
-    model = keras.saving.load_model(path, compile=False)
+    model = keras.saving.load_model(best_model(run_dir, results), compile=False)
     try:
         model = fold_batch_norm(model)
     except ValueError as error:
@@ -90,8 +90,8 @@ def main(argv):
     except serving.ServingError as error:
         raise CommandError(f"--{FLAG_OF_ARGUMENT[error.argument]}={error}") from None
     best, criterion = results["best"], results["criterion"]
-    if not results["finished"]:
-        print(f"Warning: the run is unfinished, after epoch {results['final']['epoch']}.")
+    if not results.get("finished", True):
+        print("Warning: the run is not finished; MODEL_CARD.md says so.")
     print(
         f"Written: {output_dir}, the {results['model']} model after epoch {best['epoch']} "
         f"({criterion} {best[criterion]:.3f}), signatures {', '.join(signatures)}; "

@@ -19,7 +19,7 @@ from keras_bnrnn.data.speech.corpus import UNLABELLED, find_utterance, load_corp
 from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
 from keras_bnrnn.data.speech.pipelines import kept_lengths
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model
+from keras_bnrnn.fit.run_folder import best_model, read_results
 from recipes.phone_model import phone_segments
 from recipes.speech_task import SpeechTask
 from recipes.tasks import task_of
@@ -119,7 +119,7 @@ def show_utterance(corpus):
 def run_model(corpus, features):
     """A trained model's posteriors `[time, states]` of an utterance."""
     run_dir = Path(FLAGS.run_dir)
-    path, results = best_model(run_dir)
+    results = read_results(run_dir)
     task = task_of(results)
     if task is not SpeechTask:
         raise command_line.CommandError(f"--run_dir={run_dir} is a run of {task.script}")
@@ -129,7 +129,7 @@ def run_model(corpus, features):
         )
     features = normalize_features(features, corpus.mean, corpus.variance)
     inputs = {"features": features[np.newaxis], "lengths": np.array([len(features)])}
-    logits = np.asarray(SpeechTask.load_model(path)(inputs))[0]
+    logits = np.asarray(SpeechTask.load_model(best_model(run_dir, results))(inputs))[0]
     posteriors = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return posteriors / posteriors.sum(axis=-1, keepdims=True)
 

@@ -147,6 +147,13 @@ flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+flags.DEFINE_string(
+    "scheduler",
+    None,
+    "Address of a Dask scheduler (tcp://HOST:8786): its workers prepare the corpus instead of "
+    "--workers processes here. All see the same files; the corpus is the same.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer(
     "shard_megabytes", 100, "Size at which a shard is closed.", lower_bound=1, flag_values=FLAGS
 )
@@ -175,6 +182,7 @@ def main(argv):
             workers=FLAGS.workers,
             shard_bytes=FLAGS.shard_megabytes * 1_000_000,
             progress=progress,
+            scheduler=FLAGS.scheduler,
         )
     for name, split in corpus.splits.items():
         unlabelled = split.get("unlabelled")

@@ -36,17 +36,18 @@ def attempt(function: Callable, *arguments: Any) -> Any:
         return UtteranceError(f"{error} ({type(error).__name__})")
 
 
-def missing_extra(package, purpose):
+def missing_extra(package, purpose, extra="speech"):
     """The error for an optional package that is not installed.
 
     Args:
         package: name of the distribution that is missing.
         purpose: what it was wanted for, e.g. `"reading audio"`.
+        extra: of this package, which brings it.
 
     Returns:
         A `CorpusError` that names the extra to install.
     """
     return CorpusError(
-        f"{purpose} needs the package {package!r}: install keras-bnrnn[speech] "
-        '(pip install "keras-bnrnn[speech]")'
+        f"{purpose} needs the package {package!r}: install keras-bnrnn[{extra}] "
+        f'(pip install "keras-bnrnn[{extra}]")'
     )

@@ -10,15 +10,18 @@ rows that are missing at the end of an epoch are filled up with zeros, so of len
 import contextlib
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_bnrnn.files import every_ten_seconds
 from keras_bnrnn.fit.checkpoints import newest_checkpoint
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.waiting import waiting_for
+from keras_bnrnn.fit.waiting import answers, described, waiting_for
 
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 TF_CONFIG_EXAMPLE = (
@@ -27,6 +30,7 @@ TF_CONFIG_EXAMPLE = (
 # The newest checkpoint, and how often the command has been started again with it.
 REJOINED = "KERAS_BNRNN_REJOINED"
 MOST_TIMES_REJOINED = 5
+POLL_SECONDS = 0.2
 # What the collectives of the others raise when a worker is gone.
 LOST = (
     tf.errors.UnavailableError,
@@ -77,8 +81,10 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
                 f"workers, for instance {TF_CONFIG_EXAMPLE}",
                 "strategy",
             )
+        own, others = _own_and_others()
+        meet(own, others)
         try:
-            with waiting_for(_other_workers()):
+            with waiting_for(others):
                 strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except RuntimeError as error:
             raise FitError(
@@ -122,15 +128,47 @@ def _workers_of_environment():
         ) from None
 
 
-def _other_workers():
-    """`{index: address}` of all but this one, by `TF_CONFIG`."""
-    workers = _workers_of_environment()
-    if len(workers) < 2:
-        return {}
-    config = json.loads(os.environ["TF_CONFIG"])
-    task = config["task"]
-    own = config["cluster"][task["type"]][int(task["index"])]
-    return {index: address for index, address in enumerate(workers) if address != own}
+def _own_and_others():
+    """By `TF_CONFIG`, this worker's address and `{index: address}` of the others."""
+    workers, config = _workers_of_environment(), json.loads(os.environ["TF_CONFIG"])
+    own = config["cluster"][config["task"]["type"]][int(config["task"]["index"])]
+    return own, {index: address for index, address in enumerate(workers) if address != own}
+
+
+def meet(own: str, others: dict[int, str]) -> None:
+    """Waits until all workers are up, and says every ten seconds who is not.
+
+    TensorFlow would wait in silence, deaf to signals. Each worker listens where TensorFlow will,
+    and goes on when all others do, or TensorFlow's servers of those that have gone on already.
+
+    Args:
+        own: this worker's address.
+        others: of the others, by index.
+    """
+    say = every_ten_seconds()
+    port = int(own.rpartition(":")[2])
+    while True:
+        try:
+            server = _listening(port)
+            break
+        except OSError as error:
+            say(f"Waiting for port {port}: {error.strerror}.")
+            time.sleep(POLL_SECONDS)
+    with server:
+        while not all(answers(address) for address in others.values()):
+            say(described(others))
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    server.accept()[0].close()
+            time.sleep(POLL_SECONDS)
+
+
+def _listening(port):
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    server.setblocking(False)
+    return server
 
 
 def worker_of(strategy: tf.distribute.Strategy) -> Worker:
@@ -290,7 +328,7 @@ def _gathered(strategy, values):
             * tf.constant(values, tf.float32)
         )
     )
-    with waiting_for(_other_workers() if workers > 1 else {}):
+    with waiting_for(_own_and_others()[1] if workers > 1 else {}):
         total = strategy.reduce(tf.distribute.ReduceOp.SUM, placed, axis=None).numpy()
     return total[:: replicas // workers]
 

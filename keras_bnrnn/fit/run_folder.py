@@ -65,8 +65,6 @@ DAMAGED = "damaged"
 LOCK = ".lock-of-worker-"
 # The history comes last: while it is there, the others are still to be set aside.
 OF_FORMER_RUNS = (BEST_MODEL_FILE, FINAL_MODEL_FILE, RESULTS_FILE, TENSORBOARD, HISTORY_FILE)
-RESULTS = {"config": dict, "criterion": str, "best": dict, "final": dict}
-RESULTS |= {"finished": bool, "seconds_per_epoch": list}
 
 
 class _Unreadable(FitError):
@@ -538,25 +536,28 @@ def read_results(path: str | os.PathLike) -> dict:
         raise FitError(f"{path} has no results.json: it is no run's folder, or no epoch has ended")
     try:
         found = json.loads(results.read_text())
-        bad = [name for name, kind in RESULTS.items() if not isinstance(found[name], kind)]
-        bad += [name for name in ("best", "final") if "epoch" not in found[name]]
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise FitError(f"{results} cannot be read: {error}") from None
-    except KeyError as error:
-        raise FitError(f"{results} is no results of a run: it lacks {error}") from None
-    if bad:
-        raise FitError(f"{results} is no results of a run: {', '.join(bad)} is not as it should be")
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        raise FitError(f"{results} is no results of a run: it has no configuration")
     return found
 
 
-def best_model(path: str | os.PathLike) -> tuple[Path, dict]:
-    """Returns the file of a run's best model, and its `results.json`, which is of the same epoch.
+def best_model(path: str | os.PathLike, results: dict) -> Path:
+    """Returns the file of a run's best model, which is of the epoch of its results.
+
+    Args:
+        path: the run's folder.
+        results: what `read_results` has found there.
 
     Raises:
-        FitError: one of them is missing or damaged, or they do not belong together.
+        FitError: it is missing or damaged, or of another epoch.
     """
-    results = read_results(path)
-    folder, epoch = path_of_run(path), results["best"]["epoch"]
+    folder = path_of_run(path)
+    try:
+        epoch = results["best"]["epoch"]
+    except (KeyError, TypeError):
+        raise FitError(f"{folder / RESULTS_FILE} says nothing of a best epoch") from None
     model = folder / waiting_best(epoch)
     if not model.exists():
         model = folder / BEST_MODEL_FILE
@@ -572,9 +573,9 @@ def best_model(path: str | os.PathLike) -> tuple[Path, dict]:
     if comment not in (b"", comment_of(epoch)):  # Of older versions it is empty.
         raise FitError(
             f"{model} is of {comment.decode(errors='replace')}, but {RESULTS_FILE} of epoch "
-            f"{epoch}: they are of two runs, or copied while one was at work; copy both again"
+            f"{epoch}: try again if the run is at work, else both are to be copied again"
         )
-    return model, results
+    return model
 
 
 def waiting_best(epoch):

@@ -1,8 +1,8 @@
 """Says every ten seconds which workers are awaited; signals end the wait.
 
-TensorFlow connects machines, and waits for them, in C++ with Python's lock held: neither a thread
-nor a signal's handler of this process can run meanwhile. So another process speaks: this file as a
-program, which needs nothing but Python. And signals get the effect that the system gives them.
+TensorFlow waits for other machines in C++, where no signal's handler of Python runs, and where it
+connects not even a thread. So another process speaks: this file as a program, which needs nothing
+but Python. And signals get the effect that the system gives them.
 """
 
 import contextlib

@@ -59,8 +59,7 @@ def model_card(title, training, configuration, unfolded, endpoints, outputs, run
             ("output", outputs[name]),
         ):
             lines += [f"| {kind} | `{one}` | {endpoint.meanings[one]} |" for one in names]
-    if "serve" in endpoints:
-        lines += ["", "`serve` is also there as `serving_default`."]
+    lines += ["", f"`{next(iter(endpoints))}` is also there as `serving_default`."]
     if "step" in endpoints:
         lines += ["", "An output named like a state is that state after the call."]
     if runtimes:

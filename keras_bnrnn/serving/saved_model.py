@@ -37,12 +37,12 @@ def export(
     """Writes a model for serving: loading it needs neither keras_bnrnn nor Keras.
 
     Normalisation is folded into kernels and biases where it can be; MODEL_CARD.md says where it
-    could not, and what each input and output is. The signatures are `serve` (as `serving_default`
-    too, where TensorFlow Serving looks), and `step` if the model reads forwards and has an output
-    for each frame: the next frames and the states to outputs and new states. An input has the name
-    of its `keras.Input` (`inputs` if it was given none), an output that of its layer, or its key in
-    a dictionary. Batches may be of any size, computation is in float32, and states of `stateful`
-    layers start from zero.
+    could not, and what each input and output is. The signatures are `serve`, and `step` if the
+    model reads forwards and has an output for each frame: the next frames and the states to outputs
+    and new states. The first is `serving_default` too, where TensorFlow Serving looks. An input has
+    the name of its `keras.Input` (`inputs` if it was given none), an output that of its layer, or
+    its key in a dictionary. Batches may be of any size, computation is in float32, and states of
+    `stateful` layers start from zero.
 
     Args:
         model: a built Sequential or functional model.
@@ -179,8 +179,7 @@ def write_saved_model(
     used = (variable for function in signatures.values() for variable in function.variables)
     module.weights = list({id(variable): variable for variable in used}.values())
     module.tables = [table for endpoint in endpoints.values() for table in endpoint.resources]
-    if "serve" in signatures:
-        signatures["serving_default"] = signatures["serve"]
+    signatures["serving_default"] = signatures[next(iter(endpoints))]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".exporting-") as aside:
         whole = Path(aside) / "model"

@@ -200,7 +200,7 @@ def test_killed_before_the_checkpoint_of_a_new_best_model(two_epochs, monkeypatc
     assert read_results(two_epochs)["best"] == best
     for name in ("best.keras", "history.csv"):
         assert content(two_epochs)[name] == before[name]
-    assert best_model(two_epochs)[0] == two_epochs / "best.keras"
+    assert best_model(two_epochs, read_results(two_epochs)) == two_epochs / "best.keras"
     train(two_epochs)
     assert not list(two_epochs.glob("best-of-*"))
 
@@ -209,7 +209,8 @@ def test_what_is_exported_and_what_is_quoted_are_of_one_epoch(two_epochs, monkey
     """Wherever a kill comes in between: the file's comment says its epoch."""
 
     def epochs():
-        path, results = best_model(two_epochs)
+        results = read_results(two_epochs)
+        path = best_model(two_epochs, results)
         with zipfile.ZipFile(path) as archive:
             assert archive.comment == b"epoch %d" % results["best"]["epoch"]
         return len(read_history(two_epochs)), results["final"]["epoch"]
@@ -224,27 +225,27 @@ def test_what_is_exported_and_what_is_quoted_are_of_one_epoch(two_epochs, monkey
         with pytest.raises(Killed):
             train(two_epochs)
     assert epochs() == (3, 3)
-    assert best_model(two_epochs)[0].name == "best-of-epoch-0003.keras"
+    assert best_model(two_epochs, read_results(two_epochs)).name == "best-of-epoch-0003.keras"
     train(two_epochs)
-    assert best_model(two_epochs)[0].name == "best.keras"
+    assert best_model(two_epochs, read_results(two_epochs)).name == "best.keras"
 
 
 def test_a_best_model_that_is_of_another_epoch_or_damaged_is_said(two_epochs, undisturbed):
-    best = two_epochs / "best.keras"
+    best, results = two_epochs / "best.keras", read_results(two_epochs)
     shutil.copy(undisturbed / "best.keras", best)
     with pytest.raises(FitError, match=r"best\.keras is of epoch 3, but results.json of epoch 1"):
-        best_model(two_epochs)
+        best_model(two_epochs, results)
     best.write_bytes(best.read_bytes()[:-100])
     with pytest.raises(FitError, match=r"best\.keras is damaged: File is not a zip file"):
-        best_model(two_epochs)
+        best_model(two_epochs, results)
     spoilt = bytearray((undisturbed / "best.keras").read_bytes())
     spoilt[len(spoilt) // 2] ^= 0x10
     best.write_bytes(spoilt)
     with pytest.raises(FitError, match=r"best\.keras is damaged"):
-        best_model(two_epochs)
+        best_model(two_epochs, results)
     best.unlink()
     with pytest.raises(FitError, match=r"has no best\.keras"):
-        best_model(two_epochs)
+        best_model(two_epochs, results)
 
 
 def test_a_finished_run_goes_on_when_epochs_are_raised(two_epochs, undisturbed, capsys):
@@ -328,7 +329,8 @@ def test_the_best_model_stays_until_an_epoch_is_better(folder, undisturbed):
         assert content(folder)[name] == before[name]
     train(folder)
     assert content(folder)["best.keras"] == before["best.keras"]
-    _, results = best_model(folder)
+    results = read_results(folder)
+    assert best_model(folder, results) == folder / "best.keras"
     assert (results["best"]["epoch"], results["best"]["val_loss"]) == (3, 1e-9)
     assert content(folder)["history.csv"] == before["history.csv"]
 
@@ -537,6 +539,13 @@ def test_callbacks_that_would_forget_are_refused(folder):
 def test_tensorboard_can_be_read_back(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints_module.Checkpoints, "save", lambda *arguments: kill())
+        with pytest.raises(Killed):
+            train(folder, epochs=2, tensorboard=True, checkpoint_steps=0)
+    train(folder, epochs=2, tensorboard=True)  # The first point is there already.
+    [file, *_] = sorted((folder / "tensorboard").iterdir())
+    file.write_bytes(file.read_bytes()[:-5])
     train(folder, epochs=2, tensorboard=True)
     events = EventAccumulator(str(folder / "tensorboard"), {"tensors": 0})
     events.Reload()

@@ -106,6 +106,18 @@ def test_two_devices(train, tmp_path):
     assert 1 < results["best"]["test_perplexity"] < 14
 
 
+def test_words_that_are_cut_are_told(text_dir, trained_language):
+    config = json.loads((trained_language / "run" / "config.json").read_text())["config"]
+    assert "max_words" not in config
+    assert not any("different words" in line for line in LanguageTask(config, text_dir).plan())
+    task = LanguageTask({**config, "max_words": 9}, text_dir)
+    assert task.config["max_words"] == 9 and len(task.corpus.vocabulary) == 9
+    [line] = [line for line in task.plan() if "different words" in line]
+    share = task.corpus.unknown_share("test")
+    assert 0.2 < share < 0.6 and f"{share:.1%} of test" in line
+    assert line.startswith("The training text has 13 different words (--max_words); <unk> are")
+
+
 def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, text_dir):
     config = json.loads((trained_language / "run" / "config.json").read_text())["config"]
     task = LanguageTask({**config, "steps_per_epoch": 3}, text_dir)
@@ -136,6 +148,11 @@ def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, text_dir
         (["--size=huge"], "should be one of"),
         (["--epochs=0"], "--epochs=0"),
         (["--momentum=2"], "--momentum=2"),
+        (["--momentum=nan"], "--momentum=nan: not a finite number"),
+        (["--learning_rate=inf"], "--learning_rate=inf: not a finite number"),
+        (["--data_dir=s3://bucket/text"], "--data_dir=s3://bucket/text: this is a URL"),
+        (["--max_words=2"], "--max_words=2"),
+        (["--max_words=9"], "another configuration .*max_words=None there and 9 here"),
         (["--dropout=1"], "--dropout=1.0 must be below 1"),
         (["--decay=0.5"], "--decay=0.5 must be at least 1"),
     ],

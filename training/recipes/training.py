@@ -276,15 +276,12 @@ def set_up_tensorflow(options, strategy):
 def training_section(data, results):
     """What a model card says of the training: a paragraph on the data, and the best measures."""
     best = results["best"]
-    unfinished = [
-        f"The run was unfinished: it had made {results['final']['epoch']} epochs and was to go on.",
-        "",
-    ]
+    unfinished = ["**The run was not finished yet**: later epochs may be better.", ""]
     return "\n".join(
         [
             data,
             "",
-            *([] if results["finished"] else unfinished),
+            *([] if results.get("finished", True) else unfinished),
             f"Weights of epoch {best['epoch']}, the best by {results['criterion']}:",
             "",
             "| measure | value |",

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -23,13 +24,14 @@ import re
 import shutil
 import signal
 import threading
+import time
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from keras_bnrnn.data.errors import CorpusError, UtteranceError, attempt
+from keras_bnrnn.data.errors import CorpusError, UtteranceError, attempt, missing_extra
 from keras_bnrnn.data.speech.alignment import State
 from keras_bnrnn.data.speech.corpus import (
     CORPUS_FILE,
@@ -51,6 +53,10 @@ PART_UTTERANCES = 32
 SHARD_BYTES = 100_000_000
 DIMENSION_SAMPLE = 9  # Utterances that say how many features there are, where the source does not.
 CONTROLS = re.compile(r"[\0-\x1f\x7f]")
+SECONDS_TO_CONNECT = 30
+SECONDS_TO_APPEAR = 60  # How long a shared file system may hide a new file.
+JOBS_AHEAD = 1000
+_ONE_JOB = threading.Lock()
 FILES = "files"  # What preparation.json says of the files that the corpus was made of.
 PACKAGES = ("tensorflow", "keras", "numpy", "pocketsphinx", "espeakng-loader", "soxr", "kaldiio")
 
@@ -63,6 +69,7 @@ def prepare_corpus(
     workers=1,
     shard_bytes=SHARD_BYTES,
     progress=None,
+    scheduler=None,
 ):
     """Prepares a corpus; continues where an earlier, killed call stopped.
 
@@ -74,6 +81,9 @@ def prepare_corpus(
         workers: processes; 1 works in this one. The result is the same.
         shard_bytes: a shard is closed when it reaches this size.
         progress: called as `progress(done, total, failed)`, counted in utterances.
+        scheduler: address of a Dask scheduler, whose workers do the work then. They see the same
+            files under the same paths, and have the same versions of everything. The result is the
+            same.
 
     Returns:
         The `Corpus`. If it was there already, made with the same settings, that one.
@@ -108,7 +118,8 @@ def prepare_corpus(
             parts_dir.mkdir(exist_ok=True)
             with _lock(parts_dir):
                 if not _is_made(output_dir, files):  # By another process, meanwhile.
-                    _make(source, output_dir, plan, parts, failures, workers, progress)
+                    where = _Where(workers, scheduler)
+                    _make(source, output_dir, plan, parts, failures, where, progress)
                     _write_plan(output_dir, {**plan, FILES: files})
         # After the lock: where folders are shared, an open file's does not go away.
         shutil.rmtree(parts_dir, ignore_errors=True)
@@ -126,7 +137,7 @@ def _is_made(output_dir, files):
     return _read_plan(output_dir).get(FILES, files) == files
 
 
-def _make(source, output_dir, plan, parts, failures, workers, progress):
+def _make(source, output_dir, plan, parts, failures, where, progress):
     shards = set()
     # Without a checksum of its files, the process that made it was killed when all was done.
     if (output_dir / CORPUS_FILE).exists() and _read_plan(output_dir)[FILES]:
@@ -135,14 +146,24 @@ def _make(source, output_dir, plan, parts, failures, workers, progress):
         )
         corpus = load_corpus(output_dir)
         shards = {Path(path) for split in corpus.splits for path in corpus.shard_paths(split)}
-    _make_parts(source, parts, workers, len(failures), progress)
-    summaries = [_read_summary(part) for part in parts]
-    _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
+    _make_parts(source, parts, where, len(failures), progress)
+    summaries = [_finished_summary(part) for part in parts]
+    _write_corpus(source, output_dir, plan, parts, summaries, failures, where)
     corpus = load_corpus(output_dir)
     for path in shards.difference(
         Path(path) for split in corpus.splits for path in corpus.shard_paths(split)
     ):
         path.unlink(missing_ok=True)
+    for path in output_dir.glob(f"*{PARTIAL}*"):
+        path.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """Where jobs are done: by how many processes here, or by whose workers."""
+
+    workers: int
+    scheduler: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +288,7 @@ def _dimension(source, parts):
     return max(counts, key=counts.get, default=None)
 
 
-def _make_parts(source, parts, workers, failed, progress):
+def _make_parts(source, parts, where, failed, progress):
     total = sum(len(part.utterances) for part in parts)
     done = 0
     pending = []
@@ -290,18 +311,21 @@ def _make_parts(source, parts, workers, failed, progress):
     if progress:
         progress(done, total, failed)
     jobs = [(part, source, dimension) for part in pending]
-    for (part, *_), summary in _run(_make_part, jobs, workers):
+    for (part, *_), summary in _run(_make_part, jobs, where):
         report(summary, part)
 
 
-def _run(function, jobs, workers):
-    """Yields `(job, result)` as the jobs end, in this process or in several."""
-    if workers == 1 or len(jobs) < 2:
+def _run(function, jobs, where):
+    """Yields `(job, result)` as the jobs end: in this process, in several, or on a cluster."""
+    if where.scheduler:
+        yield from _run_on_cluster(function, jobs, where.scheduler)
+        return
+    if where.workers == 1 or len(jobs) < 2:
         for job in jobs:
             yield job, function(*job)
         return
     executor = concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(workers, len(jobs)),
+        max_workers=min(where.workers, len(jobs)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
     )
@@ -312,10 +336,63 @@ def _run(function, jobs, workers):
     except concurrent.futures.process.BrokenProcessPool as error:
         raise CorpusError(
             f"a worker was killed, perhaps for want of memory: run the same command again with "
-            f"fewer than workers={workers}, it continues"
+            f"fewer than workers={where.workers}, it continues"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_on_cluster(function, jobs, scheduler):
+    """The same on the workers of a Dask cluster, which gives a lost worker's jobs to others."""
+    try:
+        import distributed
+    except ImportError as error:
+        raise missing_extra("distributed", "working on a cluster", "cluster") from error
+    try:
+        client = distributed.Client(scheduler, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"scheduler={scheduler}: no Dask scheduler answers ({error})") from error
+    waiting, job_of = iter(jobs), {}
+    versions = _versions()
+
+    def submit(count):
+        for job in itertools.islice(waiting, count):
+            future = client.submit(_on_a_worker, versions, function, *job, pure=False)
+            job_of[future] = job
+            yield future
+
+    try:
+        # A scheduler keeps what it has been given in memory.
+        running = distributed.as_completed(submit(JOBS_AHEAD))
+        for future in running:
+            job, result = job_of.pop(future), future.result()
+            for another in submit(1):
+                running.add(another)
+            yield job, result
+    except (distributed.scheduler.KilledWorker, concurrent.futures.CancelledError) as error:
+        raise CorpusError(
+            f"scheduler={scheduler}: workers died of the same part again and again, or the "
+            f"scheduler is gone ({error}); run the same command again, it continues"
+        ) from error
+    finally:
+        client.cancel(list(job_of))
+        client.close()
+
+
+def _on_a_worker(versions, function, *job):
+    here = _versions()
+    if here != versions:
+        differences = ", ".join(
+            f"{name} {here.get(name)} instead of {versions.get(name)}"
+            for name in sorted({*here, *versions})
+            if here.get(name) != versions.get(name)
+        )
+        raise CorpusError(
+            f"the worker on {platform.node()} would make another corpus: it has {differences}"
+        )
+    # The aligner is one in a process, however many threads the worker has.
+    with _ONE_JOB:
+        return function(*job)
 
 
 def _start_worker():
@@ -343,7 +420,7 @@ def _make_part(part, source, dimension):
     moments = _Moments()
     with (
         _disk_errors(part.path),
-        written_aside(part.path) as aside,
+        written_aside(part.path, _this_process()) as aside,
         tf.io.TFRecordWriter(str(aside)) as writer,
     ):
         prepared = source.prepare_all(part.utterances)
@@ -390,8 +467,9 @@ def _make_part(part, source, dimension):
         "failures": failures,
         "moments": moments.document(),
     }
-    with _disk_errors(part.path):
-        write_aside(_summary_path(part.path), json.dumps(summary).encode())
+    place = _summary_path(part.path)
+    with _disk_errors(part.path), written_aside(place, _this_process()) as aside:
+        aside.write_text(json.dumps(summary), encoding="utf-8")
     return summary
 
 
@@ -404,6 +482,19 @@ def _checked(frames, dimension):
     if not np.isfinite(frames.features).all():
         raise UtteranceError("features that are not finite numbers")
     return frames
+
+
+def _finished_summary(part):
+    """The summary of a part that somebody has just finished."""
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    while (summary := _read_summary(part)) is None:
+        if time.monotonic() > deadline:
+            raise CorpusError(
+                f"{part.path} is not there, though a worker has made it: the workers need the same "
+                "shared file system"
+            )
+        time.sleep(1.0)
+    return summary
 
 
 def _read_summary(part):
@@ -448,7 +539,7 @@ class _Moments:
         return [self.count, self.mean.tolist(), self.squares.tolist()]
 
 
-def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers):
+def _write_corpus(source, output_dir, plan, parts, summaries, failures, where):
     failures = [[failure.id, failure.reason] for failure in failures]
     failures += [failure for summary in summaries for failure in summary["failures"]]
     _write_failures(output_dir / FAILURES_FILE, failures)
@@ -503,7 +594,7 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
             splits[split]["shards"].append(
                 {"file": file, "utterances": len(lengths), "frames": int(sum(lengths))}
             )
-    written = {job[0].name: result for job, result in _run(_write_shard, jobs, workers)}
+    written = {job[0].name: result for job, result in _run(_write_shard, jobs, where)}
     for entry in splits.values():
         for shard in entry["shards"]:
             shard.update(written[shard["file"]])
@@ -534,6 +625,11 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
     write_aside(output_dir / CORPUS_FILE, (json.dumps(document, indent=1) + "\n").encode())
 
 
+def _this_process():
+    """For names of unfinished files: a worker that counts as lost may write on beside another."""
+    return f".{platform.node()}-{os.getpid()}"
+
+
 def _group_by_bytes(members, limit):
     groups, size = [[]], 0
     for part, summary in members:
@@ -549,7 +645,7 @@ def _write_shard(path, pieces):
     """Joins parts to a shard, giving their labels the corpus's numbers."""
     with (
         _disk_errors(path),
-        written_aside(path) as aside,
+        written_aside(path, _this_process()) as aside,
         tf.io.TFRecordWriter(str(aside)) as writer,
     ):
         for part_path, label_of in pieces:

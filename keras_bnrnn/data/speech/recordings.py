@@ -11,7 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,20 +76,20 @@ def read_header(path: str | Path) -> Header:
     except AudioError:
         raise
     except (soundfile.LibsndfileError, OSError, ValueError) as error:
-        raise AudioError(f"{path}: not an audio file that can be read ({error})") from error
+        raise AudioError(
+            f"{path}: not an audio file, it cannot be read as audio ({error})"
+        ) from error
     frames = info.frames if info.frames < 1 << 62 else None
     header = Header(
         info.format, info.subtype, info.samplerate, info.channels, frames, info.extra_info
     )
     missing = bytes_cut_off(header.extra_info)
     if missing:
-        raise AudioError(
-            f"{path}: {missing} bytes fewer than its header says: the file was cut off"
-        )
+        raise AudioError(f"{path}: the file was cut off: {missing} bytes are missing at its end")
     if frames == 0:
         raise AudioError(f"{path}: the audio file holds no samples")
     if not whole(Path(path), header.format):
-        raise AudioError(f"{path}: the file was cut off: its end is missing")
+        raise AudioError(f"{path}: the file was cut off, its end is missing")
     return header
 
 
@@ -222,6 +222,7 @@ def read_blocks(
     channel: int | None = None,
     start: float = 0.0,
     end: float | None = None,
+    watch: Callable[[np.ndarray], object] = id,
 ) -> Iterator[np.ndarray]:
     """Reads one channel of a recording, or of a part of it, in bounded memory.
 
@@ -230,6 +231,7 @@ def read_blocks(
         sample_rate: wanted rate in Hz; other rates are resampled.
         channel: from 1; `None` averages all.
         start, end: of the part, in seconds.
+        watch: called with each block `[samples]` as it is before it is resampled.
 
     Yields:
         `[samples]`, float32 in -1…1, whole multiples of 1/32768.
@@ -238,10 +240,11 @@ def read_blocks(
         AudioError: it is missing, damaged or no audio.
     """
     header = read_header(path)
-    yield from resampled(_decoded(path, header, channel, start, end), header, sample_rate)
+    blocks = _decoded(path, header, channel, start, end, watch)
+    yield from resampled(blocks, header, sample_rate)
 
 
-def _decoded(path, header, channel, start, end):
+def _decoded(path, header, channel, start, end, watch):
     import soundfile
 
     rate = header.samplerate
@@ -258,7 +261,9 @@ def _decoded(path, header, channel, start, end):
                 wanted = BLOCK_FRAMES if last is None else min(BLOCK_FRAMES, last - place)
                 block = file.read(wanted, dtype="float64", always_2d=True)
                 place += len(block)
-                yield taken.take(block)
+                samples = taken.take(block)
+                watch(samples)
+                yield samples
                 if len(block) < wanted:
                     break
     except (soundfile.LibsndfileError, OSError) as error:
