@@ -126,7 +126,9 @@ class CarriedStack:
             _check_reads_forwards(layer, args, kwargs)
             if layer in after:
                 raise ServingError(f"{layer.name!r} is called twice")
-            if mask != "own":
+            if one_row:
+                kwargs.pop("mask", None)
+            elif mask != "own":
                 kwargs["mask"] = given[0] if given else None
             kwargs["initial_state"] = keras.tree.pack_sequence_as(
                 layer.cell.state_size, before[layer]
