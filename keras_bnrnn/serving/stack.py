@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.layers import BatchNormRNN
 from keras_bnrnn.serving.errors import ServingError
 from keras_bnrnn.serving.litert import OneSequence, one_sequence, projecting
@@ -213,8 +214,11 @@ def with_mask(model: keras.Model) -> keras.Model:
 
 
 def of_one_row(model: keras.Model) -> keras.Model:
-    """The model for one row, all of whose frames count, in the loops of `litert.py`."""
-    inputs = _inputs_like(model.inputs, batch=1)
+    """The model for one row, all of whose frames count, in the loops of `litert.py`.
+
+    Raises:
+        ServingError: a layer of another kind has a recurrent one within.
+    """
 
     def call(layer, *args, **kwargs):
         if isinstance(layer, keras.layers.Masking):
@@ -222,10 +226,24 @@ def of_one_row(model: keras.Model) -> keras.Model:
         if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
             kwargs.pop("mask", None)
             layer = one_sequence(layer)
+        elif isinstance(layer, keras.Model):
+            layer = wired_anew(layer)
+        elif isinstance(layer, keras.layers.Layer) and any(
+            isinstance(one, keras.layers.RNN) for one in flattened_layers(layer)
+        ):
+            raise ServingError(f"LiteRT cannot run the loop within {layer.name!r}", "formats")
         return layer(*args, **kwargs)
 
-    outputs = _call_again(model, inputs, [], call)
-    return keras.Model(_without_lengths(inputs), outputs)
+    def wired_anew(model):
+        inputs = _inputs_like(model.inputs, batch=1)
+        outputs = _call_again(model, inputs, [], call)
+        return keras.Model(
+            keras.tree.pack_sequence_as(model.input, inputs),
+            keras.tree.pack_sequence_as(model.output, outputs),
+        )
+
+    whole = wired_anew(model)
+    return keras.Model(_without_lengths(whole.inputs), whole.outputs)
 
 
 def with_named_inputs(model: keras.Model, names: Sequence[str]) -> keras.Model:

@@ -156,6 +156,7 @@ WHOLE_MODELS = {
     ),
     "counting cell": lambda: stacked(keras.layers.RNN(BatchNormLSTMCell(3, max_timesteps=4))),
     "states": with_states,
+    "nested": lambda: stacked(stacked(BatchNormLSTM(4)), keras.layers.Dense(2)),
 }
 
 
@@ -178,6 +179,14 @@ def test_litert_of_any_length(kind, tmp_path):
         outputs = run(**{one_row.inputs[0].name: x})
         for index, expected in enumerate(keras.tree.flatten(model(x))):
             np.testing.assert_allclose(outputs[f"output_{index}"], expected, atol=2e-6)
+
+
+def test_litert_cannot_run_the_loop_within_a_wrapper():
+    model = keras.Sequential(
+        [keras.Input((2, 5, 3)), keras.layers.TimeDistributed(keras.layers.LSTM(2))]
+    )
+    with pytest.raises(serving.ServingError, match="the loop within 'time_distributed"):
+        runtimes.whole(keras.Model(model.inputs, model.outputs)).build(True)
 
 
 @pytest.mark.slow
