@@ -109,9 +109,8 @@ def main():
                     if length == lengths[-1]:
                         rows[key].append(np.abs(runtimes[key][1](*given) - expected).max())
         direction = "both directions" if bidirectional else "forwards"
-        print(
-            f"\n{arguments.layers} x {arguments.units}, {direction}, {model.count_params():,} weights"
-        )
+        size = f"{arguments.layers} x {arguments.units}"
+        print(f"\n{size}, {direction}, {model.count_params():,} weights")
         times = [f"µs a frame of {length}" for length in lengths]
         names = ["runtime", "weights", "kB", *times, "deviation"]
         print(tabulate(rows.values(), names, "github", floatfmt=".3g"))
