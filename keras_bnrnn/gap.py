@@ -55,7 +55,7 @@ class StatisticsGap(keras.callbacks.Callback):
         steps: How many mini-batches to take; all of them when `None`.
 
     Raises:
-        ValueError: If `steps` is less than 1, or the dataset is a single array.
+        ValueError: If `steps` is less than 1.
 
     Example:
 
@@ -74,7 +74,6 @@ class StatisticsGap(keras.callbacks.Callback):
         super().__init__()
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be a positive integer or None. Received: {steps!r}")
-        inputs_of(dataset, steps)  # Refuses what gives no mini-batches.
         if isinstance(dataset, Iterator):  # The next epoch needs them again.
             dataset = list(itertools.islice(dataset, steps))
         self.dataset, self.steps = dataset, steps
@@ -105,7 +104,7 @@ class StatisticsGap(keras.callbacks.Callback):
             meter.totals.assign(tf.zeros([3], tf.float64))
         trainable = tuple(meter.normalizer.trainable for meter in self._meters.values())
         with collecting(model, self._meters.values()):
-            for x in inputs_of(self.dataset, self.steps)[0]:
+            for x in inputs_of(model, self.dataset, self.steps)[0]:
                 self._run(_dealt_out(x, strategy_of(model)), trainable)
         logs = {}
         for name, meter in self._meters.items():

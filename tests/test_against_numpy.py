@@ -29,10 +29,7 @@ def deviations(case, mask_name, training, with_state):
     mask = conformance.masks()[mask_name]
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     states = conformance.random_states(case, rng) if with_state else None
-    layer = case.layer()
-    layer.build(x.shape)
-    conformance.set_weights(layer, weights)
-
+    layer = case.built(weights)
     outputs, final, gradients = conformance.call_and_differentiate(
         layer, x, mask, states, training=training
     )
@@ -95,18 +92,14 @@ def test_outputs_states_statistics_and_gradients(case, training, record_property
 def test_population_statistics_after_several_training_steps(case):
     rng = np.random.default_rng(3)
     weights = case.weights(rng)
-    layer = case.layer(momentum=0.7)
+    layer = case.built(weights, momentum=0.7)
     options = reference.dataclasses.replace(case.options, momentum=0.7)
-    layer.build((None, None, FEATURES))
-    conformance.set_weights(layer, weights)
     for mask in conformance.masks().values():
         x = rng.normal(rng.normal(), 2.0, size=(BATCH, TIME, FEATURES))
         layer(x, mask=mask, training=True)
         weights |= reference.layer(options, weights, x, mask, training=True).statistics
-    statistics = conformance.statistics(case, layer)
-    assert set(statistics) == set(case.options.statistics())
-    for name, value in statistics.items():
-        np.testing.assert_allclose(value, weights[name], rtol=0, atol=TOLERANCE, err_msg=name)
+    assert set(conformance.statistics(case, layer)) == set(case.options.statistics())
+    conformance.assert_statistics(case, layer, weights, TOLERANCE)
 
 
 @pytest.mark.every_case
@@ -128,9 +121,7 @@ def test_last_output_is_that_of_the_sequence(case, training):
     rng = np.random.default_rng(0)
     weights = case.weights(rng)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
-    layer = case.layer(return_sequences=False, return_state=False)
-    layer.build(x.shape)
-    conformance.set_weights(layer, weights)
+    layer = case.built(weights, return_sequences=False, return_state=False)
     for mask in conformance.masks().values():
         conformance.set_weights(layer, weights)
         output = layer(x, mask=mask, training=training)
