@@ -264,15 +264,16 @@ class BatchNormCell:
                 specs += [tf.TensorSpec(s, dtype) for s in (shape, shape, (1,))]
         return specs
 
-    def update_statistics(self, moments, first_time=0, *, used_by):
-        """Updates the loop's normalisers with the moments that `step` took, stacked over time.
+    def read_statistics(self):
+        """The `Statistics` of each of the loop's normalisers, by prefix; read before the loop."""
+        return {normalizer.prefix: normalizer.read() for normalizer in self.loop_normalizers}
 
-        `used_by` is what was computed with the statistics as they were.
-        """
+    def update_statistics(self, moments, statistics, first_time=0):
+        """Updates the loop's normalisers with the moments that `step` took, stacked over time."""
         moments = [Moments(*moments[i : i + 3]) for i in range(0, len(moments), 3)]
         if moments:
             for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
-                normalizer.update(batch, first_time, used_by=used_by)
+                normalizer.update(batch, statistics[normalizer.prefix], first_time)
 
     @property
     def has_equations(self):
@@ -357,7 +358,9 @@ class BatchNormCell:
         if normalizer is None:
             return a, []
         y, batch = normalizer.normalize_frame(
-            a, context.mask, context.time, context.training, channels=channels
+            *(a, context.statistics[normalizer.prefix], context.mask, context.time),
+            training=context.training,
+            channels=channels,
         )
         return y, [] if batch is None else list(batch)
 
@@ -443,9 +446,10 @@ class StandaloneCell(BatchNormCell):
         x = self.drop_inputs(tf.convert_to_tensor(inputs), training)
         x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
         z = self.project_inputs(x, training=training, first_time=time)[0]
-        output, states, moments = self.step(z, states, StepContext(None, time, training))
-        moments = [value[tf.newaxis] for value in moments]
-        self.update_statistics(moments, time, used_by=output)
+        statistics = self.read_statistics()
+        context = StepContext(None, time, training, statistics)
+        output, states, moments = self.step(z, states, context)
+        self.update_statistics([value[tf.newaxis] for value in moments], statistics, time)
         states = states + [count + 1 for count in counter]
         return output, states if nested else states[0]
 

@@ -264,7 +264,8 @@ def _in_graph(array):
 
 def _run(equations, project, x, arrays, states, live, all_outputs):
     timesteps = tf.shape(x)[0]
-    outputs = _array(timesteps, states[0]) if all_outputs else 0
+    # XLA refuses a loop variable that no loop changes, so there is none where none is wanted.
+    outputs = [_array(timesteps, states[0])] if all_outputs else []
 
     def frames(count):
         def turn(time, states, outputs):
@@ -273,8 +274,7 @@ def _run(equations, project, x, arrays, states, live, all_outputs):
             for z_t in tf.unstack(z, count):
                 new, _ = equations.forward(z_t, states)
                 states = _select(None if live is None else tf.gather(live, time), new, states)
-                if all_outputs:
-                    outputs = outputs.write(time, states[0])
+                outputs = [array.write(time, states[0]) for array in outputs]
                 time += 1
             return time, states, outputs
 
@@ -286,7 +286,7 @@ def _run(equations, project, x, arrays, states, live, all_outputs):
             lambda time, *_, count=count: time + count <= timesteps, frames(count), variables
         )
     _, states, outputs = variables
-    return outputs.stack() if all_outputs else None, states
+    return outputs[0].stack() if all_outputs else None, states
 
 
 def _run_and_save(equations, z, states, live):
