@@ -265,15 +265,17 @@ class BatchNormCell:
         return specs
 
     def read_statistics(self):
-        """The `Statistics` of each of the loop's normalisers, by prefix; read before the loop."""
-        return {normalizer.prefix: normalizer.read() for normalizer in self.loop_normalizers}
+        """The `Statistics` of each of the loop's normalisers; read before the loop."""
+        return [normalizer.read() for normalizer in self.loop_normalizers]
 
     def update_statistics(self, moments, statistics, first_time=0):
         """Updates the loop's normalisers with the moments that `step` took, stacked over time."""
         moments = [Moments(*moments[i : i + 3]) for i in range(0, len(moments), 3)]
         if moments:
-            for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
-                normalizer.update(batch, statistics[normalizer.prefix], first_time)
+            for normalizer, batch, old in zip(
+                self.loop_normalizers, moments, statistics, strict=True
+            ):
+                normalizer.update(batch, old, first_time)
 
     @property
     def has_equations(self):
@@ -358,9 +360,7 @@ class BatchNormCell:
         if normalizer is None:
             return a, []
         y, batch = normalizer.normalize_frame(
-            *(a, context.statistics[normalizer.prefix], context.mask, context.time),
-            training=context.training,
-            channels=channels,
+            a, context.mask, context.time, context.training, channels=channels
         )
         return y, [] if batch is None else list(batch)
 
@@ -447,8 +447,7 @@ class StandaloneCell(BatchNormCell):
         x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
         z = self.project_inputs(x, training=training, first_time=time)[0]
         statistics = self.read_statistics()
-        context = StepContext(None, time, training, statistics)
-        output, states, moments = self.step(z, states, context)
+        output, states, moments = self.step(z, states, StepContext(None, time, training))
         self.update_statistics([value[tf.newaxis] for value in moments], statistics, time)
         states = states + [count + 1 for count in counter]
         return output, states if nested else states[0]

@@ -34,9 +34,9 @@ from keras_bnrnn.projection import (
 class Statistics(NamedTuple):
     """What a normaliser's variables of that name hold when a call begins.
 
-    A call reads them once, and both normalises with these tensors and moves the variables from
-    them. So no optimisation of a graph can let an update overtake, or be overtaken by, another
-    call's: a second read, or a control dependency of it, may be pruned away, and was.
+    A call moves the variables from what it read first, and normalises all frames with the same.
+    Nothing else keeps the calls of a graph in order: TensorFlow's optimizer prunes a read that is
+    not needed, and with it a control dependency that led through it.
 
     Attributes:
         moving_mean, moving_variance: `[channels]`, or `[max_timesteps, channels]`.
@@ -217,14 +217,11 @@ class BatchNormalizer(keras.layers.Layer):
         self.update(batch, statistics, first_time)
         return z
 
-    def normalize_frame(
-        self, a, statistics, mask=None, time=None, training=False, channels=slice(None)
-    ):
+    def normalize_frame(self, a, mask=None, time=None, training=False, channels=slice(None)):
         """`BN(a)` of one frame, for use inside a time loop.
 
         Args:
             a: `[batch, channels]`.
-            statistics: What `read` gave before the loop.
             mask: Boolean `[batch]` or `None`.
             time: The frame's index, an integer tensor.
             training: Python boolean.
@@ -234,10 +231,10 @@ class BatchNormalizer(keras.layers.Layer):
             `BN(a)`, and the frame's `Moments` to be handed to `update` after the loop
             (`None` where the population's were used).
         """
-        population = self._population(statistics, time)
-        # A loop would carry a gradient for them, which nobody wants.
-        mean, variance = (tf.stop_gradient(value[channels]) for value in population[:2])
-        population = Moments(mean, variance, None)
+        # Read here: of a tensor that the loop only passes on, TensorFlow's optimizer made one that
+        # no turn computed, once it knew the batch size and with it what is chosen below.
+        population = self._population(self.read(), time)
+        population = Moments(population.mean[channels], population.variance[channels], None)
         batch = moments(a, mask) if self.normalizes_by_batch(training) else None
         renorm = self._clipping()
         mean, inverse = normalizing_statistics(batch, population, self.epsilon, renorm)

@@ -218,6 +218,13 @@ def _by_time_distributed(layer, batches):
     )
 
 
+def _by_a_function(layer, batches):
+    """Traced for any shape, and optimized for one when it has become part of another."""
+    shape = tf.TensorSpec((None, None, FEATURES), layer.dtype)
+    train = tf.function(lambda x: layer(x, training=True), [shape], autograph=False)
+    return [train(x) for x in batches]
+
+
 def _in_a_loop(layer, batches):
     batches = tf.stack(batches)
 
@@ -237,6 +244,7 @@ MANY_CALLS = (
     _in_micro_batches,
     _between_inferences,
     _by_time_distributed,
+    _by_a_function,
     _in_a_loop,
 )
 
@@ -250,6 +258,7 @@ MANY_CALLS = (
             (conformance.find("gru-frame"), _by_time_distributed),
             (conformance.find("lstm-frame_recurrent_cell_steps_renorm_clipped"), _in_a_loop),
             (conformance.find("gru-sequence_renorm"), _between_inferences),
+            (conformance.find("simple_rnn-frame_recurrent"), _by_a_function),
             (conformance.find("gru_reset_before-sequence"), _in_micro_batches),
         ],
     ),

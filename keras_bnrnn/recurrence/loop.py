@@ -12,13 +12,11 @@ class StepContext(NamedTuple):
         mask: Boolean `[batch]`, or `None` when all rows are live.
         time: Index of the frame, an integer tensor.
         training: Python boolean.
-        statistics: What the cell read before the loop; its own affair.
     """
 
     mask: Any = None
     time: Any = 0
     training: bool = False
-    statistics: Any = None
 
 
 class Result(NamedTuple):

@@ -72,7 +72,7 @@ def general(cell, x, states, mask, call):
     statistics = cell.read_statistics()
 
     def step(z_t, states, mask_t, time):
-        return cell.step(z_t, states, StepContext(mask_t, time, call.training, statistics))
+        return cell.step(z_t, states, StepContext(mask_t, time, call.training))
 
     result = scan(
         step,
