@@ -118,7 +118,6 @@ class BatchNormRNN(keras.layers.RNN):
                 use_cudnn=getattr(self, "use_cudnn", False),
             )
             result = run(self.cell, self.cell.drop_inputs(x, training), states, mask, call)
-            self.cell.update_statistics(result.records, used_by=result.last_output)
             last_output = outputs = result.last_output
             if call.all_outputs:
                 outputs = swap_time_and_batch(result.outputs)
