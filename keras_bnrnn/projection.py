@@ -250,8 +250,10 @@ class _Normalization:
             exact = self.less(exact, mean, n)
             rows = _rows(exact)
             values, Q = tf.linalg.eigh(tf.matmul(rows, rows, transpose_a=True))
-            # At least what float64 tells from zero.
-            values = tf.maximum(values, 1e-15 * values[-1:]) / tf.cast(tf.shape(rows)[0], Q.dtype)
+            # At least what float64 tells from zero, and never zero.
+            values = tf.maximum(values, 1e-15 * values[-1:] + 1e-30) / tf.cast(
+                tf.shape(rows)[0], Q.dtype
+            )
             deviations = tf.sqrt(values)
             T, inverse = Q / deviations, deviations[:, tf.newaxis] * tf.transpose(Q)
             T, inverse = tf.stop_gradient(T), tf.stop_gradient(inverse)
