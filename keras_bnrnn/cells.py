@@ -284,11 +284,23 @@ class BatchNormCell:
     def has_equations(self):
         """Whether `equations` are what `step` does: default activations, nothing normalised."""
         defaults = {"activation": "tanh", "recurrent_activation": "sigmoid"}
-        return not self.loop_normalizers and all(
-            getattr(self, name) is keras.activations.get(default)
-            for name, default in defaults.items()
-            if hasattr(self, name)
+        return (
+            self._has("step", beside="equations")
+            and not self.loop_normalizers
+            and all(
+                getattr(self, name) is keras.activations.get(default)
+                for name, default in defaults.items()
+                if hasattr(self, name)
+            )
         )
+
+    def _has(self, method, beside):
+        """Whether a method is that of the class which defines `beside`, the same made fast.
+
+        It is not where a subclass overrides the method alone.
+        """
+        owner = next(cls for cls in type(self).__mro__ if beside in vars(cls))
+        return getattr(getattr(self, method), "__func__", None) is getattr(owner, method)
 
     def equations_for(self, states, training):
         """A function that makes `equations` from tensors of their parameters; these tensors."""
@@ -301,6 +313,11 @@ class BatchNormCell:
     def takes_input_moments(self, training):
         """Whether the inputs are normalised with this call's moments, not the population's."""
         return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
+
+    def projects_frames(self, training):
+        """Whether `frame_projection` does what `project_inputs` does."""
+        unchanged = self._has("project_inputs", beside="frame_projection")
+        return unchanged and not self.takes_input_moments(training)
 
     def frame_projection(self):
         """`project_inputs` with the population's statistics, for any frames by themselves.
@@ -321,6 +338,8 @@ class BatchNormCell:
             arrays; `None` where normalisation is not one affine function for all frames.
         """
         if isinstance(x, list) or self.loop_normalizers or self.max_timesteps is not None:
+            return None
+        if not self._has("project_inputs", beside="fold_inputs"):
             return None
         kernel, bias = as_tensor(self.kernel), self.input_bias
         if self.normalizer is None:

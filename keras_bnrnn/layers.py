@@ -12,6 +12,7 @@ from keras_bnrnn.cells import (
     BatchNormGRUCell,
     BatchNormLSTMCell,
     BatchNormSimpleRNNCell,
+    StandaloneCell,
     joined_signature,
     named_parameters,
 )
@@ -74,6 +75,12 @@ class BatchNormRNN(keras.layers.RNN):
             name=self.cell_name,
             **cell_arguments,
         )
+        if type(cell).call is not StandaloneCell.call:
+            raise ValueError(
+                f"{type(self).__name__} projects all frames at once and takes its cell's steps on "
+                f"them, so the `call` that {type(cell).__name__} overrides would never run. "
+                "Override `step` or `project_inputs` instead."
+            )
         # A SimpleRNN has no such argument; then it is left for Keras to refuse.
         takes_use_cudnn = "use_cudnn" in self.__signature__.parameters
         use_cudnn = arguments.pop("use_cudnn") if takes_use_cudnn else False
