@@ -314,7 +314,8 @@ def _plain_config(layer):
     config = next(base for base in type(layer).__mro__ if is_ours(base)).get_config(layer)
     for name in cell.normalization_parameters():
         del config[name]
-    config.pop("in_layer", None)
+    for name in ("in_layer", "frozen_normalizers"):
+        config.pop(name, None)
     if cell.normalizer is not None:
         config["use_bias"] = True
     return config

@@ -20,7 +20,7 @@ import keras_bnrnn
 import reference
 from test_properties import NAMESAKES, layers
 
-BATCH, TIME, WIDTH, STEPS = 6, 4, 2, 2
+BATCH, TIME, WIDTH, STEPS = 8, 4, 2, 2
 FORMS = ("eager", "function", "xla", "mirrored")
 # What values may deviate by, relative to the largest of them.
 TOLERANCES = {"float64": 1e-7, "float32": 2e-3, "mixed_bfloat16": 0.2, "mixed_float16": 0.05}
