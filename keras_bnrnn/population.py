@@ -1,5 +1,6 @@
 """Exact population statistics from a dataset, in place of moving averages."""
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,14 +19,18 @@ FIT_BATCH_SIZE = 32  # into which `keras.Model.fit` cuts arrays
 class _Collector:
     """Pools the moments of many calls, in float64."""
 
+    clipping = None  # The old statistics have no say in the new ones.
+
     def __init__(self, normalizer):
+        self.normalizer = normalizer
         shape = normalizer.moving_mean.shape
         shapes = Moments(shape, shape, (*shape[:-1], 1))
         self.moments = Moments(
             *(tf.Variable(tf.zeros(shape, tf.float64), trainable=False) for shape in shapes)
         )
 
-    def add(self, batch):
+    def add(self, batch, first_time):
+        batch = self.normalizer.joined(batch, first_time)
         groups = (
             tf.stack([old, tf.cast(new, old.dtype)])
             for old, new in zip(self.moments, batch, strict=True)
@@ -75,31 +80,20 @@ def recalibrate(
     """
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be a positive integer or None. Received: {steps!r}")
-    inputs, length = _inputs(model, dataset, steps)
+    inputs, length = inputs_of(model, dataset, steps)
     if not model.built:
         first = next(inputs, None)
         if first is None:
             raise ValueError("dataset is empty: it gave no mini-batch to recalibrate with.")
         model(first)
         inputs = itertools.chain([first], inputs)
-    layers = flattened_layers(model)
-    normalizers = [layer for layer in layers if isinstance(layer, BatchNormalizer)]
+    normalizers = normalizers_of(model)
     if not normalizers:
         raise ValueError(
             f"{model.name!r} has no batch-normalised recurrent layer, so there is nothing to "
             "recalibrate. (keras.layers.BatchNormalization is left to Keras.)"
         )
-    # Keras does not list the states of stateful layers among the variables.
-    stateful = [layer for layer in layers if getattr(layer, "stateful", False)]
-    states = keras.tree.flatten([getattr(layer, "states", None) for layer in stateful])
-    states = [state for state in states if isinstance(state, keras.Variable)]
-    before = [(variable, variable.numpy()) for variable in (*model.variables, *states)]
-    try:
-        for layer in stateful:
-            if hasattr(layer, "reset_state"):
-                layer.reset_state()
-        for normalizer in normalizers:
-            normalizer.collector = _Collector(normalizer)
+    with collecting(model, map(_Collector, normalizers)):
         # A new function, so that nothing traced earlier is run and nothing traced here is kept.
         run = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
         progress = keras.utils.Progbar(length, unit_name="batch", verbose=verbose)
@@ -107,13 +101,50 @@ def recalibrate(
             run(x)
             progress.update(batch)
         statistics = [_statistics(normalizer) for normalizer in normalizers]
-    finally:
-        for normalizer in normalizers:
-            normalizer.collector = None
-        for variable, value in before:
-            variable.assign(value)
     for variable, value in itertools.chain(*statistics):
         variable.assign(value)
+
+
+def normalizers_of(model):
+    """The normalisers of all layers and cells in a model."""
+    return [layer for layer in flattened_layers(model) if isinstance(layer, BatchNormalizer)]
+
+
+@contextlib.contextmanager
+def collecting(model, collectors):
+    """Hands moments to `collectors`, one of each normaliser, in a pass that leaves no other trace.
+
+    The pass is at `training=False`, begins at fresh states of stateful layers, and ends with every
+    variable, on each replica, as it was.
+    """
+    # Keras does not list the states of stateful layers among the variables.
+    stateful = [layer for layer in flattened_layers(model) if getattr(layer, "stateful", False)]
+    states = keras.tree.flatten([getattr(layer, "states", None) for layer in stateful])
+    states = [state for state in states if isinstance(state, keras.Variable)]
+    replicated = strategy_of(model).experimental_local_results
+    before = [
+        (component, component.numpy())
+        for variable in (*model.variables, *states)
+        for component in replicated(variable.value)
+    ]
+    collectors = list(collectors)
+    try:
+        for layer in stateful:
+            if hasattr(layer, "reset_state"):
+                layer.reset_state()
+        for collector in collectors:
+            collector.normalizer.collector = collector
+        yield
+    finally:
+        for collector in collectors:
+            collector.normalizer.collector = None
+        for component, value in before:
+            component.assign(value)
+
+
+def strategy_of(model):
+    """The strategy that a model was made in; a mere layer is of the one at hand."""
+    return getattr(model, "distribute_strategy", None) or tf.distribute.get_strategy()
 
 
 def _statistics(normalizer):
@@ -137,7 +168,7 @@ def _statistics(normalizer):
     return found
 
 
-def _inputs(model, dataset, steps):
+def inputs_of(model, dataset, steps):
     """The inputs of at most `steps` mini-batches, and how many there are if that is known."""
     count = len(getattr(model, "inputs", None) or [None])
     dataset = _cut(dataset, count)

@@ -13,7 +13,16 @@ import tensorflow as tf
 import conformance
 import keras_bnrnn
 import reference
-from conformance import BATCH, CASES, CONTAINERS, FEATURES, MAIN_CASES, TIME, UNITS
+from conformance import (
+    BATCH,
+    CASES,
+    CONTAINERS,
+    FEATURES,
+    MAIN_CASES,
+    TIME,
+    UNITS,
+    assert_all_close,
+)
 from keras_bnrnn.folding import FoldingError
 from keras_bnrnn.losses import FrameMeanCrossEntropy
 
@@ -40,10 +49,8 @@ def _holds_ours(model):
 def test_a_folded_layer_is_its_namesake(case):
     """In float64, with masks, states and `return_state`."""
     rng = np.random.default_rng(0)
-    layer = case.layer()
-    layer.build((None, None, FEATURES))
     weights = case.weights(rng)
-    conformance.set_weights(layer, weights)
+    layer = case.built(weights)
     folded = keras_bnrnn.fold_batch_norm(layer)
     assert type(folded) is case.namesake_class
     x = rng.normal(size=(BATCH, TIME, FEATURES))
@@ -52,8 +59,7 @@ def test_a_folded_layer_is_its_namesake(case):
         expected = reference.layer(case.options, weights, x, mask, states)
         outputs, *final = folded(x, mask=mask, initial_state=states)
         np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=1e-11)
-        for found, state in zip(final, expected.states, strict=True):
-            np.testing.assert_allclose(found, state, rtol=0, atol=1e-11)
+        assert_all_close(final, expected.states, atol=1e-11)
     for found, value in zip(layer.get_weights(), weights.values(), strict=True):
         np.testing.assert_array_equal(found, value, err_msg="the original is untouched")
 
@@ -79,8 +85,7 @@ def test_models_of_every_kind(kind, container):
         live = np.any(x, axis=-1)
         outputs, expected = outputs[live], expected[live]
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
-    for left, right in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert_all_close(model.get_weights(), before)
 
 
 @pytest.mark.parametrize("case", UNFOLDABLE, ids=str)
@@ -145,8 +150,7 @@ def test_a_plain_model_folds_to_an_equal_one():
     np.testing.assert_allclose(folded(_inputs()), model(_inputs()), rtol=0, atol=1e-7)
     before = model.get_weights()
     folded.set_weights([w + 1.0 for w in folded.get_weights()])
-    for left, right in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert_all_close(model.get_weights(), before)
 
 
 LOAD = """
@@ -272,12 +276,10 @@ def test_whatever_a_subclassed_model_holds():
         for one in (model, folded)
     )
     assert not of_model & of_folded
-    for left, right in zip(states, keras.tree.flatten(folded.cells.states), strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert_all_close(states, keras.tree.flatten(folded.cells.states))
     for _ in range(2):  # And they are carried on.
         np.testing.assert_allclose(folded(x), model(x), rtol=1e-5, atol=1e-5)
-    for left, right in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert_all_close(model.get_weights(), before)
     folded.set_weights([w + 1.0 for w in folded.get_weights()])
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
 
@@ -302,8 +304,7 @@ def test_weights_shared_between_places_stay_shared():
     folded = keras_bnrnn.fold_batch_norm(model)
     # Cell, dense, two directions, the block and what follows.
     assert len(folded.weights) == 3 + 2 + 6 + 4 + 3
-    for actual, expected in zip(folded(_inputs()), model(_inputs()), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert_all_close(folded(_inputs()), model(_inputs()), rtol=1e-5, atol=1e-5)
 
 
 def test_layers_that_learnt_something_beside_weights():

@@ -8,7 +8,9 @@ FOLDED = (
 )
 
 
-def model_card(title, training, configuration, unfolded, endpoints, outputs, runtimes):
+def model_card(
+    title, training, configuration, unfolded, endpoints, outputs, runtimes, quantize=None
+):
     """Writes the card.
 
     Args:
@@ -19,6 +21,7 @@ def model_card(title, training, configuration, unfolded, endpoints, outputs, run
         endpoints: `{name: Endpoint}`.
         outputs: `{name: names of its outputs}`.
         runtimes: `{file name: (keras.Model, what it takes and returns)}`.
+        quantize: the weights of these files, if they are not float32.
 
     Returns:
         Markdown.
@@ -59,12 +62,20 @@ def model_card(title, training, configuration, unfolded, endpoints, outputs, run
             ("output", outputs[name]),
         ):
             lines += [f"| {kind} | `{one}` | {endpoint.meanings[one]} |" for one in names]
-    if "serve" in endpoints:
-        lines += ["", "`serve` is also there as `serving_default`."]
+    lines += ["", f"`{next(iter(endpoints))}` is also there as `serving_default`."]
     if "step" in endpoints:
         lines += ["", "An output named like a state is that state after the call."]
     if runtimes:
-        lines += ["", "## Other runtimes", "", "| file | |", "|---|---|"]
+        lines += ["", "## Other runtimes", ""]
+        if quantize is not None:
+            lines += [f"Their weights are quantised ({quantize}).", ""]
+        if any(file.endswith(".tflite") for file in runtimes):
+            lines += [
+                "Call a `.tflite` file through its signature, by names. Its outputs are "
+                "`output_0`, `output_1`, … in the order below.",
+                "",
+            ]
+        lines += ["| file | |", "|---|---|"]
         lines += [
             f"| {file} | {meaning}: {shapes(model)} |"
             for file, (model, meaning) in runtimes.items()

@@ -68,6 +68,25 @@ def test_an_argument_that_is_no_flag_is_refused(run_command, script):
     assert errors == "error: unexpected argument 'stray'; every option is a --flag\n"
 
 
+@pytest.mark.parametrize("script", sorted({*SCRIPTS} - {"prepare_speech.py"}))
+def test_paths_are_of_this_machine(run_command, script, parse_flags, monkeypatch):
+    """Of every script; a URL would become a local folder."""
+    module = __import__(script.removesuffix(".py"))
+    parsers = {name: module.FLAGS[name].parser for name in module.FLAGS}
+    paths = [name for name, one in parsers.items() if isinstance(one, command_line.PathParser)]
+    named = [name for name in module.FLAGS if name.endswith("_dir")]
+    assert paths and {*named} <= {*paths}
+    monkeypatch.setenv("HOME", "/home/me")
+    for name in paths:
+        parse_flags(module, f"--{name}=~/a")
+        assert module.FLAGS[name].value == "/home/me/a"
+        if not parsers[name].remote:
+            code, _, errors = run_command(script, f"--{name}=gs://bucket/a")
+            assert code == 2 and errors.count("\n") == 1
+            assert f"flag --{name}=gs://bucket/a: this is a URL" in errors
+    parse_flags(module)
+
+
 def test_flags_that_are_wrong_end_with_code_2(run_command):
     for flag in ("--layers=0", "--model=bogus", "--nonsense"):
         code, _, errors = run_command("train_speech.py", flag)
