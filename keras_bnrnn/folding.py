@@ -230,11 +230,11 @@ def _naming(layer):
         raise
     except Exception as error:
         name = type(layer).__name__
-        functions = {
+        functions = dict.fromkeys(
             attribute
             for attribute, _ in reached_from(layer, leave=_kept_by_keras())
-            if callable(one := getattr(layer, attribute)) and not isinstance(one, _PARTS)
-        } - {"call"}
+            if callable(vars(layer).get(attribute)) and attribute not in _parts(layer)
+        )
         reason = " ".join(str(error).strip().partition("\n\n")[0].split()).rstrip(".")
         raise _NoCopyError(
             f"{layer.name!r} cannot be copied, since its class {name} does not remake it from a "
