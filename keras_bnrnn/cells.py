@@ -396,7 +396,28 @@ class BatchNormCell:
         }
         if self.has_cell_state:
             config["normalize_cell_state"] = self.normalize_cell_state
+        if self.frozen_normalizers:
+            config["frozen_normalizers"] = self.frozen_normalizers
         return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        frozen = config.pop("frozen_normalizers", [])
+        cell = cls(**config)
+        cell.frozen_normalizers = frozen
+        return cell
+
+    @property
+    def frozen_normalizers(self):
+        """The names of the normalisers that were frozen by themselves; no argument of a cell."""
+        names = ("normalizer", "recurrent_normalizer", "cell_normalizer")
+        return [name for name in names if self.trainable and _is_frozen(getattr(self, name))]
+
+    @frozen_normalizers.setter
+    def frozen_normalizers(self, names):
+        for name in names:
+            getattr(self, name).trainable = False
 
 
 class StandaloneCell(BatchNormCell):
@@ -477,6 +498,10 @@ class StandaloneCell(BatchNormCell):
     def get_config(self):
         config = super().get_config()
         return {**config, "in_layer": True} if self.in_layer else config
+
+
+def _is_frozen(normalizer):
+    return normalizer is not None and not normalizer.trainable
 
 
 def _dropped(x, mask):

@@ -139,7 +139,8 @@ class BatchNormRNN(keras.layers.RNN):
         config = super().get_config()
         del config["cell"]
         cell_config = self.cell.get_config()
-        own = {name: cell_config[name] for name in self._cell_arguments}
+        kept = [*self._cell_arguments, "frozen_normalizers"]
+        own = {name: cell_config[name] for name in kept if name in cell_config}
         own["activity_regularizer"] = keras.regularizers.serialize(self.activity_regularizer)
         if hasattr(self, "use_cudnn"):
             own["use_cudnn"] = self.use_cudnn
@@ -147,7 +148,11 @@ class BatchNormRNN(keras.layers.RNN):
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        config = dict(config)
+        frozen = config.pop("frozen_normalizers", [])
+        layer = cls(**config)
+        layer.cell.frozen_normalizers = frozen
+        return layer
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
