@@ -90,8 +90,13 @@ class Job:
         names = [path.parent.name for path in self.output_dir.glob("checkpoints/*/worker-0.npz")]
         return max(names, default="")
 
+    def wait_for_checkpoint(self, after):
+        """Until there is one after this one, or the job is done."""
+        while self.running() and self.newest_checkpoint() <= after:
+            time.sleep(0.01)
 
-def finish(job, kills, rng):
+
+def finish(job, kills=0, rng=None):
     """Lets a job run to its end, with so many kills on the way; returns how many there were."""
     began = time.monotonic()
     done = 0
@@ -102,8 +107,7 @@ def finish(job, kills, rng):
             time.sleep(0.1)
             continue
         before = job.newest_checkpoint()
-        while job.running() and job.newest_checkpoint() == before:
-            time.sleep(0.01)
+        job.wait_for_checkpoint(before)
         wait = rng.uniform(0, DELAY)
         time.sleep(wait)
         if job.running():
@@ -136,11 +140,10 @@ def differences(one, other):
     return found
 
 
-def disturb(script, folder, kills, workers, rng):
+def disturb(script, flags, folder, kills, workers, rng):
     """Runs a script both ways; returns how many kills there were and what differs."""
-    flags = flags_of(script, folder, kills)
     runs = [folder / f"{script}-{name}" for name in ("undisturbed", "killed")]
-    finish(Job(script, flags, runs[0], workers), 0, rng)
+    finish(Job(script, flags, runs[0], workers))
     done = finish(Job(script, flags, runs[1], workers), kills, rng)
     return done, differences(*runs)
 
@@ -169,7 +172,8 @@ def main():
             return
         for script in [arguments.script] if arguments.script else SCRIPTS:
             print(f"{script}, {arguments.workers} worker(s)", flush=True)
-            kills, found = disturb(script, folder, arguments.kills, arguments.workers, rng)
+            flags = flags_of(script, folder, arguments.kills)
+            kills, found = disturb(script, flags, folder, arguments.kills, arguments.workers, rng)
             failed |= bool(found)
             result = "; ".join(found) or "history.csv and weights are the same to the bit"
             print(f"{script}: {kills} kills; {result}", flush=True)

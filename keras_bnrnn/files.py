@@ -88,15 +88,19 @@ def every_ten_seconds() -> Callable[[str], None]:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, writer: str = "") -> Iterator[Path]:
     """A path to write a file to; the file becomes `path` when the context ends without an error.
 
     Its suffix is that of `path`, for writers that choose a format by it.
 
+    Args:
+        path: of the file.
+        writer: tells apart who may write it at the same time.
+
     Raises:
         OSError: as the writer did, with the name of the file (a full disk names none).
     """
-    partial = path.with_name(f"{path.stem}{PARTIAL}{path.suffix}")
+    partial = path.with_name(f"{path.stem}{writer}{PARTIAL}{path.suffix}")
     try:
         yield partial
         flush(partial)

@@ -15,7 +15,7 @@ from absl import flags
 
 import command_line
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech.corpus import find_utterance, load_corpus
+from keras_bnrnn.data.speech.corpus import UNLABELLED, find_utterance, load_corpus
 from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
 from keras_bnrnn.data.speech.pipelines import kept_lengths
 from keras_bnrnn.fit.errors import FitError
@@ -81,8 +81,9 @@ def show_corpus(corpus):
     figure, (durations, labels) = new_figure(1, 2, (11, 4))
     for name, split in corpus.splits.items():
         durations.hist(kept_lengths(split) * FRAME_SECONDS, bins=40, alpha=0.6, label=name)
-        share = np.sort(split["state_frames"])[::-1] / split["frames"]
-        labels.plot(np.arange(1, len(share) + 1), share, label=name)
+        if corpus.has_labels(name):
+            share = np.sort(split["state_frames"])[::-1] / split["frames"]
+            labels.plot(np.arange(1, len(share) + 1), share, label=name)
     durations.set(xlabel="duration [s]", ylabel="utterances")
     labels.set(xlabel="state, by frequency", ylabel="share of frames", yscale="log", xscale="log")
     durations.legend()
@@ -97,14 +98,20 @@ def show_utterance(corpus):
     gender = f" ({utterance['gender']})" if utterance["gender"] else ""
     print(f"{utterance['id']} ({split}), speaker {utterance['speaker'] or 'unknown'}{gender}")
     print(f"transcript: {utterance['transcript'] or 'unknown'}")
-    print(f"{len(labels) * FRAME_SECONDS:.2f} s, {len(np.unique(labels))} different states")
-    print(f"phones:     {' '.join(corpus.phones(labels))}")
+    labelled = not (labels == UNLABELLED).any()
+    states = f"{len(np.unique(labels))} different states" if labelled else "without labels"
+    print(f"{len(labels) * FRAME_SECONDS:.2f} s, {states}")
+    if labelled:
+        print(f"phones:     {' '.join(corpus.phones(labels))}")
     posteriors = None
     if FLAGS.run_dir:
         posteriors = run_model(corpus, utterance["features"])
         answers = posteriors.argmax(axis=-1)
         print(f"model:      {' '.join(corpus.phones(answers))}")
-        print(f"frame error rate: {np.mean(answers != labels):.1%}")
+        if labelled:
+            print(f"frame error rate: {np.mean(answers != labels):.1%}")
+    if FLAGS.picture and not labelled:
+        raise command_line.CommandError("--picture shows labels, and this utterance has none")
     if FLAGS.picture:
         draw_utterance(corpus, utterance, posteriors)
 

@@ -109,7 +109,7 @@ class SpeechTask(Task):
         return speech_metrics()
 
     def has_test(self):
-        return "test" in self.corpus.splits
+        return "test" in self.corpus.splits and self.corpus.has_labels("test")
 
     def files(self):
         corpus = self.corpus
@@ -174,6 +174,7 @@ class SpeechTask(Task):
             "mean": corpus.mean.tolist(),
             "variance": corpus.variance.tolist(),
             "states": corpus.states,
+            "recordings": corpus.document.get("recordings"),
             "phone_counts": read_kept(run_dir / PHONE_COUNTS_FILE, ("state_frames",)),
             **{key: results[key] for key in ("model", "config", "best", "versions")},
         }
