@@ -411,7 +411,8 @@ class RunFolder:
         return lost
 
     def _left_of_a_run(self):
-        return [name for name in OF_FORMER_RUNS if (self.path / name).exists()]
+        names = [name for name in OF_FORMER_RUNS if (self.path / name).exists()]
+        return [] if names == [TENSORBOARD] else names  # Of a kill before the first checkpoint.
 
     def _refuse_to_start_again(self):
         names = self._left_of_a_run()
