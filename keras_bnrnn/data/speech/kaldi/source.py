@@ -146,7 +146,8 @@ class KaldiSource(Source):
             if lists:
                 return lists
         raise CorpusError(
-            f"input_dir={self.input_dir}: no feats.scp or wav.scp in it or below{and_unread(unread)}"
+            f"input_dir={self.input_dir}: no feats.scp or wav.scp in it or below"
+            f"{and_unread(unread)}"
         )
 
     @property
