@@ -26,7 +26,7 @@ from recipes.speech_model import (
     speech_metrics,
     with_lengths,
 )
-from recipes.training import Task, training_section
+from recipes.training import Task, read_kept, training_section
 
 PHONE_COUNTS_FILE = "phone_counts.json"
 
@@ -109,7 +109,7 @@ class SpeechTask(Task):
         return speech_metrics()
 
     def has_test(self):
-        return "test" in self.corpus.splits
+        return "test" in self.corpus.splits and self.corpus.has_labels("test")
 
     def files(self):
         corpus = self.corpus
@@ -174,7 +174,8 @@ class SpeechTask(Task):
             "mean": corpus.mean.tolist(),
             "variance": corpus.variance.tolist(),
             "states": corpus.states,
-            "phone_counts": json.loads((run_dir / PHONE_COUNTS_FILE).read_text()),
+            "recordings": corpus.document.get("recordings"),
+            "phone_counts": read_kept(run_dir / PHONE_COUNTS_FILE, ("state_frames",)),
             **{key: results[key] for key in ("model", "config", "best", "versions")},
         }
         return {
