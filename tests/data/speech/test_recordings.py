@@ -51,7 +51,9 @@ def test_mp3_without_a_count_of_its_frames(tmp_path):
     # Without its first frame, which holds the count; followed by a tag, as players write it.
     frame = _mp3_frame_size(contents[:4])
     path.write_bytes(b"ID3\4\0\0\0\0\0\5hello" + contents[frame:] + b"TAG" + bytes(125))
-    assert len(read_audio(path)) > 40000
+    # libsndfile takes the first frame's bit rate for that of all.
+    with pytest.raises(UtteranceError, match="varying bit rate without a header"):
+        read_audio(path)
     path.write_bytes(contents[frame:-10])
     with pytest.raises(UtteranceError, match="cut off"):
         read_audio(path)
