@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import conformance
 import keras_bnrnn
-from conformance import BATCH, CASES, FEATURES, TIME, UNITS
+from conformance import BATCH, CASES, FEATURES, TIME, UNITS, assert_all_close
 from keras_bnrnn.moments import Clipping, Moments, normalizing_statistics
 
 RENORM = [case for case in CASES if case.kwargs.get("renorm")]
@@ -16,11 +16,8 @@ UNCLIPPED = [case for case in RENORM if "renorm_clipping" not in case.kwargs]
 
 def _layer_and_inputs(case, seed=0, **kwargs):
     rng = np.random.default_rng(seed)
-    layer = case.layer(**kwargs)
     x = rng.normal(1.0, 2.0, size=(BATCH, TIME, FEATURES))
-    layer.build(x.shape)
-    conformance.set_weights(layer, case.weights(rng))
-    return layer, x
+    return case.built(case.weights(rng), **kwargs), x
 
 
 @pytest.mark.parametrize("case", UNCLIPPED, ids=str)
@@ -28,8 +25,7 @@ def test_training_computes_what_inference_does(case):
     layer, x = _layer_and_inputs(case)
     for mask in conformance.masks().values():
         inference = layer(x, mask=mask, training=False)
-        for found, expected in zip(layer(x, mask=mask, training=True), inference, strict=True):
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+        assert_all_close(layer(x, mask=mask, training=True), inference, atol=1e-12)
 
 
 def test_inputs_far_from_zero():
@@ -138,8 +134,7 @@ def test_clipped_to_nothing_it_is_batch_normalisation():
                 variable.assign(weights[variable.name])
         outputs, states, gradients = conformance.call_and_differentiate(layer, x, training=True)
         results.append([outputs, *states, *gradients.values()])
-    for found, expected in zip(*results, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+    assert_all_close(*results, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,9 @@ def define_run_flags(flag_values):
     flags.DEFINE_bool(
         "tensorboard",
         False,
-        "Write losses, metrics, learning rate, gradient norm, histograms of gamma and moving "
-        "variances, and the input pipeline's share of the time into OUTPUT_DIR/tensorboard.",
+        "Write losses, metrics, the gaps between batch and population statistics, learning rate, "
+        "gradient norm, histograms of gamma and moving variances, and the input pipeline's share "
+        "of the time into OUTPUT_DIR/tensorboard.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -274,7 +275,8 @@ def run(main, flag_values, description="", expected_errors=(), positional=False)
         description: what `--help` prints above the flags, usually the script's `__doc__`.
         expected_errors: exception classes that are the caller's to put right, besides
             `CommandError`, `OSError` and the missing of an optional package. Where one has an
-            `argument`, the flag of that name is put in front of its message.
+            `argument`, the flag of that name (`--output_dir` for a `folder`) is put in front of
+            its message.
         positional: whether the script takes arguments that are no flags.
     """
 
@@ -296,7 +298,8 @@ def run(main, flag_values, description="", expected_errors=(), positional=False)
                 raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
             return main(argv)
         except (CommandError, OSError, ModuleNotFoundError, *expected_errors) as error:
-            flag = getattr(error, "argument", None)
+            argument = getattr(error, "argument", None)
+            flag = "output_dir" if argument == "folder" else argument
             print(f"error: {f'--{flag}: ' if flag else ''}{_one_line(error)}", file=sys.stderr)
             return 1
         except Stopped as stopped:

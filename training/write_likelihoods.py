@@ -17,7 +17,6 @@ import command_line  # isort: skip  First, for Ctrl-C while the others are impor
 import hashlib
 import itertools
 import json
-import os
 from pathlib import Path
 
 import absl.logging
@@ -31,7 +30,7 @@ from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.speech.features import normalize_features
-from keras_bnrnn.files import PARTIAL
+from keras_bnrnn.files import written_aside
 from recipes.phone_model import DESCRIPTION_FILE, log_priors
 
 ORIGIN_FILE = "likelihoods.json"
@@ -130,15 +129,25 @@ def make_scorer(serve, description):
 
 
 def write_split(corpus, split, score, output_dir):
-    """Writes SPLIT.ark and then SPLIT.scp, each aside first and renamed when it is whole."""
+    """Writes SPLIT.ark and then SPLIT.scp, each when it is whole."""
     # Absolute, so that the index can be read from any folder.
     archive, index = (output_dir.resolve() / f"{split}.{kind}" for kind in ("ark", "scp"))
-    partial_archive, partial_index = (
-        path.with_name(path.name + PARTIAL) for path in (archive, index)
-    )
+    with written_aside(index) as partial_index, written_aside(archive) as partial_archive:
+        ids = write_archive(corpus, split, score, f"ark,scp:{partial_archive},{partial_index}")
+        # Kaldi reads tables in the order of their keys' bytes.
+        lines = sorted(partial_index.read_bytes().splitlines(keepends=True))
+        paths = (str(path).encode() for path in (partial_archive, archive))
+        partial_index.write_bytes(b"".join(lines).replace(*paths))
+    renamed = [key for key, name in ids.items() if key != name]
+    if renamed:
+        print(f"{split}: {len(renamed)} ids held white space, written as _: {renamed[0]}, …")
+
+
+def write_archive(corpus, split, score, specifier):
+    """Writes scores to where kaldiio's specifier says; returns the ids by their Kaldi keys."""
     progress = tqdm.tqdm(total=corpus.split(split)["utterances"], desc=split, unit="utterance")
     utterances, ids = read_utterances(corpus, split), {}
-    with progress, kaldiio.WriteHelper(f"ark,scp:{partial_archive},{partial_index}") as writer:
+    with progress, kaldiio.WriteHelper(specifier) as writer:
         while batch := list(itertools.islice(utterances, FLAGS.batch_size)):
             scores = score([utterance["features"] for utterance in batch])
             for utterance, matrix in zip(batch, scores, strict=True):
@@ -152,15 +161,7 @@ def write_split(corpus, split, score, output_dir):
                 ids[key] = utterance["id"]
                 writer(key, matrix)
             progress.update(len(batch))
-    renamed = [key for key, name in ids.items() if key != name]
-    if renamed:
-        print(f"{split}: {len(renamed)} ids held white space, written as _: {renamed[0]}, …")
-    # Kaldi reads tables in the order of their keys' bytes.
-    lines = sorted(partial_index.read_bytes().splitlines(keepends=True))
-    moved = [line.replace(str(partial_archive).encode(), str(archive).encode()) for line in lines]
-    partial_index.write_bytes(b"".join(moved))
-    os.replace(partial_archive, archive)
-    os.replace(partial_index, index)
+    return ids
 
 
 if __name__ == "__main__":

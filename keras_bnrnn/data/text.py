@@ -92,9 +92,9 @@ def load_text(
     Without `data_dir` the text is Python's own language reference (`pydoc_data.topics`), lower
     case, with stretches of punctuation as tokens of their own, each paragraph a sentence. Of every
     20 distinct paragraphs 18 are for training, one for validation and one for test. It has fewer
-    than 10,000 words and none of them is marked as unknown, so words that occur once in the training part
-    become `<unk>`: otherwise a model would never see that token before it is judged on it. The
-    text grows with Python's version; figures of two Python versions do not compare.
+    than 10,000 words and none of them is marked as unknown, so words that occur once in the
+    training part become `<unk>`: otherwise a model would never see that token before it is judged
+    on it. The text grows with Python's version; figures of two Python versions do not compare.
 
     Args:
         data_dir: a directory with `ptb.train.txt`, `ptb.valid.txt` and `ptb.test.txt`, UTF-8,

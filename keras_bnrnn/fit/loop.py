@@ -25,8 +25,12 @@ from keras_bnrnn.fit.errors import FitError, Stopped
 from keras_bnrnn.fit.run_folder import RunFolder
 from keras_bnrnn.fit.tensorboard import TensorBoard
 from keras_bnrnn.fit.waiting import heeded
+from keras_bnrnn.gap import StatisticsGap, is_gap
 
 FORGETFUL = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
+# Validation batches on which the statistics' gap is measured: one for each so many steps of an
+# epoch, which costs less than a hundredth of it, up to the most.
+STEPS_PER_GAP_BATCH, MOST_GAP_BATCHES = 50, 8
 
 
 class Splits(NamedTuple):
@@ -59,6 +63,9 @@ def train(
 ) -> None:
     """Trains to the end, from wherever the run's folder stands.
 
+    After each epoch the gap between batch and population statistics (`keras_bnrnn.StatisticsGap`)
+    is measured on the first validation batches, for the row of the epoch.
+
     Args:
         model: compiled in the strategy's scope.
         strategy: that it was made in.
@@ -84,6 +91,8 @@ def train(
                 "callbacks",
             )
     valid, valid_steps = prepare(model, strategy, splits.valid, splits.rows)
+    first_valid, _ = distribute(splits.valid.take(MOST_GAP_BATCHES), strategy, splits.rows)
+    gap = StatisticsGap(first_valid)
     agree(strategy, {"epochs": epochs, "checkpoint_steps": checkpoint_steps})
     first = run.restore(model)
     agree(strategy, {"finished epochs": first, "finished steps": run.completed_steps})
@@ -96,8 +105,9 @@ def train(
             skipped = run.completed_steps
             batches, steps = distribute(splits.train(epoch), strategy, splits.rows, skipped)
             recorder.begin(skipped, steps)
+            gap.steps = gap_batches(skipped + steps)
             everybody = keras.callbacks.CallbackList(
-                [*callbacks, recorder],
+                [gap, *callbacks, recorder],
                 add_history=True,
                 add_progbar=verbose == 1 and steps > 0,
                 model=model,
@@ -124,6 +134,11 @@ def train(
                 verbose=verbose % 2,  # Keras's 2 prints two lines per epoch.
             )
     gather(strategy, 0)  # The first worker has written the best model when all go on.
+
+
+def gap_batches(steps):
+    """On how many batches the gap is measured after an epoch of so many steps."""
+    return min(max(steps // STEPS_PER_GAP_BATCH, 1), MOST_GAP_BATCHES)
 
 
 def end_epoch(model, callbacks, epoch, valid, valid_steps):
@@ -249,9 +264,13 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.monotonic() - self.began
-        self.run.end_epoch(self.model, epoch, logs or {}, seconds)
+        logs = {} if logs is None else logs
+        self.run.end_epoch(self.model, epoch, logs, seconds)
+        for name in list(filter(is_gap, logs)):
+            del logs[name]  # Keras's progress bar, which comes last, would print them all.
         if self.announced:
-            figures = (f"{key} {value:.4g}" for key, value in list(self.run.rows[-1].items())[1:])
+            row = list(self.run.rows[-1].items())[1:]
+            figures = (f"{key} {value:.4g}" for key, value in row if not is_gap(key))
             print(
                 f"Epoch {epoch + 1}/{self.announced}: {', '.join(figures)}; {self.last} steps, "
                 f"{self.run.seconds[-1]:.0f} s",

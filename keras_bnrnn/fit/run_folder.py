@@ -21,6 +21,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -52,6 +53,7 @@ from keras_bnrnn.files import (
 from keras_bnrnn.fit.checkpoints import Checkpoints, newest_identity
 from keras_bnrnn.fit.distribution import Worker, refusals_shared, worker_of
 from keras_bnrnn.fit.errors import FitError
+from keras_bnrnn.gap import is_gap
 
 FORMAT_VERSION = 2
 BEST_MODEL_FILE = "best.keras"
@@ -79,6 +81,7 @@ class RunFolder:
         config: dictionary of everything that decides the run's numbers (JSON values). A folder made
             with other values is refused.
         columns: `{column of history.csv: key of Keras's epoch logs}`; `None` for all of the logs.
+            Those of `keras_bnrnn.StatisticsGap` are recorded either way.
         criterion: the column whose smallest value makes an epoch the best one.
         worker: which of several `Worker`s this process is.
         task: what kind of run it is; a folder of another kind is refused.
@@ -404,11 +407,12 @@ class RunFolder:
         except FitError:
             return False
         if lost and self.rows and best["epoch"] > self.completed_epochs:
-            self._lost_best = [{key: best[key] for key in self.rows[0]}]
+            self._lost_best = [{key: best[key] for key in self.rows[0] if key in best}]
         return lost
 
     def _left_of_a_run(self):
-        return [name for name in OF_FORMER_RUNS if (self.path / name).exists()]
+        names = [name for name in OF_FORMER_RUNS if (self.path / name).exists()]
+        return [] if names == [TENSORBOARD] else names  # Of a kill before the first checkpoint.
 
     def _refuse_to_start_again(self):
         names = self._left_of_a_run()
@@ -448,7 +452,9 @@ class RunFolder:
                 "call model.fit with initial_epoch=run.completed_epochs"
             )
         row = {"epoch": epoch + 1}
-        for column, key in (self.columns or {name: name for name in sorted(logs)}).items():
+        gaps = {name: float(logs[name]) for name in sorted(logs) if is_gap(name)}
+        all_logs = {name: name for name in sorted(logs) if name not in gaps}
+        for column, key in (self.columns or all_logs).items():
             if key not in logs:
                 raise ValueError(f"the epoch's logs lack {key!r}; they have {sorted(logs)}")
             row[column] = float(logs[key])
@@ -461,7 +467,8 @@ class RunFolder:
                 f"{', '.join(bad)} is not finite in epoch {epoch + 1}; the checkpoint before it is "
                 "kept. Try a lower learning rate in another folder"
             )
-        self.rows.append(row)
+        # They decide nothing, so a run may go on with whatever they are.
+        self.rows.append(row | gaps)
 
     def _progress(self, seconds_of_epoch):
         return {
@@ -483,7 +490,8 @@ class RunFolder:
     def _write_tables(self):
         if self.rows:
             history = io.StringIO(newline="")
-            writer = csv.DictWriter(history, list(self.rows[0]))
+            # Epochs from before there was a column leave it empty.
+            writer = csv.DictWriter(history, list(dict.fromkeys(itertools.chain(*self.rows))))
             writer.writeheader()
             writer.writerows(self.rows)
             self.keep_file(HISTORY_FILE, history.getvalue())
@@ -599,7 +607,10 @@ def read_history(path: str | os.PathLike) -> list[dict[str, float]]:
     try:
         with history.open(newline="") as file:
             lines = list(csv.DictReader(file))
-        rows = [{name: float(value) for name, value in line.items()} for line in lines]
+        rows = [
+            {name: float(value) for name, value in line.items() if value or not is_gap(name)}
+            for line in lines
+        ]
         for row in rows:
             row["epoch"] = int(row["epoch"])
     except (KeyError, TypeError, ValueError) as error:

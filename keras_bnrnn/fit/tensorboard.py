@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.fit.keras_overrides import inner
+from keras_bnrnn.gap import is_gap
 
 PROBED_BATCHES = 10
 
@@ -17,11 +18,11 @@ PROBED_BATCHES = 10
 class TensorBoard(keras.callbacks.Callback):
     """Writes an epoch's figures for TensorBoard.
 
-    Scalars: every loss and metric (`train/…`, `validation/…`), `learning_rate`, `gradient_norm`
-    (the epoch's mean, before clipping), `seconds_per_step`, and `input_pipeline/share_of_step`: the
-    time that the input pipeline alone takes for a batch over that of a step. Below 1 prefetching
-    hides it behind the computation; near 1 the devices wait for data. Histograms: every gamma and
-    moving variance.
+    Scalars: every loss and metric (`train/…`, `validation/…`), the gaps of
+    `keras_bnrnn.StatisticsGap`, `learning_rate`, `gradient_norm` (the epoch's mean, before
+    clipping), `seconds_per_step`, and `input_pipeline/share_of_step`: the time that the input
+    pipeline alone takes for a batch over that of a step. Below 1 prefetching hides it behind the
+    computation; near 1 the devices wait for data. Histograms: every gamma and moving variance.
 
     An epoch that the folder has already is not written again: a kill may come between its point and
     its checkpoint. A file that cannot be written is told once, and training goes on.
@@ -99,7 +100,9 @@ def last_step(folder):
 
 
 def scalar_name(name):
-    """`val_fce` to `validation/fce`, `fce` to `train/fce`."""
+    """`val_fce` to `validation/fce`, `fce` to `train/fce`; a gap has its group in its name."""
+    if is_gap(name):
+        return name
     if name.startswith("val_"):
         return f"validation/{name.removeprefix('val_')}"
     return f"train/{name}"

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import zipfile
@@ -13,8 +14,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from keras_bnrnn import files
+from keras_bnrnn import BatchNormSimpleRNN, StatisticsGap, files
 from keras_bnrnn.fit import (
     FitError,
     RunFolder,
@@ -413,6 +415,22 @@ def in_todays_former_format(part):
     part.write_bytes(buffer.getvalue())
 
 
+@pytest.mark.parametrize("size", [1000, 12_000])
+def test_a_full_disk_names_the_file_and_leaves_nothing(folder, undisturbed, size):
+    """The limit of a file's size stands for it: checkpoints exceed the one, models the other."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            train(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert str(folder) in str(error.value) and "None" not in str(error.value)
+    assert not [name for name in content(folder) if "partial" in name]
+    train(folder)
+    assert_same(folder, undisturbed)
+
+
 def test_foreign_names_among_the_checkpoints_are_left_alone(two_epochs, undisturbed):
     folder = two_epochs / "checkpoints"
     names = ("epoch-0002.bak", "epoch-0002-backup", "epoch-00009", "epoch-x", "wanted-x")
@@ -537,8 +555,6 @@ def test_callbacks_that_would_forget_are_refused(folder):
 
 
 def test_tensorboard_can_be_read_back(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints_module.Checkpoints, "save", lambda *arguments: kill())
         with pytest.raises(Killed):
@@ -560,3 +576,32 @@ def test_tensorboard_can_be_read_back(folder):
     for tag in ("gradient_norm", "seconds_per_step", "input_pipeline/share_of_step"):
         assert len(read(tag)) == 2 and min(read(tag)) > 0
     assert any(tag.endswith("gamma") for tag in events.Tags()["tensors"])
+
+
+def test_the_statistics_gap_is_recorded(tmp_path, monkeypatch, capsys):
+    """It is the same after a kill; the epochs of a run from before there was one go without."""
+
+    def build():
+        keras.utils.set_random_seed(1)
+        rnn = BatchNormSimpleRNN(2, normalization="frame", renorm=True, name="rnn")
+        layers = [keras.layers.Reshape((3, 1)), rnn, keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((3,)), *layers])
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        return model
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(whole, epochs=2, build=build, tensorboard=True, verbose=2)
+    assert "gap" not in capsys.readouterr().out
+    with monkeypatch.context() as before:
+        before.setattr(StatisticsGap, "measure", lambda callback: {})
+        with pytest.raises(Killed):
+            train(resumed, At(1, 2, kill), epochs=2, build=build)
+    train(resumed, epochs=2, build=build)
+    (first, second), rows = read_history(resumed), read_history(whole)
+    gaps = {"gap_mean/rnn", "gap_variance/rnn"}
+    assert gaps == rows[0].keys() - first.keys() == set(list(rows[0])[-2:])
+    assert second == rows[1] and {**first, **rows[0]} == rows[0]
+    assert min(rows[1][name] for name in gaps) > 0.0
+    events = EventAccumulator(str(whole / "tensorboard"), {"tensors": 0})
+    events.Reload()
+    assert gaps <= set(events.Tags()["tensors"])

@@ -22,6 +22,7 @@ from keras_bnrnn.fit.errors import Stopped
 from keras_bnrnn.fit.loop import Splits, evaluate, train, watchers
 from keras_bnrnn.fit.precision import PRECISIONS
 from keras_bnrnn.fit.run_folder import RunFolder, claim_in_turn
+from keras_bnrnn.gap import is_gap
 from recipes.measures import columns
 
 
@@ -46,6 +47,18 @@ class Task:
         batch_size: rows of a batch over all devices.
         examples: rows of the training split.
         default_epochs: to train where the flag does not say.
+
+    A subclass also defines:
+
+        read_data(data_dir)
+        describe_data(): what tells one data set from another: JSON values, with its `"sha256"`.
+        batches(split, worker, epoch=None): a worker's batches `(inputs, labels, weights)` in the
+            epoch's order, counted from 0, and with its augmentation; `None`: for scoring.
+        describe_batch(worker, epoch, step): names what is in a training batch.
+        build_model(replicas, **options): the compiled model; `options` are for `model.compile`.
+        metrics(): fresh Keras metrics, one for each of `measures`.
+        plan(): lines about the data and what will be made of them.
+        model_title()
     """
 
     optional_setting_names = ("renorm",)
@@ -85,45 +98,9 @@ class Task:
             describe=lambda epoch, step: self.describe_batch(worker, epoch, step),
         )
 
-    def read_data(self, data_dir):
-        raise NotImplementedError
-
-    def describe_data(self):
-        """What tells one data set from another: JSON values, with its `"sha256"`."""
-        raise NotImplementedError
-
-    def batches(self, split, worker, epoch=None):
-        """A worker's batches `(inputs, labels, weights)`.
-
-        Args:
-            split: its name.
-            worker: which of several.
-            epoch: whose order and augmentation to take, counted from 0; `None`: for scoring.
-        """
-        raise NotImplementedError
-
-    def describe_batch(self, worker, epoch, step):
-        """Names what is in a training batch."""
-        raise NotImplementedError
-
-    def build_model(self, replicas, **options):
-        """The compiled model; `options` are for `model.compile`."""
-        raise NotImplementedError
-
-    def metrics(self):
-        """Fresh Keras metrics, one for each of `measures`."""
-        raise NotImplementedError
-
     def check_devices(self, strategy):
         """Raises a `FitError` or `CommandError` where the batches cannot be dealt out."""
         check_batch_size(self.batch_size, self.examples, strategy)
-
-    def plan(self):
-        """Lines about the data and what will be made of them."""
-        raise NotImplementedError
-
-    def model_title(self):
-        raise NotImplementedError
 
     def next_commands(self, folder):
         """Commands to try on a finished run."""
@@ -286,7 +263,11 @@ def training_section(data, results):
             "",
             "| measure | value |",
             "|---|---|",
-            *(f"| {name} | {value:.4g} |" for name, value in best.items() if name != "epoch"),
+            *(
+                f"| {name} | {value:.4g} |"
+                for name, value in best.items()
+                if name != "epoch" and not is_gap(name)
+            ),
         ]
     )
 

@@ -42,7 +42,7 @@ def read_integer_vectors(path):
         except (AssertionError, struct.error) as error:  # what kaldiio makes of a cut archive
             raise ValueError("damaged or cut off") from error
     else:
-        *lines, rest = contents.split(b"\n")
+        *lines, rest = contents.removeprefix(codecs.BOM_UTF8).split(b"\n")
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _integers_of_line(line, f"{path}, line {number}")
@@ -54,7 +54,10 @@ def read_integer_vectors(path):
 def _integers_of_line(line, place):
     name, *numbers = line.decode("utf-8", "replace").split()
     try:
-        return name, np.array([int(number) for number in numbers], np.int32)
+        vector = np.array([int(number) for number in numbers], np.int64)
+        if np.abs(vector).max(initial=0) > np.iinfo(np.int32).max:
+            raise OverflowError("beyond 32 bits")
+        return name, vector.astype(np.int32)
     except (ValueError, OverflowError) as error:
         return name, UtteranceError(f"{place}: not a line of integers ({error})")
 
@@ -135,14 +138,23 @@ def run_command(location):
 
 
 def find_archive(location, folder):
-    """An archive's `path:offset`, its path looked for from the data directory upwards too."""
+    """An archive's `path:offset`, its path looked for from the data directory upwards too.
+
+    Raises:
+        CorpusError: the working directory has another one of the name.
+    """
     path = LOCATION.fullmatch(location)[1]
-    if Path(path).is_absolute() or Path(path).exists():
+    if Path(path).is_absolute():
         return location
-    for base in (folder, *folder.resolve().parents):
-        if (base / path).exists():
-            return f"{base / path}{location[len(path) :]}"
-    return location
+    above = (base / path for base in (folder, *folder.resolve().parents))
+    found = next((place for place in above if place.exists()), None)
+    here = Path(path).exists()
+    if here and found and not found.samefile(path):
+        raise CorpusError(
+            f"{folder}: {path} could be {Path(path).absolute()} or {found.absolute()}: give the "
+            "command from the folder that the paths begin in"
+        )
+    return location if here or not found else f"{found}{location[len(path) :]}"
 
 
 def load_audio(take, sample_rate, pipes=False):
@@ -192,10 +204,9 @@ def load_matrix(location, pipes=False):
     except (CorpusError, UtteranceError):
         raise
     except Exception as error:  # kaldiio lets whatever struct and NumPy raise come through
-        reason = str(error) or "damaged or cut off"
-        raise UtteranceError(
-            f"{location}: not readable as a Kaldi matrix ({type(error).__name__}: {reason})"
-        ) from error
+        # What kaldiio asserts of an archive that is cut off says nothing.
+        reason = f"{type(error).__name__}: {error}" if str(error) else "damaged or cut off"
+        raise UtteranceError(f"{location}: not readable as a Kaldi matrix ({reason})") from error
 
 
 def _slice(text):

@@ -279,8 +279,9 @@ def test_lines_that_are_no_integers_cost_one_utterance(tree):
     tree.write_alignments("text")
     path = tree.ali / "pdf.1.txt"
     lines = path.read_text().splitlines(keepends=True)
+    lines[0] = "\ufeff" + lines[0]
     lines[1:3] = ["\n", "a-1 1 x\n", f"a-2 {2**40}\n", " \n"]
-    path.write_text("".join(lines))
+    path.write_text("".join(lines), encoding="utf-8")
     listed, failures = tree.source().utterances()
     assert len(listed) == 7
     assert [failure.id for failure in failures] == ["a-1", "a-2"]
@@ -368,6 +369,23 @@ def test_relative_archives_are_found_from_the_recipe(tree, tmp_path):
     for split in ("train", "dev"):
         for utterance in read_utterances(corpus, split):
             np.testing.assert_array_equal(utterance["features"], tree.features[utterance["id"]])
+
+
+def test_archives_that_could_be_either_of_two(tree, tmp_path, monkeypatch):
+    """As where two recipes have archives of the same names."""
+    tree.write_alignments()
+    scp = tree.data / "train" / "feats.scp"
+    scp.write_text(scp.read_text().replace(f"{tree.data}/", ""))
+    monkeypatch.chdir(tree.data)
+    [utterance] = [u for u in tree.source().utterances()[0] if u.id == "a-0"]
+    assert utterance.location.features == "train/feats.ark:4"
+    other = tmp_path / "other"
+    (other / "train").mkdir(parents=True)
+    monkeypatch.chdir(other)
+    assert len(tree.source().utterances()[0]) == 9
+    (other / "train" / "feats.ark").touch()
+    with pytest.raises(CorpusError, match=r"could be .*other/train/feats\.ark or .*data/train"):
+        tree.source().utterances()
 
 
 def test_bad_utterances_are_listed_and_the_others_kept(tree, tmp_path):
@@ -470,6 +488,9 @@ def test_commands_run_only_where_they_are_allowed(tree, tmp_path, file):
         tree.source(cmvn="mean").utterances()
     with pytest.raises(PipeError, match="is a command"):
         load_matrix(command)
+    cut = f"head -c 9 {tree.data}/dev/feats.ark | tail -c +5 |"
+    with pytest.raises(UtteranceError, match=r"tail -c .*\(damaged or cut off\)$"):
+        load_matrix(cut, pipes=True)
     for missing in ("nosuchtool x |", "nosuchtool x | cat |"):
         with pytest.raises(UtteranceError, match=r"the command .*nosuchtool.*not found\)$"):
             load_matrix(missing, pipes=True)
