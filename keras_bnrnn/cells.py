@@ -267,25 +267,40 @@ class BatchNormCell:
                 specs += [tf.TensorSpec(s, dtype) for s in (shape, shape, (1,))]
         return specs
 
-    def update_statistics(self, moments, first_time=0, *, used_by):
-        """Updates the loop's normalisers with the moments that `step` took, stacked over time.
+    def read_statistics(self):
+        """The `Statistics` of each of the loop's normalisers; read before the loop."""
+        return [normalizer.read() for normalizer in self.loop_normalizers]
 
-        `used_by` is what was computed with the statistics as they were.
-        """
+    def update_statistics(self, moments, statistics, first_time=0):
+        """Updates the loop's normalisers with the moments that `step` took, stacked over time."""
         moments = [Moments(*moments[i : i + 3]) for i in range(0, len(moments), 3)]
         if moments:
-            for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
-                normalizer.update(batch, first_time, used_by=used_by)
+            for normalizer, batch, old in zip(
+                self.loop_normalizers, moments, statistics, strict=True
+            ):
+                normalizer.update(batch, old, first_time)
 
     @property
     def has_equations(self):
         """Whether `equations` are what `step` does: default activations, nothing normalised."""
         defaults = {"activation": "tanh", "recurrent_activation": "sigmoid"}
-        return not self.loop_normalizers and all(
-            getattr(self, name) is keras.activations.get(default)
-            for name, default in defaults.items()
-            if hasattr(self, name)
+        return (
+            self._has("step", beside="equations")
+            and not self.loop_normalizers
+            and all(
+                getattr(self, name) is keras.activations.get(default)
+                for name, default in defaults.items()
+                if hasattr(self, name)
+            )
         )
+
+    def _has(self, method, beside):
+        """Whether a method is that of the class which defines `beside`, the same made fast.
+
+        It is not where a subclass overrides the method alone.
+        """
+        owner = next(cls for cls in type(self).__mro__ if beside in vars(cls))
+        return getattr(getattr(self, method), "__func__", None) is getattr(owner, method)
 
     def equations_for(self, states, training):
         """A function that makes `equations` from tensors of their parameters; these tensors."""
@@ -298,6 +313,11 @@ class BatchNormCell:
     def takes_input_moments(self, training):
         """Whether the inputs are normalised with this call's moments, not the population's."""
         return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
+
+    def projects_frames(self, training):
+        """Whether `frame_projection` does what `project_inputs` does."""
+        unchanged = self._has("project_inputs", beside="frame_projection")
+        return unchanged and not self.takes_input_moments(training)
 
     def frame_projection(self):
         """`project_inputs` with the population's statistics, for any frames by themselves.
@@ -318,6 +338,8 @@ class BatchNormCell:
             arrays; `None` where normalisation is not one affine function for all frames.
         """
         if isinstance(x, list) or self.loop_normalizers or self.max_timesteps is not None:
+            return None
+        if not self._has("project_inputs", beside="fold_inputs"):
             return None
         kernel, bias = as_tensor(self.kernel), self.input_bias
         if self.normalizer is None:
@@ -374,7 +396,28 @@ class BatchNormCell:
         }
         if self.has_cell_state:
             config["normalize_cell_state"] = self.normalize_cell_state
+        if self.frozen_normalizers:
+            config["frozen_normalizers"] = self.frozen_normalizers
         return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        frozen = config.pop("frozen_normalizers", [])
+        cell = cls(**config)
+        cell.frozen_normalizers = frozen
+        return cell
+
+    @property
+    def frozen_normalizers(self):
+        """The names of the normalisers that were frozen by themselves; no argument of a cell."""
+        names = ("normalizer", "recurrent_normalizer", "cell_normalizer")
+        return [name for name in names if self.trainable and _is_frozen(getattr(self, name))]
+
+    @frozen_normalizers.setter
+    def frozen_normalizers(self, names):
+        for name in names:
+            getattr(self, name).trainable = False
 
 
 class StandaloneCell(BatchNormCell):
@@ -446,15 +489,19 @@ class StandaloneCell(BatchNormCell):
         x = self.drop_inputs(tf.convert_to_tensor(inputs), training)
         x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
         z = self.project_inputs(x, training=training, first_time=time)[0]
+        statistics = self.read_statistics()
         output, states, moments = self.step(z, states, StepContext(None, time, training))
-        moments = [value[tf.newaxis] for value in moments]
-        self.update_statistics(moments, time, used_by=output)
+        self.update_statistics([value[tf.newaxis] for value in moments], statistics, time)
         states = states + [count + 1 for count in counter]
         return output, states if nested else states[0]
 
     def get_config(self):
         config = super().get_config()
         return {**config, "in_layer": True} if self.in_layer else config
+
+
+def _is_frozen(normalizer):
+    return normalizer is not None and not normalizer.trainable
 
 
 def _dropped(x, mask):

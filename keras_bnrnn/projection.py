@@ -249,16 +249,14 @@ class _Normalization:
                 mean, _ = live_mean(exact, self.mask, self.axes)
             exact = self.less(exact, mean, n)
             rows = _rows(exact)
-            values, Q = tf.linalg.eigh(tf.matmul(rows, rows, transpose_a=True))
-            # At least what float64 tells from zero.
-            values = tf.maximum(values, 1e-15 * values[-1:]) / tf.cast(tf.shape(rows)[0], Q.dtype)
-            deviations = tf.sqrt(values)
-            T, inverse = Q / deviations, deviations[:, tf.newaxis] * tf.transpose(Q)
-            T, inverse = tf.stop_gradient(T), tf.stop_gradient(inverse)
-            y, V = (
-                tf.cast(product(exact, T), x_c.dtype),
-                tf.cast(inverse @ tf.cast(W, Q.dtype), W.dtype),
-            )
+            C = tf.matmul(rows, rows, transpose_a=True) / tf.cast(tf.shape(rows)[0], tf.float64)
+            unit = tf.eye(W.shape[0], dtype=C.dtype)
+            # With what float32 inputs do not hold, as features may depend on each other.
+            L = tf.linalg.cholesky(C + (1e-12 * tf.linalg.trace(C) + 1e-30) * unit)
+            inverse = tf.stop_gradient(tf.transpose(L))
+            T = tf.stop_gradient(tf.linalg.triangular_solve(inverse, unit, lower=False))
+            y = tf.cast(product(exact, T), x_c.dtype)
+            V = tf.cast(inverse @ tf.cast(W, inverse.dtype), W.dtype)
             return y, V, products(y, V)[1], T, inverse
 
         def as_it_is():

@@ -42,7 +42,7 @@ def agrees(model, path, lengths):
             row[length:] = 0.0
         expected = keras.tree.flatten(model(x))
         for actual, wanted in zip(session.run(None, {"values": x}), expected, strict=True):
-            np.testing.assert_allclose(actual, wanted, atol=1e-5)
+            np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

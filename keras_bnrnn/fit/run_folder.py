@@ -407,7 +407,7 @@ class RunFolder:
         except FitError:
             return False
         if lost and self.rows and best["epoch"] > self.completed_epochs:
-            self._lost_best = [{key: best[key] for key in self.rows[0]}]
+            self._lost_best = [{key: best[key] for key in self.rows[0] if key in best}]
         return lost
 
     def _left_of_a_run(self):
