@@ -505,7 +505,9 @@ def _is_frozen(normalizer):
 
 
 def _dropped(x, mask):
-    return [x * gate_mask for gate_mask in mask] if isinstance(mask, list) else x * mask
+    # Keras makes the mask in the dtype of the layer, which may be set to another than its cell's.
+    dropped = [x * tf.cast(one, x.dtype) for one in tf.nest.flatten(mask)]
+    return dropped if isinstance(mask, list) else dropped[0]
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
