@@ -1,5 +1,6 @@
 """Kills training runs at random moments and checks that they end as if nothing had happened.
 
+    python benchmarks/kills.py --events=200
     python benchmarks/kills.py --kills=20
     python benchmarks/kills.py --script=train_speech --workers=2 --kills=3
 
@@ -7,6 +8,9 @@ Each script is run once undisturbed and once with SIGKILL at random moments (ste
 evaluations), started again with the same command after each. Both use deterministic operations, so
 history.csv must be the same to the byte and the weights to the bit. With two workers one of them,
 chosen by chance, is killed and started again; the other must come back by itself.
+
+--events draws, in one process, from all that a run's folder can meet (mishaps.py): nothing may be
+lost or mixed, and each run must end with the history and the weights of an undisturbed one.
 """
 
 import argparse
@@ -150,6 +154,7 @@ def main():
     )
     parser.add_argument("--script", choices=SCRIPTS, help="one of them; not given: both")
     parser.add_argument("--kills", type=int, default=20, help="of each script's run")
+    parser.add_argument("--events", type=int, help="instead, so many of all kinds on tiny runs")
     parser.add_argument("--workers", type=int, default=1, help="processes that train together")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folder", help="keep the runs and their logs here")
@@ -159,6 +164,12 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        if arguments.events:
+            import mishaps
+
+            found = mishaps.meet(folder, arguments.events, rng)
+            print(", ".join(f"{count} x {name}" for name, count in found.items()))
+            return
         for script in [arguments.script] if arguments.script else SCRIPTS:
             print(f"{script}, {arguments.workers} worker(s)", flush=True)
             flags = flags_of(script, folder, arguments.kills)

@@ -267,15 +267,18 @@ class BatchNormCell:
                 specs += [tf.TensorSpec(s, dtype) for s in (shape, shape, (1,))]
         return specs
 
-    def update_statistics(self, moments, first_time=0, *, used_by):
-        """Updates the loop's normalisers with the moments that `step` took, stacked over time.
+    def read_statistics(self):
+        """The `Statistics` of each of the loop's normalisers; read before the loop."""
+        return [normalizer.read() for normalizer in self.loop_normalizers]
 
-        `used_by` is what was computed with the statistics as they were.
-        """
+    def update_statistics(self, moments, statistics, first_time=0):
+        """Updates the loop's normalisers with the moments that `step` took, stacked over time."""
         moments = [Moments(*moments[i : i + 3]) for i in range(0, len(moments), 3)]
         if moments:
-            for normalizer, batch in zip(self.loop_normalizers, moments, strict=True):
-                normalizer.update(batch, first_time, used_by=used_by)
+            for normalizer, batch, old in zip(
+                self.loop_normalizers, moments, statistics, strict=True
+            ):
+                normalizer.update(batch, old, first_time)
 
     @property
     def has_equations(self):
@@ -393,7 +396,28 @@ class BatchNormCell:
         }
         if self.has_cell_state:
             config["normalize_cell_state"] = self.normalize_cell_state
+        if self.frozen_normalizers:
+            config["frozen_normalizers"] = self.frozen_normalizers
         return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        frozen = config.pop("frozen_normalizers", [])
+        cell = cls(**config)
+        cell.frozen_normalizers = frozen
+        return cell
+
+    @property
+    def frozen_normalizers(self):
+        """The names of the normalisers that were frozen by themselves; no argument of a cell."""
+        names = ("normalizer", "recurrent_normalizer", "cell_normalizer")
+        return [name for name in names if self.trainable and _is_frozen(getattr(self, name))]
+
+    @frozen_normalizers.setter
+    def frozen_normalizers(self, names):
+        for name in names:
+            getattr(self, name).trainable = False
 
 
 class StandaloneCell(BatchNormCell):
@@ -465,15 +489,19 @@ class StandaloneCell(BatchNormCell):
         x = self.drop_inputs(tf.convert_to_tensor(inputs), training)
         x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
         z = self.project_inputs(x, training=training, first_time=time)[0]
+        statistics = self.read_statistics()
         output, states, moments = self.step(z, states, StepContext(None, time, training))
-        moments = [value[tf.newaxis] for value in moments]
-        self.update_statistics(moments, time, used_by=output)
+        self.update_statistics([value[tf.newaxis] for value in moments], statistics, time)
         states = states + [count + 1 for count in counter]
         return output, states if nested else states[0]
 
     def get_config(self):
         config = super().get_config()
         return {**config, "in_layer": True} if self.in_layer else config
+
+
+def _is_frozen(normalizer):
+    return normalizer is not None and not normalizer.trainable
 
 
 def _dropped(x, mask):

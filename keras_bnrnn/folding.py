@@ -230,11 +230,11 @@ def _naming(layer):
         raise
     except Exception as error:
         name = type(layer).__name__
-        functions = {
+        functions = dict.fromkeys(
             attribute
             for attribute, _ in reached_from(layer, leave=_kept_by_keras())
-            if callable(one := getattr(layer, attribute)) and not isinstance(one, _PARTS)
-        } - {"call"}
+            if callable(vars(layer).get(attribute)) and attribute not in _parts(layer)
+        )
         reason = " ".join(str(error).strip().partition("\n\n")[0].split()).rstrip(".")
         raise _NoCopyError(
             f"{layer.name!r} cannot be copied, since its class {name} does not remake it from a "
@@ -314,7 +314,8 @@ def _plain_config(layer):
     config = next(base for base in type(layer).__mro__ if is_ours(base)).get_config(layer)
     for name in cell.normalization_parameters():
         del config[name]
-    config.pop("in_layer", None)
+    for name in ("in_layer", "frozen_normalizers"):
+        config.pop(name, None)
     if cell.normalizer is not None:
         config["use_bias"] = True
     return config

@@ -49,8 +49,8 @@ class StatisticsGap(keras.callbacks.Callback):
     `keras.callbacks.TensorBoard`.
 
     Args:
-        dataset: A `tf.data.Dataset`, a `keras.utils.PyDataset` or another iterable of mini-batches
-            as `model.fit` takes them, of the size that it trains on. The first ones are taken after
+        dataset: What `model.fit` reads (see `recalibrate`), or what a `tf.distribute` strategy has
+            dealt out, in mini-batches of the size that it trains on. The first ones are taken after
             each epoch: have a dataset that gives the same each time, so that epochs compare.
         steps: How many mini-batches to take; all of them when `None`.
 

@@ -125,7 +125,6 @@ class BatchNormRNN(keras.layers.RNN):
                 use_cudnn=getattr(self, "use_cudnn", False),
             )
             result = run(self.cell, self.cell.drop_inputs(x, training), states, mask, call)
-            self.cell.update_statistics(result.records, used_by=result.last_output)
             last_output = outputs = result.last_output
             if call.all_outputs:
                 outputs = swap_time_and_batch(result.outputs)
@@ -140,7 +139,8 @@ class BatchNormRNN(keras.layers.RNN):
         config = super().get_config()
         del config["cell"]
         cell_config = self.cell.get_config()
-        own = {name: cell_config[name] for name in self._cell_arguments}
+        kept = [*self._cell_arguments, "frozen_normalizers"]
+        own = {name: cell_config[name] for name in kept if name in cell_config}
         own["activity_regularizer"] = keras.regularizers.serialize(self.activity_regularizer)
         if hasattr(self, "use_cudnn"):
             own["use_cudnn"] = self.use_cudnn
@@ -148,7 +148,11 @@ class BatchNormRNN(keras.layers.RNN):
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        config = dict(config)
+        frozen = config.pop("frozen_normalizers", [])
+        layer = cls(**config)
+        layer.cell.frozen_normalizers = frozen
+        return layer
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")

@@ -7,6 +7,8 @@ variance are taken: a whole sequence, each frame by itself, or the population's.
 loop; a loop asks it for one frame at a time and hands the moments back when it is done.
 """
 
+from typing import Any, NamedTuple
+
 import keras
 import tensorflow as tf
 
@@ -27,6 +29,24 @@ from keras_bnrnn.projection import (
     project,
     scale_and_shift,
 )
+
+
+class Statistics(NamedTuple):
+    """What a normaliser's variables of that name hold when a call begins.
+
+    A call moves the variables from what it read first, and normalises all frames with the same.
+    Nothing else keeps the calls of a graph in order: TensorFlow's optimizer prunes a read that is
+    not needed, and with it a control dependency that led through it.
+
+    Attributes:
+        moving_mean, moving_variance: `[channels]`, or `[max_timesteps, channels]`.
+        updates: The same with one channel; `None` but for renormalisation.
+    """
+
+    moving_mean: tf.Tensor
+    moving_variance: tf.Tensor
+    updates: Any
+
 
 # So many updates that the moving averages forget at their `momentum`, and no faster.
 SETTLED = 2.0**24
@@ -183,17 +203,19 @@ class BatchNormalizer(keras.layers.Layer):
         if not self.normalizes_by_batch(training):
             project_frames, arrays = self.population_projection(kernel, bias)
             return project_frames(x, first_time, *arrays)
+        statistics = self.read()
         time = None
         if axes != OVER_SEQUENCE:
             time = self._frames(x[0] if isinstance(x, list) else x, first_time)
         z, batch = normalized_projection(
-            *(x, kernel, _or_zeros(bias, kernel), self._gamma(), self._population(time), mask),
+            *(x, kernel, _or_zeros(bias, kernel), self._gamma()),
+            *(self._population(statistics, time), mask),
             axes=axes,
             epsilon=self.epsilon,
             renorm=self._clipping(),
             synchronized=self.synchronized,
         )
-        self.update(batch, first_time, used_by=z)
+        self.update(batch, statistics, first_time)
         return z
 
     def normalize_frame(self, a, mask=None, time=None, training=False, channels=slice(None)):
@@ -210,7 +232,9 @@ class BatchNormalizer(keras.layers.Layer):
             `BN(a)`, and the frame's `Moments` to be handed to `update` after the loop
             (`None` where the population's were used).
         """
-        population = self._population(time)
+        # Read here: of a tensor that the loop only passes on, TensorFlow's optimizer made one that
+        # no turn computed, once it knew the batch size and with it what is chosen below.
+        population = self._population(self.read(), time)
         population = Moments(population.mean[channels], population.variance[channels], None)
         batch = moments(a, mask) if self.normalizes_by_batch(training) else None
         renorm = self._clipping()
@@ -226,34 +250,36 @@ class BatchNormalizer(keras.layers.Layer):
             y += tf.cast(as_tensor(self.beta), y.dtype)
         return tf.cast(y, a.dtype), batch
 
-    def update(self, batch, first_time=0, *, used_by):
+    def read(self):
+        """The `Statistics` at this point of a program, in float32 or wider."""
+        variables = (self.moving_mean, self.moving_variance, self.updates)
+        return Statistics(
+            *(None if v is None else tf.cast(as_tensor(v), self._wide) for v in variables)
+        )
+
+    def update(self, batch, statistics, first_time=0):
         """Moves the population statistics towards a call's moments, once.
 
         Args:
             batch: `Moments` of a whole sequence (`[channels]`) or of each of its frames
                 (`[time, channels]`). Frames with fewer than two live rows are left out.
+            statistics: What `read` gave when the call began.
             first_time: The index of the first of these frames.
-            used_by: A tensor that was computed with the statistics as they were.
         """
-        # Without this a graph was seen to move them before `used_by` had read them all.
-        with tf.control_dependencies([used_by]):
-            self._update(Moments(*map(tf.stop_gradient, batch)), first_time)
-
-    def _update(self, batch, first_time):
+        batch = Moments(*map(tf.stop_gradient, batch))
         if self.collector is not None:
             self.collector.add(batch, first_time)
             return
         batch = batch._replace(count=where_enough(batch.count, batch.count))
         batch = self.joined(batch, first_time)
-        momentum = self.momentum
-        if self.updates is not None:
-            updates = tf.cast(as_tensor(self.updates), batch.mean.dtype)
+        momentum, updates = self.momentum, statistics.updates
+        if updates is not None:
             momentum = tf.minimum(updates / (updates + 1.0), momentum)
             self.updates.assign(where_enough(batch.count, updates + 1.0, updates))
-        for variable, value in zip(
-            (self.moving_mean, self.moving_variance), batch[:2], strict=True
+        for variable, old, value in (
+            (self.moving_mean, statistics.moving_mean, batch.mean),
+            (self.moving_variance, statistics.moving_variance, batch.variance),
         ):
-            old = tf.cast(as_tensor(variable), value.dtype)
             moved = momentum * old + (1.0 - momentum) * value
             variable.assign(where_enough(batch.count, moved, old))
 
@@ -266,7 +292,8 @@ class BatchNormalizer(keras.layers.Layer):
     def population_of(self, batch, first_time=0):
         """The population's moments that belong to a call's (see `update`)."""
         by_frame = len(batch.mean.shape) == 2
-        return self._population(self._frames(batch.mean, first_time) if by_frame else None)
+        time = self._frames(batch.mean, first_time) if by_frame else None
+        return self._population(self.read(), time)
 
     def fold(self, kernel, bias):
         """The kernel and bias with which a plain projection equals the normalised one.
@@ -278,7 +305,7 @@ class BatchNormalizer(keras.layers.Layer):
         Returns:
             `W diag(gamma / sigma)` and `bias - gamma mean / sigma`, both in float32 or wider.
         """
-        scale, shift = self._affine(self._population(), bias)
+        scale, shift = self._affine(self._population(self.read()), bias)
         return tf.cast(kernel, scale.dtype) * scale, shift
 
     def fold_batch(self, x, kernel, bias, mask):
@@ -294,13 +321,15 @@ class BatchNormalizer(keras.layers.Layer):
             The inputs less their mean (zero where masked), and the kernel and bias to be applied to
             them. Updates the population statistics.
         """
+        statistics = self.read()
         x, kernel, shift, batch = folded_projection(
-            *(x, kernel, _or_zeros(bias, kernel), self._gamma(), self._population(), mask),
+            *(x, kernel, _or_zeros(bias, kernel), self._gamma()),
+            *(self._population(statistics), mask),
             epsilon=self.epsilon,
             renorm=self._clipping(),
             synchronized=self.synchronized,
         )
-        self.update(batch, used_by=shift)
+        self.update(batch, statistics)
         return x, kernel, shift
 
     def population_projection(self, kernel, bias):
@@ -314,7 +343,9 @@ class BatchNormalizer(keras.layers.Layer):
         if self.max_timesteps is None:
             kernel, shift = self.fold(kernel, bias)
             return plain_projection(tf.cast(kernel, dtype), tf.cast(shift, dtype))
-        scale, shift = self._affine(self._population(tf.range(self.max_timesteps)), bias)
+        scale, shift = self._affine(
+            self._population(self.read(), tf.range(self.max_timesteps)), bias
+        )
 
         def project_frames(x, first_time, kernel, scale, shift):
             a = tf.cast(project(x, kernel, None), scale.dtype)
@@ -344,10 +375,9 @@ class BatchNormalizer(keras.layers.Layer):
     def _gamma(self):
         return tf.cast(as_tensor(self.gamma), self._wide)
 
-    def _population(self, time=None):
+    def _population(self, statistics, time=None):
         """Population moments: a pair, or the pairs that belong to the frames `time`."""
-        mean = tf.cast(as_tensor(self.moving_mean), self._wide)
-        variance = tf.cast(as_tensor(self.moving_variance), self._wide)
+        mean, variance, _ = statistics
         if self.max_timesteps is not None:
             time = tf.minimum(time, self.max_timesteps - 1)
             mean, variance = tf.gather(mean, time), tf.gather(variance, time)

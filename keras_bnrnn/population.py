@@ -80,6 +80,8 @@ def recalibrate(
     """
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be a positive integer or None. Received: {steps!r}")
+    if isinstance(dataset, tf.distribute.DistributedDataset):
+        raise _unclear(dataset)  # The pass is on one device.
     inputs, length = inputs_of(model, dataset, steps)
     if not model.built:
         first = next(inputs, None)
@@ -197,12 +199,16 @@ def _cut(dataset, count):
         x = tuple(x) if isinstance(x, list) else x
         x = tf.nest.map_structure(_readable, x)
         return tf.data.Dataset.from_tensor_slices((x,)).batch(FIT_BATCH_SIZE)
-    if isinstance(dataset, (tuple, tf.distribute.DistributedDataset)):
-        raise ValueError(
-            f"What the mini-batches of this {type(dataset).__name__} are is not clear. Pass arrays "
-            "as (x, y), a tf.data.Dataset, or a list of mini-batches such as [(x, y)]."
-        )
+    if isinstance(dataset, tuple):
+        raise _unclear(dataset)
     return dataset
+
+
+def _unclear(dataset):
+    return ValueError(
+        f"What the mini-batches of this {type(dataset).__name__} are is not clear. Pass arrays "
+        "as (x, y), a tf.data.Dataset, or a list of mini-batches such as [(x, y)]."
+    )
 
 
 def _are_inputs(x, count):

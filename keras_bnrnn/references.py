@@ -83,9 +83,11 @@ def _names(code):
             yield from _names(constant)
 
 
+_LIBRARIES = {"keras", "tensorflow", "numpy", *sys.stdlib_module_names} - {"__main__"}
+# What Keras keeps of these is none of what a layer computes.
+_APART = (keras.Metric, keras.Loss, keras.Optimizer)
+
+
 def _is_library(cls):
     """Whether a class is none of a user's."""
-    top = cls.__module__.partition(".")[0]
-    libraries = {"keras", "tensorflow", "numpy", *sys.stdlib_module_names} - {"__main__"}
-    kept = (keras.Metric, keras.Loss, keras.Optimizer)
-    return top in libraries or is_ours(cls) or issubclass(cls, kept)
+    return cls.__module__.partition(".")[0] in _LIBRARIES or is_ours(cls) or issubclass(cls, _APART)

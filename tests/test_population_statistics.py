@@ -9,6 +9,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import conformance
 import reference
@@ -180,6 +181,95 @@ def test_a_single_frame_is_too_few_for_a_call(kind):
     )
 
 
+def _one_after_another(layer, batches):
+    return [layer(x, training=True) for x in batches]
+
+
+def _in_micro_batches(layer, batches):
+    weights = [weight.value for weight in layer.trainable_weights]
+    gradients = []
+    for x in batches:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(layer(x, training=True)))
+        gradients.append(tape.gradient(loss, weights))
+    return gradients
+
+
+def _between_inferences(layer, batches):
+    return [layer(x, training=training) for x in batches for training in (True, False)]
+
+
+def _by_time_distributed(layer, batches):
+    return keras.layers.TimeDistributed(layer, dtype=layer.dtype)(
+        tf.stack(batches, 1), training=True
+    )
+
+
+def _by_a_function(layer, batches):
+    """Traced for any shape, and optimized for one when it has become part of another."""
+    shape = tf.TensorSpec((None, None, FEATURES), layer.dtype)
+    train = tf.function(lambda x: layer(x, training=True), [shape], autograph=False)
+    return [train(x) for x in batches]
+
+
+def _in_a_loop(layer, batches):
+    batches = tf.stack(batches)
+
+    def turn(index, total):
+        return index + 1, total + layer(batches[index], training=True)
+
+    return tf.while_loop(
+        lambda index, _: index < batches.shape[0],
+        turn,
+        (0, tf.zeros((BATCH, UNITS), layer.dtype)),
+        parallel_iterations=1,
+    )
+
+
+MANY_CALLS = (
+    _one_after_another,
+    _in_micro_batches,
+    _between_inferences,
+    _by_time_distributed,
+    _by_a_function,
+    _in_a_loop,
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "call"),
+    conformance.parameters(
+        itertools.product(NORMALIZED, MANY_CALLS),
+        [
+            (conformance.find("lstm-sequence"), _one_after_another),
+            (conformance.find("gru-frame"), _by_time_distributed),
+            (conformance.find("lstm-frame_recurrent_cell_steps_renorm_clipped"), _in_a_loop),
+            (conformance.find("gru-sequence_renorm"), _between_inferences),
+            (conformance.find("simple_rnn-frame_recurrent"), _by_a_function),
+            (conformance.find("gru_reset_before-sequence"), _in_micro_batches),
+        ],
+    ),
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_every_call_in_a_graph_updates(case, call):
+    """Shapes are static and no frame masked, so that the optimizer of graphs has most to prune."""
+    rng = np.random.default_rng(14)
+    layer, weights = _built(
+        case, rng, momentum=MOMENTUM, return_sequences=False, return_state=False
+    )
+    batches = [rng.normal(k, 1 + k, size=(BATCH, TIME, FEATURES)) for k in range(3)]
+    expected = weights
+    for x in batches:
+        moved = reference.layer(_options(case), expected, x, training=True).statistics
+        expected = expected | moved
+    run = tf.function(lambda *batches: call(layer, list(batches)), autograph=False)
+    for _ in range(20):
+        conformance.set_weights(layer, weights)
+        run(*batches)
+        for name, value in conformance.statistics(case, layer).items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
+
+
 @pytest.mark.parametrize("normalization", ["sequence", "frame"])
 def test_two_live_rows_normalise_to_plus_and_minus_one(normalization):
     layer = conformance.find("simple_rnn-sequence").layer(
@@ -288,7 +378,7 @@ def test_a_bare_rnn_in_a_graph_updates_as_often(case):
     rnn = _bare(case, weights)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     result = reference.bare_cell(_options(case), weights, x, training=True)
-    found = conformance.tf.function(lambda x: rnn(x, training=True))(x)
+    found = tf.function(lambda x: rnn(x, training=True))(x)
     _assert_bare(case, rnn, result, found)
 
 

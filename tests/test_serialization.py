@@ -411,3 +411,28 @@ def test_the_cell_of_a_layer_that_counts_steps_is_not_called_alone():
     layer.build((None, None, FEATURES))
     with pytest.raises(ValueError, match=r"counts the time steps.*make a BatchNormLSTMCell"):
         layer.cell(np.ones((BATCH, FEATURES), "float32"), 2 * [np.zeros((BATCH, UNITS), "float32")])
+
+
+def test_a_normaliser_that_is_frozen_by_itself_stays_so(tmp_path):
+    both = keras_bnrnn.Bidirectional(keras_bnrnn.BatchNormGRU(UNITS, return_sequences=True))
+    cell = keras_bnrnn.BatchNormGRUCell(UNITS)
+    layer = conformance.find("lstm-frame_recurrent_cell_steps").layer(dtype="float32")
+    layers = [both, keras.layers.RNN(cell, return_sequences=True), layer]
+    model = keras.Sequential([keras.Input((TIME, FEATURES)), *layers])
+    cells = [both.forward_layer.cell, cell, layer.cell]
+    for normalizer in (*(one.normalizer for one in cells), layer.cell.cell_normalizer):
+        normalizer.trainable = False
+    model.save(tmp_path / "it.keras")
+
+    def trainable(model):
+        return [weight.trainable for weight in model.weights]
+
+    for again in (
+        keras.models.clone_model(model),
+        keras.models.load_model(tmp_path / "it.keras"),
+        keras_bnrnn.fold_batch_norm(
+            keras.Sequential([keras.Input((TIME, FEATURES)), layer]), False
+        ),
+    ):
+        assert again.layers[-1].cell.frozen_normalizers == ["normalizer", "cell_normalizer"]
+        assert trainable(again) == trainable(model)[-len(again.weights) :]

@@ -125,6 +125,31 @@ def test_two_replicas_are_one_batch(case, mask_name, strategy):
         np.testing.assert_allclose(gradients[name], value, rtol=0, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.by_route
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_call_in_a_graph_updates_on_all_replicas(case, strategy):
+    rng = np.random.default_rng(5)
+    weights = case.weights(rng)
+    batches = [rng.normal(k, 1 + k, size=(BATCH, TIME, FEATURES)) for k in range(3)]
+    layer = _replicated(case, strategy, weights, synchronized=True)
+
+    def on_replica():
+        rows = tf.range(HALF) + HALF * tf.distribute.get_replica_context().replica_id_in_sync_group
+        return [layer(tf.gather(x, rows), training=True)[0] for x in batches]
+
+    run = tf.function(lambda: strategy.run(on_replica), autograph=False)
+    expected = weights
+    for x in batches:
+        moved = reference.layer(_options(case), expected, x, training=True).statistics
+        expected = expected | moved
+    for _ in range(20):
+        with strategy.scope():
+            conformance.set_weights(layer, weights)
+        run()
+        for name, value in conformance.statistics(case, layer).items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
+
+
 @pytest.mark.parametrize(
     "case",
     conformance.parameters(

@@ -407,11 +407,12 @@ class RunFolder:
         except FitError:
             return False
         if lost and self.rows and best["epoch"] > self.completed_epochs:
-            self._lost_best = [{key: best[key] for key in self.rows[0]}]
+            self._lost_best = [{key: best[key] for key in self.rows[0] if key in best}]
         return lost
 
     def _left_of_a_run(self):
-        return [name for name in OF_FORMER_RUNS if (self.path / name).exists()]
+        names = [name for name in OF_FORMER_RUNS if (self.path / name).exists()]
+        return [] if names == [TENSORBOARD] else names  # Of a kill before the first checkpoint.
 
     def _refuse_to_start_again(self):
         names = self._left_of_a_run()

@@ -100,8 +100,7 @@ def scan(
 
     def body(time, output, states, kept, records):
         output, states, values = masked_step(time, output, states)
-        if all_outputs:
-            kept = kept.write(time, output)
+        kept = [array.write(time, output) for array in kept]
         records = [held.write(time, value) for held, value in zip(records, values, strict=True)]
         return time + 1, output, states, kept, records
 
@@ -112,13 +111,13 @@ def scan(
             0,
             output,
             list(states),
-            array(output.dtype, output.shape) if all_outputs else 0,
+            [array(output.dtype, output.shape)] if all_outputs else [],
             [array(spec.dtype, spec.shape) for spec in record_specs],
         ),
         maximum_iterations=timesteps,
     )
     outputs = None
     if all_outputs:
-        outputs = kept.stack()
+        outputs = kept[0].stack()
         outputs.set_shape([inputs.shape[0], *output.shape])
     return Result(outputs, output, states, [held.stack() for held in records])

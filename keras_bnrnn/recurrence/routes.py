@@ -69,11 +69,12 @@ def run(cell, x, states, mask, call):
 
 def general(cell, x, states, mask, call):
     """Any cell, differentiated by TensorFlow."""
+    statistics = cell.read_statistics()
 
     def step(z_t, states, mask_t, time):
         return cell.step(z_t, states, StepContext(mask_t, time, call.training))
 
-    return scan(
+    result = scan(
         step,
         cell.project_inputs(x, mask, call.training),
         states,
@@ -83,6 +84,8 @@ def general(cell, x, states, mask, call):
         all_outputs=call.all_outputs,
         unroll=call.unroll,
     )
+    cell.update_statistics(result.records, statistics)
+    return result
 
 
 def differentiated(cell, x, states, mask, call):

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import zipfile
@@ -412,6 +413,22 @@ def in_todays_former_format(part):
     buffer = io.BytesIO()
     np.savez(buffer, **old)
     part.write_bytes(buffer.getvalue())
+
+
+@pytest.mark.parametrize("size", [1000, 12_000])
+def test_a_full_disk_names_the_file_and_leaves_nothing(folder, undisturbed, size):
+    """The limit of a file's size stands for it: checkpoints exceed the one, models the other."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            train(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert str(folder) in str(error.value) and "None" not in str(error.value)
+    assert not [name for name in content(folder) if "partial" in name]
+    train(folder)
+    assert_same(folder, undisturbed)
 
 
 def test_foreign_names_among_the_checkpoints_are_left_alone(two_epochs, undisturbed):

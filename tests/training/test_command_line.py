@@ -1,5 +1,7 @@
 """What the scripts share: flags, `--help`, errors of one line, and who stops with whom."""
 
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -139,3 +141,35 @@ def test_a_script_stops_with_what_had_started_it():
         # The child inherited the pipe, so this lasts until it ends.
         assert "stopped: SIGTERM" in parent.stdout.read()
         assert time.monotonic() - began < 30.0
+
+
+INTERRUPTED_AT_IMPORT = """
+import os, signal, sys
+import command_line
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "keras_bnrnn":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Slow())
+import keras_bnrnn
+"""
+
+
+def test_ctrl_c_during_imports_has_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT_IMPORT],
+        cwd=TRAINING,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "interrupted: the same command continues\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_import_it_before_tensorflow(script):
+    text = (TRAINING / script).read_text()
+    for name in ("tensorflow", "keras", "keras_bnrnn", "recipes", "paper", "kaldiio"):
+        for match in re.finditer(rf"^(import|from) {name}\b", text, re.MULTILINE):
+            assert text.index("\nimport command_line") < match.start()

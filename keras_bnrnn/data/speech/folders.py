@@ -55,6 +55,11 @@ def find_files(root, derived=None):
     return sorted(files), unread
 
 
+def and_unread(unread):
+    """What `find_files` could not read, to be put after what was not found."""
+    return "".join(f"; {reason}" for reason in unread.values())
+
+
 def only_one(paths):
     """The one of these files; `None` if there is none, UtteranceError if several could be meant."""
     if len(paths) > 1:

@@ -363,7 +363,7 @@ def _run_on_cluster(function, jobs, scheduler):
 
     try:
         # A scheduler keeps what it has been given in memory.
-        running = distributed.as_completed(submit(JOBS_AHEAD))
+        running = distributed.as_completed(list(submit(JOBS_AHEAD)), loop=client.loop)
         for future in running:
             job, result = job_of.pop(future), future.result()
             for another in submit(1):

@@ -40,7 +40,7 @@ from keras_bnrnn.data.speech.audio import (
 )
 from keras_bnrnn.data.speech.corpus import SPLITS
 from keras_bnrnn.data.speech.features import LogMelFilterBank
-from keras_bnrnn.data.speech.folders import only_one
+from keras_bnrnn.data.speech.folders import and_unread, only_one
 from keras_bnrnn.data.speech.recordings import STANDARD_INPUT, URL, parse_channel
 from keras_bnrnn.data.speech.splits import (
     assign_splits,
@@ -325,6 +325,7 @@ class LibriSpeechSource(RecordedSource):
             raise CorpusError(
                 f"input_dir={root}: no '*.trans.txt' file in it; LibriSpeech's layout is "
                 "train-…/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt with FLAC or WAV beside it"
+                f"{and_unread(unread)}"
             )
         listed, failures, told = [], failures_to_read(unread), set()
         for path in transcripts:
@@ -618,7 +619,9 @@ class TextGridSource(RecordedSource):
         grids = [path for path in files if path.suffix.lower() == ".textgrid"]
         if not grids:
             argument = "alignment_dir" if self.alignment_dir else "input_dir"
-            raise CorpusError(f"{argument}={grid_root}: no '*.TextGrid' file in it")
+            raise CorpusError(
+                f"{argument}={grid_root}: no '*.TextGrid' file in it{and_unread(unread)}"
+            )
         listed, failures, told = [], failures_to_read(unread), set()
         places = [grid.relative_to(grid_root).with_suffix("") for grid in grids]
         for grid, place, name in zip(grids, places, names_of(places, self.splits), strict=True):

@@ -10,6 +10,7 @@ import pytest
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
 from keras_bnrnn.data.speech import folders
 from keras_bnrnn.data.speech.folders import find_files, only_one
+from keras_bnrnn.data.speech.kaldi import KaldiSource
 from keras_bnrnn.data.speech.sources import LibriSpeechSource, TextGridSource, names_of
 
 
@@ -59,6 +60,11 @@ def test_what_cannot_be_read_is_told(root, monkeypatch):
     assert unread[root / "b"] == f"{root / 'b'}: cannot be read (Permission denied)"
     with pytest.raises(CorpusError, match="Permission denied"):
         find_files(root / "b")
+    # Where nothing is found, that may be the reason.
+    for source in (LibriSpeechSource, TextGridSource, KaldiSource):
+        with pytest.raises(CorpusError, match=r"no .* file in it|no feats\.scp") as raised:
+            source(input_dir=str(root)).utterances()
+        assert unread[root / "b"] in str(raised.value)
     # A folder of a source that cannot be read is a line in failures.tsv.
     (root / "a" / "1").rename(root / "a" / "x.trans.txt")
     (root / "a" / "x.TextGrid").touch()

@@ -54,7 +54,10 @@ def read_integer_vectors(path):
 def _integers_of_line(line, place):
     name, *numbers = line.decode("utf-8", "replace").split()
     try:
-        return name, np.array([int(number) for number in numbers], np.int32)
+        vector = np.array([int(number) for number in numbers], np.int64)
+        if np.abs(vector).max(initial=0) > np.iinfo(np.int32).max:
+            raise OverflowError("beyond 32 bits")
+        return name, vector.astype(np.int32)
     except (ValueError, OverflowError) as error:
         return name, UtteranceError(f"{place}: not a line of integers ({error})")
 

@@ -96,11 +96,15 @@ def _in_order(states):
 
 
 def _without_word_positions(names):
+    """The names, less the place in the word where there is one for each place."""
     known = set(names.values())
-    return {
-        number: name[:-2] if known >= {name[:-2] + place for place in WORD_POSITIONS} else name
-        for number, name in names.items()
-    }
+
+    def plain(name):
+        stem = name[:-2]
+        positional = name.endswith(WORD_POSITIONS)
+        return stem if positional and known >= {stem + p for p in WORD_POSITIONS} else name
+
+    return {number: plain(name) for number, name in names.items()}
 
 
 def _groups(sets):
@@ -144,7 +148,8 @@ def read_transition_model(path):
             if file.read(2) == b"\0B":
                 return _read_binary(_Binary(file))
             file.seek(0)
-            return _read_text(iter(file.read().decode("utf-8", "replace").split()))
+            # Line by line: the Gaussians that follow may be of hundreds of megabytes.
+            return _read_text(token.decode("utf-8") for line in file for token in line.split())
     except (StopIteration, ValueError, LookupError, struct.error) as error:
         reason = f" ({error})" if isinstance(error, ValueError) else ""
         raise CorpusError(f"{path}: not a transition model that is understood{reason}") from error

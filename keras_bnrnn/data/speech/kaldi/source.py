@@ -9,6 +9,7 @@ from keras_bnrnn.data.errors import CorpusError, UtteranceError
 from keras_bnrnn.data.speech.alignment import SAMPLE_RATE, State, match_lengths
 from keras_bnrnn.data.speech.audio import Take, audio_header
 from keras_bnrnn.data.speech.features import append_differences, normalize_features
+from keras_bnrnn.data.speech.folders import and_unread
 from keras_bnrnn.data.speech.kaldi.alignments import DERIVED, PdfIds, read_alignments
 from keras_bnrnn.data.speech.kaldi.archives import (
     LOCATION,
@@ -120,7 +121,7 @@ class KaldiSource(Source):
         root, listed_by = require_folder(self.input_dir), {}
         files, unread = self._files
         listed, failures = [], failures_to_read(unread)
-        failures += self._without_features(root, files)
+        failures += self._without_features(root, files, unread)
         if not self.sample_rate and (self.channel or self.audio_rate != SAMPLE_RATE):
             raise CorpusError(
                 f"input_dir={root} has features: a channel and a sampling rate are of audio"
@@ -139,24 +140,29 @@ class KaldiSource(Source):
     @property
     def _lists(self):
         """The lists of utterances: `feats.scp`, or `wav.scp` where no folder has features."""
-        files, _ = self._files
+        files, unread = self._files
         for name in ("feats.scp", "wav.scp"):
             lists = [path for path in files if path.name == name]
             if lists:
                 return lists
-        raise CorpusError(f"input_dir={self.input_dir}: no feats.scp or wav.scp in it or below")
+        raise CorpusError(
+            f"input_dir={self.input_dir}: no feats.scp or wav.scp in it or below"
+            f"{and_unread(unread)}"
+        )
 
     @property
     def sample_rate(self):
         """Of the audio that features are computed from; `None` where they are there."""
         return None if self._lists[0].name == "feats.scp" else self.audio_rate
 
-    def _without_features(self, root, files):
+    def _without_features(self, root, files, unread):
         """A `Failure` for each data folder that is not listed; CorpusError if it was named."""
         folders, name = {path.parent for path in self._lists}, self._lists[0].name
         for folder in named_folders(self.splits):
             if not any(root / folder in (one, *one.parents) for one in folders):
-                raise CorpusError(f"splits={self.splits!r}: no {name} in {root / folder}")
+                raise CorpusError(
+                    f"splits={self.splits!r}: no {name} in {root / folder}{and_unread(unread)}"
+                )
         others = {path.parent for path in files if path.name == "wav.scp"} - folders
         return [
             Failure(folder.name, f"{folder}: no {name}, which other folders have")

@@ -82,6 +82,9 @@ def test_variants_of_a_phone():
     in_word = {k: f"AH_{place}" for k, place in enumerate("BEIS", start=1)}
     tuples = [(k, 0, k - 1) for k in in_word]
     assert names_of(tuples, in_word) == ["AH.0.0", "AH.0.1", "AH.0.2", "AH.0.3"]
+    # S has all variants, but SIL is none of them.
+    silence = {k: f"S_{place}" for k, place in enumerate("BEIS", start=1)} | {5: "SIL"}
+    assert names_of([(1, 0, 0), (5, 0, 1)], silence) == ["S.0.0", "SIL.0.1"]
     assert names_of([(1, 0, 0)], {1: "r_S"}) == ["r_S.0.0"]
     stressed = {1: "AH0", 2: "AH1", 3: "B", 4: "IH0", 5: "IH1", 6: "SPN", 7: "NSN"}
     tuples = [
