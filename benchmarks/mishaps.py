@@ -72,7 +72,7 @@ def build_model():
     model = keras.Sequential(
         [
             keras.Input((3, 2)),
-            BatchNormGRU(3, momentum=0.9),
+            BatchNormGRU(3, momentum=0.9, name="gru"),
             keras.layers.Dropout(0.5),
             keras.layers.Dense(1),
         ]
@@ -123,7 +123,8 @@ class Run:
     def check(self):
         """Nothing is lost, nothing is mixed."""
         rows = self.read()
-        assert rows == self.rows[: len(rows)], "history.csv is of another run"
+        for row, expected in zip(rows, self.rows, strict=False):
+            assert row == expected, f"history.csv has {row} where {expected} is due"
         assert len(rows) >= self.least, f"{self.least - len(rows)} epochs are lost"
         self.least = len(rows)
         if not rows:
