@@ -17,6 +17,7 @@ if __name__ == "__main__":
 """
 
 import ctypes
+import json
 import logging
 import math
 import os
@@ -337,6 +338,20 @@ def call(script, arguments):
 def stop(number, frame):
     """What such a signal does where there is nothing to save."""
     raise Stopped(f"{signal.Signals(number).name}; the same command continues", number)
+
+
+def read_json(path, keys):
+    """A file that holds an object with these keys; a `CommandError` where it does not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CommandError(f"{path} is missing; put a copy of it back") from None
+    except ValueError as error:
+        raise CommandError(f"{path} is damaged ({error}); put a copy of it back") from None
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise CommandError(f"{path} lacks {', '.join(missing)}; put a copy of it back")
+    return found
 
 
 def child_environment():
