@@ -107,6 +107,23 @@ def recalibrate(
         variable.assign(value)
 
 
+def begin_from(model: keras.Model, dataset: Iterable[Any]) -> None:
+    """Gives a new model that renormalises within its loop the statistics of a first mini-batch.
+
+    From their initial values the first update is of what nothing normalised: of a recurrent term
+    and a cell state so small that the second call, whose inputs are normalised, blows them up.
+
+    Args:
+        model: Built.
+        dataset: As in `recalibrate`.
+    """
+    renormalized = [one for one in normalizers_of(model) if one.updates is not None]
+    if any(one.prefix for one in renormalized):
+        recalibrate(model, dataset, steps=1, verbose=0)
+        for normalizer in renormalized:
+            normalizer.updates.assign(tf.ones_like(normalizer.updates))
+
+
 def normalizers_of(model):
     """The normalisers of all layers and cells in a model."""
     return [layer for layer in flattened_layers(model) if isinstance(layer, BatchNormalizer)]

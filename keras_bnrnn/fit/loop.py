@@ -26,6 +26,7 @@ from keras_bnrnn.fit.run_folder import RunFolder
 from keras_bnrnn.fit.tensorboard import TensorBoard
 from keras_bnrnn.fit.waiting import heeded
 from keras_bnrnn.gap import StatisticsGap, is_gap
+from keras_bnrnn.population import begin_from
 
 FORGETFUL = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
 # Validation batches on which the statistics' gap is measured: one for each so many steps of an
@@ -99,6 +100,8 @@ def train(
     if first >= epochs:
         done = "1 epoch is" if first == 1 else f"{first} epochs are"
         print(f"{done} done already; epochs={epochs} asks for no more.")
+    if not (first or run.completed_steps) and strategy.num_replicas_in_sync == 1:
+        begin_from(model, splits.train(0))
     recorder = Recorder(run, splits.describe, checkpoint_steps, epochs if verbose == 2 else 0)
     with stopped_by_signals(recorder):
         for epoch in range(first, epochs):
