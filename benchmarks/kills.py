@@ -1,5 +1,6 @@
 """Kills training runs at random moments and checks that they end as if nothing had happened.
 
+    python benchmarks/kills.py --events=200
     python benchmarks/kills.py --kills=20
     python benchmarks/kills.py --script=train_speech --workers=2 --kills=3
 
@@ -7,6 +8,9 @@ Each script is run once undisturbed and once with SIGKILL at random moments (ste
 evaluations), started again with the same command after each. Both use deterministic operations, so
 history.csv must be the same to the byte and the weights to the bit. With two workers one of them,
 chosen by chance, is killed and started again; the other must come back by itself.
+
+--events draws, in one process, from all that a run's folder can meet (mishaps.py): nothing may be
+lost or mixed, and each run must end with the history and the weights of an undisturbed one.
 """
 
 import argparse
@@ -86,8 +90,13 @@ class Job:
         names = [path.parent.name for path in self.output_dir.glob("checkpoints/*/worker-0.npz")]
         return max(names, default="")
 
+    def wait_for_checkpoint(self, after):
+        """Until there is one after this one, or the job is done."""
+        while self.running() and self.newest_checkpoint() <= after:
+            time.sleep(0.01)
 
-def finish(job, kills, rng):
+
+def finish(job, kills=0, rng=None):
     """Lets a job run to its end, with so many kills on the way; returns how many there were."""
     began = time.monotonic()
     done = 0
@@ -98,8 +107,7 @@ def finish(job, kills, rng):
             time.sleep(0.1)
             continue
         before = job.newest_checkpoint()
-        while job.running() and job.newest_checkpoint() == before:
-            time.sleep(0.01)
+        job.wait_for_checkpoint(before)
         wait = rng.uniform(0, DELAY)
         time.sleep(wait)
         if job.running():
@@ -132,11 +140,10 @@ def differences(one, other):
     return found
 
 
-def disturb(script, folder, kills, workers, rng):
+def disturb(script, flags, folder, kills, workers, rng):
     """Runs a script both ways; returns how many kills there were and what differs."""
-    flags = flags_of(script, folder, kills)
     runs = [folder / f"{script}-{name}" for name in ("undisturbed", "killed")]
-    finish(Job(script, flags, runs[0], workers), 0, rng)
+    finish(Job(script, flags, runs[0], workers))
     done = finish(Job(script, flags, runs[1], workers), kills, rng)
     return done, differences(*runs)
 
@@ -147,6 +154,7 @@ def main():
     )
     parser.add_argument("--script", choices=SCRIPTS, help="one of them; not given: both")
     parser.add_argument("--kills", type=int, default=20, help="of each script's run")
+    parser.add_argument("--events", type=int, help="instead, so many of all kinds on tiny runs")
     parser.add_argument("--workers", type=int, default=1, help="processes that train together")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folder", help="keep the runs and their logs here")
@@ -156,9 +164,16 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        if arguments.events:
+            import mishaps
+
+            found = mishaps.meet(folder, arguments.events, rng)
+            print(", ".join(f"{count} x {name}" for name, count in found.items()))
+            return
         for script in [arguments.script] if arguments.script else SCRIPTS:
             print(f"{script}, {arguments.workers} worker(s)", flush=True)
-            kills, found = disturb(script, folder, arguments.kills, arguments.workers, rng)
+            flags = flags_of(script, folder, arguments.kills)
+            kills, found = disturb(script, flags, folder, arguments.kills, arguments.workers, rng)
             failed |= bool(found)
             result = "; ".join(found) or "history.csv and weights are the same to the bit"
             print(f"{script}: {kills} kills; {result}", flush=True)

@@ -17,6 +17,7 @@ from keras_bnrnn import data, fit, losses, metrics, serving
 from keras_bnrnn.bidirectional import Bidirectional
 from keras_bnrnn.cells import BatchNormGRUCell, BatchNormLSTMCell, BatchNormSimpleRNNCell
 from keras_bnrnn.folding import fold_batch_norm
+from keras_bnrnn.gap import StatisticsGap
 from keras_bnrnn.layers import BatchNormGRU, BatchNormLSTM, BatchNormSimpleRNN
 from keras_bnrnn.plain_weights import copy_weights
 from keras_bnrnn.population import recalibrate
@@ -31,6 +32,7 @@ __all__ = [
     "BatchNormSimpleRNN",
     "BatchNormSimpleRNNCell",
     "Bidirectional",
+    "StatisticsGap",
     "copy_weights",
     "data",
     "fit",

@@ -10,6 +10,7 @@ import inspect
 import keras
 import tensorflow as tf
 
+from keras_bnrnn import docstrings
 from keras_bnrnn.moments import (
     OVER_FRAME,
     OVER_SEQUENCE,
@@ -91,6 +92,8 @@ class BatchNormCell:
         super().__init_subclass__(**kwargs)
         if cls.plain_class is not None:
             cls.__signature__ = joined_signature(cls.plain_class, cls.normalization_parameters())
+        if "plain_class" in vars(cls):  # Not a user's subclass, which inherits it.
+            docstrings.complete(cls, docstrings.CELL, cls.plain_class, cls.has_cell_state)
 
     @classmethod
     def normalization_parameters(cls):
@@ -281,11 +284,23 @@ class BatchNormCell:
     def has_equations(self):
         """Whether `equations` are what `step` does: default activations, nothing normalised."""
         defaults = {"activation": "tanh", "recurrent_activation": "sigmoid"}
-        return not self.loop_normalizers and all(
-            getattr(self, name) is keras.activations.get(default)
-            for name, default in defaults.items()
-            if hasattr(self, name)
+        return (
+            self._has("step", beside="equations")
+            and not self.loop_normalizers
+            and all(
+                getattr(self, name) is keras.activations.get(default)
+                for name, default in defaults.items()
+                if hasattr(self, name)
+            )
         )
+
+    def _has(self, method, beside):
+        """Whether a method is that of the class which defines `beside`, the same made fast.
+
+        It is not where a subclass overrides the method alone.
+        """
+        owner = next(cls for cls in type(self).__mro__ if beside in vars(cls))
+        return getattr(getattr(self, method), "__func__", None) is getattr(owner, method)
 
     def equations_for(self, states, training):
         """A function that makes `equations` from tensors of their parameters; these tensors."""
@@ -298,6 +313,11 @@ class BatchNormCell:
     def takes_input_moments(self, training):
         """Whether the inputs are normalised with this call's moments, not the population's."""
         return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
+
+    def projects_frames(self, training):
+        """Whether `frame_projection` does what `project_inputs` does."""
+        unchanged = self._has("project_inputs", beside="frame_projection")
+        return unchanged and not self.takes_input_moments(training)
 
     def frame_projection(self):
         """`project_inputs` with the population's statistics, for any frames by themselves.
@@ -318,6 +338,8 @@ class BatchNormCell:
             arrays; `None` where normalisation is not one affine function for all frames.
         """
         if isinstance(x, list) or self.loop_normalizers or self.max_timesteps is not None:
+            return None
+        if not self._has("project_inputs", beside="fold_inputs"):
             return None
         kernel, bias = as_tensor(self.kernel), self.input_bias
         if self.normalizer is None:
@@ -374,7 +396,28 @@ class BatchNormCell:
         }
         if self.has_cell_state:
             config["normalize_cell_state"] = self.normalize_cell_state
+        if self.frozen_normalizers:
+            config["frozen_normalizers"] = self.frozen_normalizers
         return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        frozen = config.pop("frozen_normalizers", [])
+        cell = cls(**config)
+        cell.frozen_normalizers = frozen
+        return cell
+
+    @property
+    def frozen_normalizers(self):
+        """The names of the normalisers that were frozen by themselves; no argument of a cell."""
+        names = ("normalizer", "recurrent_normalizer", "cell_normalizer")
+        return [name for name in names if self.trainable and _is_frozen(getattr(self, name))]
+
+    @frozen_normalizers.setter
+    def frozen_normalizers(self, names):
+        for name in names:
+            getattr(self, name).trainable = False
 
 
 class StandaloneCell(BatchNormCell):
@@ -457,6 +500,10 @@ class StandaloneCell(BatchNormCell):
         return {**config, "in_layer": True} if self.in_layer else config
 
 
+def _is_frozen(normalizer):
+    return normalizer is not None and not normalizer.trainable
+
+
 def _dropped(x, mask):
     # Keras makes the mask in the dtype of the layer, which may be set to another than its cell's.
     dropped = [x * tf.cast(one, x.dtype) for one in tf.nest.flatten(mask)]
@@ -469,54 +516,7 @@ class BatchNormSimpleRNNCell(StandaloneCell, keras.layers.SimpleRNNCell):
 
         h_t = tanh(BN(x_t W) + h_{t-1} U + bias)
 
-    BN(a) = gamma * (a - mean) / sqrt(variance + epsilon); Laurent et al. 2016, section 3.
-
-
-    Args:
-        units: Size of the states and the output.
-        activation, use_bias, kernel_initializer, …: Every other argument of
-            `keras.layers.SimpleRNNCell`, with its meaning and default.
-        normalization: `"frame"` for the moments of each call's rows, or `None` for no
-            normalisation of the inputs' path. `"sequence"` needs the layer, which sees all frames.
-        normalize_recurrent: Whether `h U` is normalised too, with a gamma of its own.
-        max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
-            first N time steps (Cooijmans et al. 2016). A later step is normalised with the last
-            pair and updates none.
-        renorm: Whether training normalises with the population's statistics, as inference does, and
-            only the gradient is taken through the mini-batch's moments (batch renormalisation,
-            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
-        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
-            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
-            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
-        synchronized: Must be `False`; replicas cannot exchange moments within a time loop.
-        momentum: Share of the old value that a moving average keeps at each update.
-        epsilon: Added to the variance.
-        gamma_initializer, gamma_regularizer, gamma_constraint: Of the scales.
-        moving_mean_initializer, moving_variance_initializer: Of the population statistics.
-
-    Args of a call:
-        inputs: `[batch, features]`.
-        states: A list of h `[batch, units]`; with `max_timesteps` followed by a step counter
-            `[batch, 1]`.
-        training: Whether to normalise with the batch's moments and update the population's.
-
-    Returns of a call:
-        The output `[batch, units]` and the new states.
-
-    In a bare `keras.layers.RNN` a cell does not see the mask, so every row of every call counts,
-    padding too; statistics are updated once per call of the cell; and Keras calls it once more than
-    there are frames (on the first frame it reads, discarding the value, unless `unroll=True`;
-    `StackedRNNCells` adds another), which counts as well. Prefer the layer `BatchNormSimpleRNN`.
-
-    Raises:
-        ValueError: If arguments cannot work together; the message says why.
-
-    Example:
-
-    >>> import keras, keras_bnrnn
-    >>> layer = keras.layers.RNN(keras_bnrnn.BatchNormSimpleRNNCell(4))
-    >>> layer(keras.ops.ones((2, 5, 3))).shape
-    TensorShape([2, 4])
+    where BN(a) = gamma * (a - mean) / sqrt(variance + epsilon).
     """
 
     plain_class = keras.layers.SimpleRNNCell
@@ -535,56 +535,7 @@ class BatchNormLSTMCell(StandaloneCell, keras.layers.LSTMCell):
 
         z_t = BN(x_t W) + h_{t-1} U + bias,   then the equations of `keras.layers.LSTM` on z_t
 
-    BN(a) = gamma * (a - mean) / sqrt(variance + epsilon); Laurent et al. 2016, section 3.
-
-
-    Args:
-        units: Size of the states and the output.
-        activation, use_bias, kernel_initializer, …: Every other argument of
-            `keras.layers.LSTMCell`, with its meaning and default.
-        normalization: `"frame"` for the moments of each call's rows, or `None` for no
-            normalisation of the inputs' path. `"sequence"` needs the layer, which sees all frames.
-        normalize_recurrent: Whether `h U` is normalised too, with a gamma of its own.
-        normalize_cell_state: Whether the cell state is normalised on its way to the output,
-            `h_t = o_t * tanh(BN(c_t))`, with a gamma and a beta of its own.
-        max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
-            first N time steps (Cooijmans et al. 2016). A later step is normalised with the last
-            pair and updates none.
-        renorm: Whether training normalises with the population's statistics, as inference does, and
-            only the gradient is taken through the mini-batch's moments (batch renormalisation,
-            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
-        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
-            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
-            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
-        synchronized: Must be `False`; replicas cannot exchange moments within a time loop.
-        momentum: Share of the old value that a moving average keeps at each update.
-        epsilon: Added to the variance.
-        gamma_initializer, gamma_regularizer, gamma_constraint: Of the scales.
-        moving_mean_initializer, moving_variance_initializer: Of the population statistics.
-
-    Args of a call:
-        inputs: `[batch, features]`.
-        states: A list of h and c, `[batch, units]` each; with `max_timesteps` followed by a step
-            counter `[batch, 1]`.
-        training: Whether to normalise with the batch's moments and update the population's.
-
-    Returns of a call:
-        The output `[batch, units]` and the new states.
-
-    In a bare `keras.layers.RNN` a cell does not see the mask, so every row of every call counts,
-    padding too; statistics are updated once per call of the cell; and Keras calls it once more than
-    there are frames (on the first frame it reads, discarding the value, unless `unroll=True`;
-    `StackedRNNCells` adds another), which counts as well. Prefer the layer `BatchNormLSTM`.
-
-    Raises:
-        ValueError: If arguments cannot work together; the message says why.
-
-    Example:
-
-    >>> import keras, keras_bnrnn
-    >>> layer = keras.layers.RNN(keras_bnrnn.BatchNormLSTMCell(4))
-    >>> layer(keras.ops.ones((2, 5, 3))).shape
-    TensorShape([2, 4])
+    where BN(a) = gamma * (a - mean) / sqrt(variance + epsilon).
     """
 
     plain_class = keras.layers.LSTMCell
@@ -608,57 +559,9 @@ class BatchNormGRUCell(StandaloneCell, keras.layers.GRUCell):
 
         z_t = BN(x_t W) + input bias,   then the equations of `keras.layers.GRU` with z_t for x_t W
 
-    With `normalize_recurrent` and `reset_after=True` h U is normalised before the recurrent bias;
-    with `reset_after=False` h U for both gates, and (r * h) U for the candidate.
-
-    BN(a) = gamma * (a - mean) / sqrt(variance + epsilon); Laurent et al. 2016, section 3.
-
-
-    Args:
-        units: Size of the states and the output.
-        activation, use_bias, kernel_initializer, …: Every other argument of
-            `keras.layers.GRUCell`, with its meaning and default.
-        normalization: `"frame"` for the moments of each call's rows, or `None` for no
-            normalisation of the inputs' path. `"sequence"` needs the layer, which sees all frames.
-        normalize_recurrent: Whether `h U` is normalised too, with a gamma of its own.
-        max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
-            first N time steps (Cooijmans et al. 2016). A later step is normalised with the last
-            pair and updates none.
-        renorm: Whether training normalises with the population's statistics, as inference does, and
-            only the gradient is taken through the mini-batch's moments (batch renormalisation,
-            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
-        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
-            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
-            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
-        synchronized: Must be `False`; replicas cannot exchange moments within a time loop.
-        momentum: Share of the old value that a moving average keeps at each update.
-        epsilon: Added to the variance.
-        gamma_initializer, gamma_regularizer, gamma_constraint: Of the scales.
-        moving_mean_initializer, moving_variance_initializer: Of the population statistics.
-
-    Args of a call:
-        inputs: `[batch, features]`.
-        states: A list of h `[batch, units]`; with `max_timesteps` followed by a step counter
-            `[batch, 1]`.
-        training: Whether to normalise with the batch's moments and update the population's.
-
-    Returns of a call:
-        The output `[batch, units]` and the new states.
-
-    In a bare `keras.layers.RNN` a cell does not see the mask, so every row of every call counts,
-    padding too; statistics are updated once per call of the cell; and Keras calls it once more than
-    there are frames (on the first frame it reads, discarding the value, unless `unroll=True`;
-    `StackedRNNCells` adds another), which counts as well. Prefer the layer `BatchNormGRU`.
-
-    Raises:
-        ValueError: If arguments cannot work together; the message says why.
-
-    Example:
-
-    >>> import keras, keras_bnrnn
-    >>> layer = keras.layers.RNN(keras_bnrnn.BatchNormGRUCell(4))
-    >>> layer(keras.ops.ones((2, 5, 3))).shape
-    TensorShape([2, 4])
+    where BN(a) = gamma * (a - mean) / sqrt(variance + epsilon). With
+    `normalize_recurrent` and `reset_after=True` h U is normalised before the recurrent bias; with
+    `reset_after=False` h U for both gates, and (r * h) U for the candidate.
     """
 
     plain_class = keras.layers.GRUCell
@@ -675,7 +578,7 @@ class BatchNormGRUCell(StandaloneCell, keras.layers.GRUCell):
         recurrent_bias = self.recurrent_bias
         if recurrent_bias is None:
             recurrent_bias = tf.zeros_like(input_bias)
-        return tf.stack([input_bias, recurrent_bias])
+        return tf.stack([input_bias, tf.cast(recurrent_bias, input_bias.dtype)])
 
     @property
     def recurrent_bias(self):

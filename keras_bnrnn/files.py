@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 try:
@@ -14,6 +15,23 @@ except ImportError:  # Windows, where folders are not locked.
 PARTIAL = ".partial"
 LOCK_FILE = ".lock"
 SECONDS_TO_WAIT = 120
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # One letter is a drive of Windows.
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """The path, with `~` expanded.
+
+    Raises:
+        ValueError: it is a URL, which would become a folder of that name here, or `~` is of nobody.
+    """
+    text = os.path.expanduser(path)
+    if URL.match(text):
+        raise ValueError(
+            f"{text} is a URL; name a folder of this machine, which may be a mounted one"
+        )
+    if text.startswith("~"):
+        raise ValueError(f"{text} is in the home of nobody here; give the whole path")
+    return Path(text)
 
 
 def lock_folder(
@@ -28,8 +46,8 @@ def lock_folder(
 
     Returns:
         A context manager to keep; the lock ends with it, or with this process. A folder that cannot
-        be written, or is on a file system without locks, is not locked. This process itself is
-        never locked out.
+        be written, or is on a file system without locks, is not locked: then it is a
+        `contextlib.nullcontext`. This process itself is never locked out.
 
     Raises:
         TimeoutError: another process was at work all the time.
@@ -40,7 +58,8 @@ def lock_folder(
         return contextlib.nullcontext()
     if fcntl is None:
         return lock
-    deadline, told = time.monotonic() + seconds, False
+    deadline = time.monotonic() + seconds
+    say = every_ten_seconds()
     while True:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,24 +67,40 @@ def lock_folder(
         except (BlockingIOError, PermissionError):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"another process is at work in {folder}; stop it") from None
-            if not told:
-                print(f"Another process is at work in {folder}; waiting for it.", flush=True)
-            told = True
+            say(f"Another process is at work in {folder}; waiting for it.")
             time.sleep(0.1)
         except OSError:
-            return lock
+            lock.close()
+            return contextlib.nullcontext()
+
+
+def every_ten_seconds() -> Callable[[str], None]:
+    """A function that prints a line when it is called first, and ten seconds after it has last."""
+    due = time.monotonic()
+
+    def say(line):
+        nonlocal due
+        if time.monotonic() >= due:
+            print(line, flush=True)
+            due = time.monotonic() + 10.0
+
+    return say
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, writer: str = "") -> Iterator[Path]:
     """A path to write a file to; the file becomes `path` when the context ends without an error.
 
     Its suffix is that of `path`, for writers that choose a format by it.
 
+    Args:
+        path: of the file.
+        writer: tells apart who may write it at the same time.
+
     Raises:
         OSError: as the writer did, with the name of the file (a full disk names none).
     """
-    partial = path.with_name(f"{path.stem}{PARTIAL}{path.suffix}")
+    partial = path.with_name(f"{path.stem}{writer}{PARTIAL}{path.suffix}")
     try:
         yield partial
         flush(partial)
@@ -73,7 +108,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            # HDF5 has the reason in its text alone.
+            reason = error.strerror or " ".join(str(error).split())
+            raise OSError(error.errno, reason, str(path)) from error
         raise
 
 

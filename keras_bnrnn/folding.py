@@ -4,16 +4,32 @@ import contextlib
 import functools
 import inspect
 import tempfile
-import types
 
 import keras
 import tensorflow as tf
 
 from keras_bnrnn.bidirectional import Bidirectional
-from keras_bnrnn.cells import BatchNormCell
+from keras_bnrnn.cells import BatchNormCell, named_parameters
 from keras_bnrnn.keras_internals import flattened_layers, replace_parts
 from keras_bnrnn.layers import BatchNormRNN
 from keras_bnrnn.plain_weights import folded_weights, is_ours, obstacle
+from keras_bnrnn.references import reached_from
+
+
+class FoldingError(ValueError):
+    """Layers cannot be folded into plain ones.
+
+    Attributes:
+        reasons: why, by the layer's name.
+    """
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        self.reasons = reasons
+        super().__init__(
+            "These layers cannot be folded into plain Keras layers:\n"
+            + "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
+            + "\nUse strict=False to keep them as they are."
+        )
 
 
 def fold_batch_norm(model: keras.layers.Layer, strict: bool = True) -> keras.layers.Layer:
@@ -37,8 +53,8 @@ def fold_batch_norm(model: keras.layers.Layer, strict: bool = True) -> keras.lay
 
     Raises:
         ValueError: If the model is not built, if a class in it lacks the `get_config` that remakes
-            it, or a function the copy would share layers with `model`; or under `strict` names all
-            layers that cannot be folded.
+            it, or a function in it the copy would share layers with `model`; or under `strict`
+            names all layers that cannot be folded, and has them with their `reasons`.
 
     Example:
 
@@ -54,11 +70,7 @@ def fold_batch_norm(model: keras.layers.Layer, strict: bool = True) -> keras.lay
         )
     reasons = _obstacles(model)
     if strict and reasons:
-        raise ValueError(
-            "These layers cannot be folded into plain Keras layers:\n"
-            + "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
-            + "\nUse strict=False to keep them as they are."
-        )
+        raise FoldingError(reasons)
     copy = _Folding(model).fold(model)
     _check_independence(copy)
     return copy
@@ -218,12 +230,18 @@ def _naming(layer):
         raise
     except Exception as error:
         name = type(layer).__name__
+        functions = dict.fromkeys(
+            attribute
+            for attribute, _ in reached_from(layer, leave=_kept_by_keras())
+            if callable(vars(layer).get(attribute)) and attribute not in _parts(layer)
+        )
         reason = " ".join(str(error).strip().partition("\n\n")[0].split()).rstrip(".")
         raise _NoCopyError(
             f"{layer.name!r} cannot be copied, since its class {name} does not remake it from a "
             f"configuration: {reason}. Give {name} what it needs to be saved as a `.keras` file: "
             "a constructor that makes all layers and takes **kwargs for Keras, and a `get_config` "
             "that returns the constructor's other arguments."
+            + "".join(f" Its attribute {one!r} runs layers by itself." for one in functions)
         ) from error
 
 
@@ -281,7 +299,7 @@ def _config(layer):
     elif _is_keras(next(base for base in cls.__mro__ if "get_config" in vars(base))):
         # Keras makes it up, of Keras's arguments and a layer's; a model's own it does not know.
         parameters = inspect.signature(cls).parameters
-        own = parameters.keys() - {"name", "trainable", "dtype", "args", "kwargs"}
+        own = named_parameters(cls).keys() - {"name", "trainable", "dtype"}
         if isinstance(layer, keras.Model) and own:
             raise NotImplementedError("it has no `get_config`")
         if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
@@ -296,7 +314,8 @@ def _plain_config(layer):
     config = next(base for base in type(layer).__mro__ if is_ours(base)).get_config(layer)
     for name in cell.normalization_parameters():
         del config[name]
-    config.pop("in_layer", None)
+    for name in ("in_layer", "frozen_normalizers"):
+        config.pop(name, None)
     if cell.normalizer is not None:
         config["use_bias"] = True
     return config
@@ -321,34 +340,23 @@ def _copy_state(layer, new):
 
 def _check_independence(copy):
     """Raises an error where a function in the copy runs layers that are not the copy's."""
-    own = {id(layer) for layer in flattened_layers(copy)}
-    for layer in flattened_layers(copy):
-        for name, value in vars(layer).items():
-            for reached in _reached(value) if name not in _kept_by_keras() else ():
-                if id(reached) not in own:
-                    raise ValueError(
-                        f"The attribute {name!r} of {layer.name!r} ({type(layer).__name__}) is a "
-                        f"function that runs the layer {reached.name!r} by itself, so a copy would "
-                        "run the original's. Let it find the layer as an attribute of `self`."
-                    )
+    layers = flattened_layers(copy)
+    held = [(layer, layer.variables, list(_parts(layer).values())) for layer in layers]
+    own = set(map(id, tf.nest.flatten(held)))
 
+    def is_own(part):
+        of_it = part.variables if isinstance(part, keras.layers.Layer) and part.built else [part]
+        return id(part) in own or all(id(one) in own for one in of_it)
 
-def _reached(value, seen=frozenset()):
-    """The layers that functions refer to: methods, closures, `tf.function`s and partials."""
-    for function in tf.nest.flatten(value):
-        function = getattr(function, "python_function", function)
-        held = []
-        if isinstance(function, functools.partial):
-            held = [function.func, function.args, function.keywords]
-        elif isinstance(function, types.MethodType):
-            held = [function.__self__]
-        elif isinstance(function, types.FunctionType) and function not in seen:
-            names = inspect.getclosurevars(function)
-            held = [one for one in names.globals.values() if isinstance(one, keras.layers.Layer)]
-            held += [names.nonlocals, function.__defaults__]
-            seen |= {function}
-        for one in tf.nest.flatten(held):
-            yield from [one] if isinstance(one, keras.layers.Layer) else _reached(one, seen)
+    for layer in layers:
+        for name, reached in reached_from(layer, leave=_kept_by_keras()):
+            if not is_own(reached):
+                kind = "layer" if isinstance(reached, keras.layers.Layer) else "variable"
+                raise ValueError(
+                    f"The attribute {name!r} of {layer.name!r} ({type(layer).__name__}) runs the "
+                    f"{kind} {reached.name!r} by itself, so a copy would not have one of its own. "
+                    f"Let functions find the {kind} as an attribute of `self`."
+                )
 
 
 def _is_keras(cls):

@@ -7,10 +7,12 @@ the time loop: one matrix product for all frames, and a loop that does the recur
 import keras
 import tensorflow as tf
 
+from keras_bnrnn import docstrings
 from keras_bnrnn.cells import (
     BatchNormGRUCell,
     BatchNormLSTMCell,
     BatchNormSimpleRNNCell,
+    StandaloneCell,
     joined_signature,
     named_parameters,
 )
@@ -62,6 +64,7 @@ class BatchNormRNN(keras.layers.RNN):
         own = cls.cell_class.normalization_parameters()
         own["normalization"] = own["normalization"].replace(default="sequence")
         cls.__signature__ = joined_signature(namesake, own)
+        docstrings.complete(cls, docstrings.LAYER, namesake, cls.cell_class.has_cell_state)
         cls._cell_arguments = [
             name for name in [*named_parameters(namesake), *own] if name not in _LAYER_ARGUMENTS
         ]
@@ -84,6 +87,12 @@ class BatchNormRNN(keras.layers.RNN):
             name=self.cell_name,
             **cell_arguments,
         )
+        if type(cell).call is not StandaloneCell.call:
+            raise ValueError(
+                f"{type(self).__name__} projects all frames at once and takes its cell's steps on "
+                f"them, so the `call` that {type(cell).__name__} overrides would never run. "
+                "Override `step` or `project_inputs` instead."
+            )
         # A SimpleRNN has no such argument; then it is left for Keras to refuse.
         takes_use_cudnn = "use_cudnn" in self.__signature__.parameters
         use_cudnn = arguments.pop("use_cudnn") if takes_use_cudnn else False
@@ -143,7 +152,8 @@ class BatchNormRNN(keras.layers.RNN):
         config = super().get_config()
         del config["cell"]
         cell_config = self.cell.get_config()
-        own = {name: cell_config[name] for name in self._cell_arguments}
+        kept = [*self._cell_arguments, "frozen_normalizers"]
+        own = {name: cell_config[name] for name in kept if name in cell_config}
         own["activity_regularizer"] = keras.regularizers.serialize(self.activity_regularizer)
         if hasattr(self, "use_cudnn"):
             own["use_cudnn"] = self.use_cudnn
@@ -151,7 +161,11 @@ class BatchNormRNN(keras.layers.RNN):
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        config = dict(config)
+        frozen = config.pop("frozen_normalizers", [])
+        layer = cls(**config)
+        layer.cell.frozen_normalizers = frozen
+        return layer
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")
@@ -159,60 +173,8 @@ class BatchNormSimpleRNN(BatchNormRNN, namesake=keras.layers.SimpleRNN):
     """Simple recurrent layer with batch normalisation of the inputs' path.
 
         h_t = tanh(BN(x_t W) + h_{t-1} U + bias)
-        BN(a) = gamma * (a - mean) / sqrt(variance + epsilon)
 
-    A drop-in for `keras.layers.SimpleRNN`: same arguments, defaults, weights (gamma and the
-    population statistics follow them) and results but for the normalisation. In training mean and
-    variance are those of the mini-batch's live frames, and masked frames never count, whatever they
-    hold; at inference, or frozen, the population's are used, as in Keras's `BatchNormalization`.
-    Laurent et al., "Batch normalized recurrent neural networks", 2016, section 3.
-
-    Args:
-        units: Size of the states and the output.
-        activation, dropout, seed, …: Every other argument of `keras.layers.SimpleRNN`, with its
-            meaning and default.
-        normalization: Over which frames mean and variance are taken in training: `"sequence"`, all
-            live frames of the mini-batch together; `"frame"`, each time step by itself, so that no
-            frame learns of later ones; `None`, no normalisation of the inputs' path.
-        normalize_recurrent: Whether `h U` is normalised too, step by step, with its own gamma.
-        max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
-            first N time steps, of whatever is normalised step by step (Cooijmans et al. 2016). The
-            index starts from 0 at each call, and with `go_backwards` at each row's last live frame.
-            A later step is normalised with the last pair and updates none.
-        renorm: Whether training normalises with the population's statistics, as inference does, and
-            only the gradient is taken through the mini-batch's moments (batch renormalisation,
-            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
-        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
-            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
-            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
-        synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
-        momentum: Share of the old value that a moving average keeps; one update per call.
-        epsilon: Added to the variance.
-        gamma_initializer, gamma_regularizer, gamma_constraint: Of the scales.
-        moving_mean_initializer, moving_variance_initializer: Of the population statistics.
-
-    Call arguments:
-        sequences: `[batch, time, features]`.
-        initial_state: List of h, `[batch, units]` (optional).
-        mask: Boolean `[batch, time]`, `True` for live frames (optional).
-        training: Whether to normalise with the mini-batch's moments and apply dropout.
-
-    Returns:
-        `[batch, units]`, or `[batch, time, units]` with `return_sequences=True`; followed by the
-        final states with `return_state=True`.
-
-    A frame (`"frame"`) or a call (`"sequence"`) with fewer than two live rows is normalised with
-    the population statistics and leaves them alone.
-
-    Raises:
-        ValueError: If arguments cannot work together; the message says why.
-
-    Example:
-
-    >>> import keras, keras_bnrnn
-    >>> layer = keras_bnrnn.BatchNormSimpleRNN(4, return_sequences=True)
-    >>> layer(keras.ops.ones((2, 5, 3)), training=True).shape
-    TensorShape([2, 5, 4])
+    where BN(a) = gamma * (a - mean) / sqrt(variance + epsilon).
     """
 
     cell_class = BatchNormSimpleRNNCell
@@ -224,62 +186,8 @@ class BatchNormLSTM(BatchNormRNN, namesake=keras.layers.LSTM):
     """Long short-term memory with batch normalisation of the inputs' path.
 
         z_t = BN(x_t W) + h_{t-1} U + bias,   then Keras's LSTM equations on z_t
-        BN(a) = gamma * (a - mean) / sqrt(variance + epsilon)
 
-    A drop-in for `keras.layers.LSTM`: same arguments, defaults, weights (gamma and the population
-    statistics follow them) and results but for the normalisation. In training mean and variance are
-    those of the mini-batch's live frames, masked frames never count, whatever they hold; at
-    inference, or frozen, the population's are used, as in Keras's `BatchNormalization`.
-    Laurent et al., "Batch normalized recurrent neural networks", 2016, section 3.
-
-    Args:
-        units: Size of the states and the output.
-        activation, dropout, use_cudnn, …: Every other argument of `keras.layers.LSTM`, with its
-            meaning and default.
-        normalization: Over which frames mean and variance are taken in training: `"sequence"`, all
-            live frames of the mini-batch together; `"frame"`, each time step by itself, so that no
-            frame learns of later ones; `None`, no normalisation of the inputs' path.
-        normalize_recurrent: Whether `h U` is normalised too, step by step, with its own gamma.
-        normalize_cell_state: Whether the cell state is normalised on its way to the output,
-            `h_t = o_t * tanh(BN(c_t))`, step by step, with a gamma and a beta of its own.
-        max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
-            first N time steps, of whatever is normalised step by step (Cooijmans et al. 2016). The
-            index starts from 0 at each call, and with `go_backwards` at each row's last live frame.
-            A later step is normalised with the last pair and updates none.
-        renorm: Whether training normalises with the population's statistics, as inference does, and
-            only the gradient is taken through the mini-batch's moments (batch renormalisation,
-            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
-        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
-            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
-            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
-        synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
-        momentum: Share of the old value that a moving average keeps; one update per call.
-        epsilon: Added to the variance.
-        gamma_initializer, gamma_regularizer, gamma_constraint: Of the scales.
-        moving_mean_initializer, moving_variance_initializer: Of the population statistics.
-
-    Call arguments:
-        sequences: `[batch, time, features]`.
-        initial_state: List of h and c, `[batch, units]` each (optional).
-        mask: Boolean `[batch, time]`, `True` for live frames (optional).
-        training: Whether to normalise with the mini-batch's moments and apply dropout.
-
-    Returns:
-        `[batch, units]`, or `[batch, time, units]` with `return_sequences=True`; followed by the
-        final states with `return_state=True`.
-
-    A frame (`"frame"`) or a call (`"sequence"`) with fewer than two live rows is normalised with
-    the population statistics and leaves them alone.
-
-    Raises:
-        ValueError: If arguments cannot work together; the message says why.
-
-    Example:
-
-    >>> import keras, keras_bnrnn
-    >>> layer = keras_bnrnn.BatchNormLSTM(4, return_sequences=True)
-    >>> layer(keras.ops.ones((2, 5, 3)), training=True).shape
-    TensorShape([2, 5, 4])
+    where BN(a) = gamma * (a - mean) / sqrt(variance + epsilon).
     """
 
     cell_class = BatchNormLSTMCell
@@ -291,60 +199,8 @@ class BatchNormGRU(BatchNormRNN, namesake=keras.layers.GRU):
     """Gated recurrent unit with batch normalisation of the inputs' path.
 
         z_t = BN(x_t W) + input bias,   then Keras's GRU equations with z_t for x_t W
-        BN(a) = gamma * (a - mean) / sqrt(variance + epsilon)
 
-    A drop-in for `keras.layers.GRU`: same arguments, defaults, weights (gamma and the population
-    statistics follow them) and results but for the normalisation. In training mean and variance are
-    those of the mini-batch's live frames, masked frames never count, whatever they hold; at
-    inference, or frozen, the population's are used, as in Keras's `BatchNormalization`.
-    Laurent et al., "Batch normalized recurrent neural networks", 2016, section 3.
-
-    Args:
-        units: Size of the states and the output.
-        activation, dropout, use_cudnn, …: Every other argument of `keras.layers.GRU`, with its
-            meaning and default.
-        normalization: Over which frames mean and variance are taken in training: `"sequence"`, all
-            live frames of the mini-batch together; `"frame"`, each time step by itself, so that no
-            frame learns of later ones; `None`, no normalisation of the inputs' path.
-        normalize_recurrent: Whether `h U` is normalised too, step by step, with its own gamma.
-        max_timesteps: `None` for one pair of population statistics, or N for a pair for each of the
-            first N time steps, of whatever is normalised step by step (Cooijmans et al. 2016). The
-            index starts from 0 at each call, and with `go_backwards` at each row's last live frame.
-            A later step is normalised with the last pair and updates none.
-        renorm: Whether training normalises with the population's statistics, as inference does, and
-            only the gradient is taken through the mini-batch's moments (batch renormalisation,
-            Ioffe 2017). These statistics are plain averages until `momentum` is reached.
-        renorm_clipping: `None`, or bounds of renormalisation's corrections, which draw it towards
-            plain normalisation: a dictionary with any of `"rmin"`, `"rmax"`, `"dmax"`, as in
-            `keras.layers.BatchNormalization` (whose second set of statistics there is not here).
-        synchronized: Whether moments are taken over all replicas of a `tf.distribute` strategy.
-        momentum: Share of the old value that a moving average keeps; one update per call.
-        epsilon: Added to the variance.
-        gamma_initializer, gamma_regularizer, gamma_constraint: Of the scales.
-        moving_mean_initializer, moving_variance_initializer: Of the population statistics.
-
-    Call arguments:
-        sequences: `[batch, time, features]`.
-        initial_state: List of h, `[batch, units]` (optional).
-        mask: Boolean `[batch, time]`, `True` for live frames (optional).
-        training: Whether to normalise with the mini-batch's moments and apply dropout.
-
-    Returns:
-        `[batch, units]`, or `[batch, time, units]` with `return_sequences=True`; followed by the
-        final states with `return_state=True`.
-
-    A frame (`"frame"`) or a call (`"sequence"`) with fewer than two live rows is normalised with
-    the population statistics and leaves them alone.
-
-    Raises:
-        ValueError: If arguments cannot work together; the message says why.
-
-    Example:
-
-    >>> import keras, keras_bnrnn
-    >>> layer = keras_bnrnn.BatchNormGRU(4, return_sequences=True)
-    >>> layer(keras.ops.ones((2, 5, 3)), training=True).shape
-    TensorShape([2, 5, 4])
+    where BN(a) = gamma * (a - mean) / sqrt(variance + epsilon).
     """
 
     cell_class = BatchNormGRUCell

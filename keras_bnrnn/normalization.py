@@ -136,7 +136,8 @@ class BatchNormalizer(keras.layers.Layer):
         self.moving_variance_initializer = keras.initializers.get(moving_variance_initializer)
         self.beta = None
         self.updates = None
-        # While set, batch statistics are used and collected here instead of averaged.
+        # While set, batch statistics are collected here instead of averaged, and used with the
+        # renormalisation that its `clipping` says.
         self.collector = None
 
     def get_config(self):
@@ -266,15 +267,11 @@ class BatchNormalizer(keras.layers.Layer):
             first_time: The index of the first of these frames.
         """
         batch = Moments(*map(tf.stop_gradient, batch))
-        if self.collector is None:
-            batch = batch._replace(count=where_enough(batch.count, batch.count))
-        if self.max_timesteps is not None:
-            batch = self._align_frames(batch, first_time)
-        elif len(batch.mean.shape) == 2:
-            batch = pool(batch)
         if self.collector is not None:
-            self.collector.add(batch)
+            self.collector.add(batch, first_time)
             return
+        batch = batch._replace(count=where_enough(batch.count, batch.count))
+        batch = self.joined(batch, first_time)
         momentum, updates = self.momentum, statistics.updates
         if updates is not None:
             momentum = tf.minimum(updates / (updates + 1.0), momentum)
@@ -285,6 +282,18 @@ class BatchNormalizer(keras.layers.Layer):
         ):
             moved = momentum * old + (1.0 - momentum) * value
             variable.assign(where_enough(batch.count, moved, old))
+
+    def joined(self, batch, first_time=0):
+        """A call's moments (see `update`) in the population statistics' shape."""
+        if self.max_timesteps is not None:
+            return self._align_frames(batch, first_time)
+        return pool(batch) if len(batch.mean.shape) == 2 else batch
+
+    def population_of(self, batch, first_time=0):
+        """The population's moments that belong to a call's (see `update`)."""
+        by_frame = len(batch.mean.shape) == 2
+        time = self._frames(batch.mean, first_time) if by_frame else None
+        return self._population(self.read(), time)
 
     def fold(self, kernel, bias):
         """The kernel and bias with which a plain projection equals the normalised one.
@@ -351,11 +360,13 @@ class BatchNormalizer(keras.layers.Layer):
             self._gamma(), bias, *normalizing_statistics(None, population, self.epsilon)
         )
 
+    @property
+    def clipping(self):
+        """The bounds of renormalisation in training, `None` where there is none."""
+        return Clipping(**(self.renorm_clipping or {})) if self.renorm else None
+
     def _clipping(self):
-        """The bounds of renormalisation; `None` for none, as where statistics are collected."""
-        if not self.renorm or self.collector is not None:
-            return None
-        return Clipping(**(self.renorm_clipping or {}))
+        return self.clipping if self.collector is None else self.collector.clipping
 
     @property
     def _wide(self):

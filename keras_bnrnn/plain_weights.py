@@ -109,13 +109,10 @@ def _absorb(plain, normalized):
             f"{normalized.name!r} has use_bias=False and cannot hold the bias of {plain.name!r}. "
             "Make the target with use_bias=True."
         )
-    bias = (
-        plain.bias.numpy()
-        if plain.use_bias
-        else np.zeros(normalized.bias.shape, "float32")
-        if normalized.use_bias
-        else None
-    )
+    # Summed in float64, whatever either of the two keeps its weights in.
+    bias = None
+    if normalized.use_bias:
+        bias = _wide(plain.bias) if plain.use_bias else np.zeros(normalized.bias.shape)
     shifts = {
         normalizer: _undo(normalizer, shiftable=normalizer.beta is not None or bias is not None)
         for normalizer in (normalized.normalizer, *normalized.loop_normalizers)
@@ -144,11 +141,15 @@ def _undo(normalizer, shiftable):
         # Else the first update would put others in their place.
         normalizer.updates.assign(np.full(normalizer.updates.shape, SETTLED))
     mean, variance = (
-        value.numpy().reshape(-1, value.shape[-1])[0]
+        _wide(value).reshape(-1, value.shape[-1])[0]
         for value in (normalizer.moving_mean, normalizer.moving_variance)
     )
     normalizer.gamma.assign(np.sqrt(variance + normalizer.epsilon))
     return mean
+
+
+def _wide(variable):
+    return variable.numpy().astype("float64")
 
 
 # What of a class of our own a user's subclass may define and still be folded: it changes how the

@@ -34,70 +34,25 @@ KINDS = {
 }
 # Some of the corrections exceed each bound.
 CLIPPING = {"rmin": 0.8, "rmax": 1.2, "dmax": 0.3}
-MODES = {
-    "none": {"normalization": None},
-    "sequence": {"normalization": "sequence"},
-    "frame": {"normalization": "frame"},
-    "frame_steps": {"normalization": "frame", "max_timesteps": 3},
-    "none_recurrent": {"normalization": None, "normalize_recurrent": True},
-    "sequence_recurrent": {"normalization": "sequence", "normalize_recurrent": True},
-    "frame_recurrent": {"normalization": "frame", "normalize_recurrent": True},
-    "frame_recurrent_steps": {
-        "normalization": "frame",
-        "normalize_recurrent": True,
-        "max_timesteps": 3,
-    },
-    "sequence_recurrent_steps": {
-        "normalization": "sequence",
-        "normalize_recurrent": True,
-        "max_timesteps": 3,
-    },
-    "sequence_renorm": {"normalization": "sequence", "renorm": True},
-    "frame_renorm": {"normalization": "frame", "renorm": True},
-    "frame_recurrent_renorm_clipped": {
-        "normalization": "frame",
-        "normalize_recurrent": True,
-        "renorm": True,
-        "renorm_clipping": CLIPPING,
-    },
+# Modes are named after the normalisation of the inputs' path, and what is added to it.
+ADDED = {
+    "recurrent": {"normalize_recurrent": True},
+    "cell": {"normalize_cell_state": True},
+    "steps": {"max_timesteps": 3},
+    "renorm": {"renorm": True},
+    "clipped": {"renorm_clipping": CLIPPING},
 }
-CELL_STATE_MODES = {
-    "none_cell": {"normalization": None, "normalize_cell_state": True},
-    "sequence_cell": {"normalization": "sequence", "normalize_cell_state": True},
-    "frame_cell": {"normalization": "frame", "normalize_cell_state": True},
-    "sequence_recurrent_cell": {
-        "normalization": "sequence",
-        "normalize_recurrent": True,
-        "normalize_cell_state": True,
-    },
-    # The configuration of Cooijmans et al. 2016.
-    "frame_recurrent_cell_steps": {
-        "normalization": "frame",
-        "normalize_recurrent": True,
-        "normalize_cell_state": True,
-        "max_timesteps": 3,
-    },
-    "sequence_recurrent_cell_steps": {
-        "normalization": "sequence",
-        "normalize_recurrent": True,
-        "normalize_cell_state": True,
-        "max_timesteps": 3,
-    },
-    "sequence_recurrent_cell_renorm": {
-        "normalization": "sequence",
-        "normalize_recurrent": True,
-        "normalize_cell_state": True,
-        "renorm": True,
-    },
-    "frame_recurrent_cell_steps_renorm_clipped": {
-        "normalization": "frame",
-        "normalize_recurrent": True,
-        "normalize_cell_state": True,
-        "max_timesteps": 3,
-        "renorm": True,
-        "renorm_clipping": CLIPPING,
-    },
-}
+MODES = (
+    *("none", "sequence", "frame", "frame_steps", "none_recurrent", "sequence_recurrent"),
+    *("frame_recurrent", "frame_recurrent_steps", "sequence_recurrent_steps"),
+    *("sequence_renorm", "frame_renorm", "frame_recurrent_renorm_clipped"),
+)
+CELL_STATE_MODES = (
+    *("none_cell", "sequence_cell", "frame_cell", "sequence_recurrent_cell"),
+    "frame_recurrent_cell_steps",  # The configuration of Cooijmans et al. 2016.
+    *("sequence_recurrent_cell_steps", "sequence_recurrent_cell_renorm"),
+    "frame_recurrent_cell_steps_renorm_clipped",
+)
 OWN_ARGUMENTS = {
     *("normalization", "normalize_recurrent", "normalize_cell_state", "max_timesteps"),
     *("renorm", "renorm_clipping"),
@@ -119,7 +74,7 @@ class Case:
     Attributes:
         name: how tests and tables call it, e.g. "lstm-sequence".
         kind: key of `KINDS`.
-        mode: key of `MODES` or `CELL_STATE_MODES`.
+        mode: of `MODES` or `CELL_STATE_MODES`.
         kwargs: constructor arguments less `units`.
     """
 
@@ -180,6 +135,13 @@ class Case:
         defaults = {"dtype": "float64", "return_sequences": True, "return_state": True}
         return self.layer_class(units, **{**defaults, **self.kwargs, **overrides})
 
+    def built(self, weights, **overrides):
+        """A layer with these weights."""
+        layer = self.layer(**overrides)
+        layer.build((None, None, FEATURES))
+        set_weights(layer, weights)
+        return layer
+
     @property
     def for_xla(self):
         """What a layer has to be told before XLA compiles it on a GPU."""
@@ -193,19 +155,28 @@ class Case:
         return self.name
 
 
+def _arguments(mode):
+    normalization, *added = mode.split("_")
+    arguments = {"normalization": None if normalization == "none" else normalization}
+    for name in added:
+        arguments |= ADDED[name]
+    return arguments
+
+
 def _cases():
     for kind, (namesake, kwargs) in KINDS.items():
-        modes = MODES | (CELL_STATE_MODES if namesake == "LSTM" else {})
+        modes = MODES + (CELL_STATE_MODES if namesake == "LSTM" else ())
         varied = {"sequence", "frame_recurrent"}
         if namesake == "LSTM":
             varied = {"sequence", "frame_recurrent_cell_steps"}
-        for mode, mode_kwargs in modes.items():
-            yield Case(f"{kind}-{mode}", kind, mode, {**kwargs, **mode_kwargs})
+        for mode in modes:
+            arguments = {**kwargs, **_arguments(mode)}
+            yield Case(f"{kind}-{mode}", kind, mode, arguments)
             if mode in varied:
                 for variation, extra in VARIATIONS.items():
                     if variation == "no_bias" or kind == "lstm":
                         name = f"{kind}-{mode}-{variation}"
-                        yield Case(name, kind, mode, {**kwargs, **mode_kwargs, **extra})
+                        yield Case(name, kind, mode, {**arguments, **extra})
 
 
 CASES = tuple(_cases())
@@ -299,6 +270,25 @@ def statistics(case, layer):
     names = case.options.weight_shapes(FEATURES, UNITS)
     values = dict(zip(names, layer.get_weights(), strict=True))
     return {name: value for name, value in values.items() if name.endswith(reference.STATISTICS)}
+
+
+def assert_all_close(found, expected, rtol=0.0, atol=0.0):
+    """Each of several arrays is like its counterpart, or the same."""
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
+
+
+def assert_as_expected(case, layer, found, expected, atol=1e-10):
+    """Outputs, states and the statistics afterwards are those of the NumPy model."""
+    outputs, *states = found
+    np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=atol)
+    assert_all_close(states, expected.states, atol=atol)
+    assert_statistics(case, layer, expected.statistics, atol)
+
+
+def assert_statistics(case, layer, expected, atol=1e-10):
+    for name, value in statistics(case, layer).items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=atol, err_msg=name)
 
 
 def call_and_differentiate(layer, x, mask=None, initial_state=None, training=False, seed=9):

@@ -21,6 +21,7 @@ from script_fixtures import (  # noqa: F401  fixtures
     sharded_corpus,
     tiny_corpus,
     tiny_recipe,
+    tiny_text,
     trained_language,
     trained_speech,
 )
@@ -39,7 +40,7 @@ def pytest_configure(config):
     few = "not exhaustive" in config.getoption("markexpr")
     hypothesis.settings.register_profile(
         "layers",
-        max_examples=8 if few else 200,
+        max_examples=16 if few else 200,
         derandomize=few,
         database=None,
         deadline=None,

@@ -372,6 +372,22 @@ def exact_statistics(options, weights, batches):
     return result
 
 
+def gaps(options, weights, batches):
+    """What `StatisticsGap` finds over (x, mask) batches: `{prefix: [variance's, mean's]}`."""
+    found = {}
+    for x, mask in batches:
+        for norm in _run(options, weights, x, mask, None, training=True)[0].norms:
+            for step, rows in norm.counted:
+                mean, deviation = norm._mean_and_deviation(*norm._population(step))
+                batch_mean, batch_deviation = norm._mean_and_deviation(*_moments(rows))
+                of_rows = (
+                    np.abs(np.log(batch_deviation / deviation)).mean(),
+                    np.abs((batch_mean - mean) / deviation).mean(),
+                )
+                found.setdefault(norm.prefix, []).extend([of_rows] * len(rows))
+    return {prefix: np.mean(of_rows, axis=0) for prefix, of_rows in found.items()}
+
+
 def bare_cell(options, weights, x, initial_state=None, training=False, extra_calls=1):
     """Runs a cell in a bare `keras.layers.RNN`, which shows it no mask.
 

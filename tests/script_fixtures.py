@@ -231,19 +231,23 @@ def tiny_recipe():
 
 
 @pytest.fixture(scope="session")
-def trained_language(made_once, tiny_recipe, call_script_in_module):
-    """A batch-normalised language model after two epochs.
+def tiny_text(made_once):
+    """A folder of text with a dozen words, in which each word says much about the next."""
+    return made_once("text", write_text)
 
-    `text/` is its text, `run/` the run's folder, `output.txt` what train_ptb.py printed. Not to be
-    changed.
+
+@pytest.fixture(scope="session")
+def trained_language(made_once, tiny_text, tiny_recipe, call_script_in_module):
+    """A batch-normalised language model of `tiny_text` after two epochs.
+
+    `run/` is the run's folder, `output.txt` what train_ptb.py printed. Not to be changed.
     """
     pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed")
 
     def train(folder):
         import train_ptb
 
-        write_text(folder / "text")
-        flags = [f"--data_dir={folder}/text", f"--output_dir={folder}/run", "--seed=4"]
+        flags = [f"--data_dir={tiny_text}", f"--output_dir={folder}/run", "--seed=4"]
         with (
             pytest.MonkeyPatch.context() as patch,
             (folder / "output.txt").open("w") as output,
@@ -255,13 +259,11 @@ def trained_language(made_once, tiny_recipe, call_script_in_module):
     return made_once("trained-language", train)
 
 
-def write_text(folder):
-    """Writes sentences of a dozen words, in which each word says much about the next."""
-    folder.mkdir()
+def write_text(folder, sentences=130):
     generator = np.random.default_rng(3)
-    for split, sentences in (("train", 130), ("valid", 15), ("test", 17)):
+    for split, count in (("train", sentences), ("valid", 15), ("test", 17)):
         lines = []
-        for _ in range(sentences):
+        for _ in range(count):
             begin, length = generator.integers(0, 12), generator.integers(4, 9)
             lines.append(" ".join(f"w{(begin + k) % 12}" for k in range(length)))
         (folder / f"ptb.{split}.txt").write_text("\n".join(lines) + "\n")

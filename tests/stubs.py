@@ -1,12 +1,14 @@
 """Writes the stubs of layers and cells: `python tests/stubs.py`.
 
 Editors and type checkers run no code, so they cannot see a signature that is made from the one in
-`keras.layers`. The stubs spell it out; `test_signatures.py` fails when the two differ.
+`keras.layers`, nor a docstring that is put together. The stubs spell them out;
+`test_signatures.py` fails when the two differ.
 """
 
 import inspect
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import keras_bnrnn
@@ -27,7 +29,7 @@ MODULES = {
 }
 HEADS = {
     keras_bnrnn.cells: """\
-# Written by tests/stubs.py from the signatures at run time.
+# Written by tests/stubs.py from the signatures and docstrings at run time.
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -46,7 +48,7 @@ _Constraint: TypeAlias = (
 )
 """,
     keras_bnrnn.layers: """\
-# Written by tests/stubs.py from the signatures at run time.
+# Written by tests/stubs.py from the signatures and docstrings at run time.
 
 from typing import Any, Literal
 
@@ -95,7 +97,8 @@ def _class_line(cls, module):
 
 
 def _class(cls, module):
-    lines = [_class_line(cls, module), "    def __init__(", "        self,"]
+    docstring = textwrap.indent(f'"""{cls.__doc__}"""\n', " " * 4)
+    lines = [_class_line(cls, module), docstring, "    def __init__(", "        self,"]
     keyword_only = False
     for parameter in inspect.signature(cls).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:

@@ -7,7 +7,7 @@ import pytest
 import conformance
 import keras_bnrnn
 import reference
-from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS
+from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS, assert_all_close
 
 # What folding must be able to express, whatever else it can.
 FOLDED = [case for case in CASES if case.foldable]
@@ -32,27 +32,18 @@ def _randomize(layer, rng):
     layer.set_weights([rng.normal(0, 0.6, w.shape) for w in layer.get_weights()])
 
 
-def _snapshot(layer):
-    return [w.copy() for w in layer.get_weights()]
-
-
-def _assert_unchanged(layer, before):
-    for found, value in zip(layer.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(found, value)
-
-
 @pytest.mark.parametrize("case", FOLDED, ids=str)
 def test_out_of_a_normalised_layer(case):
     rng = np.random.default_rng(0)
     source = _ours(case, rng)
-    before = _snapshot(source)
+    before = source.get_weights()
     target = _namesake(case, use_bias=True)
     _randomize(target, rng)
     keras_bnrnn.copy_weights(source, target)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     mask = conformance.masks()["holey"]
     np.testing.assert_allclose(target(x, mask=mask), source(x, mask=mask), rtol=0, atol=1e-12)
-    _assert_unchanged(source, before)
+    assert_all_close(source.get_weights(), before)
 
 
 @pytest.mark.parametrize("case", [c for c in FOLDED if c.kwargs.get("use_bias", True)], ids=str)
@@ -61,7 +52,7 @@ def test_into_a_normalised_layer(case):
     rng = np.random.default_rng(1)
     source = _namesake(case)
     _randomize(source, rng)
-    before = _snapshot(source)
+    before = source.get_weights()
     target = _ours(case, rng)
     statistics = conformance.statistics(case, target)
     keras_bnrnn.copy_weights(source, target)
@@ -70,7 +61,7 @@ def test_into_a_normalised_layer(case):
     for name, value in conformance.statistics(case, target).items():
         expected = reference.SETTLED if name.endswith("updates") else statistics[name]
         np.testing.assert_array_equal(value, expected, err_msg=name)
-    _assert_unchanged(source, before)
+    assert_all_close(source.get_weights(), before)
     back = _namesake(case)
     keras_bnrnn.copy_weights(target, back)
     np.testing.assert_allclose(back(x), source(x), rtol=0, atol=1e-12)
@@ -84,11 +75,11 @@ def test_outputs_are_preserved_or_the_copy_refused(case, into):
     plain, ours = _namesake(case), _ours(case, rng)
     _randomize(plain, rng)
     source, target = (plain, ours) if into else (ours, plain)
-    before = _snapshot(target)
+    before = target.get_weights()
     try:
         keras_bnrnn.copy_weights(source, target)
     except ValueError:
-        _assert_unchanged(target, before)
+        assert_all_close(target.get_weights(), before)
     else:
         x = rng.normal(size=(BATCH, TIME, FEATURES))
         np.testing.assert_allclose(target(x), source(x), rtol=0, atol=1e-12)
@@ -149,14 +140,14 @@ def test_what_cannot_be_copied_is_refused():
         before = target.get_weights()
         with pytest.raises(ValueError):
             keras_bnrnn.copy_weights(ours, target)
-        _assert_unchanged(target, before)
+        assert_all_close(target.get_weights(), before)
     with_bias = _namesake(case)
     _randomize(with_bias, rng)
     target = _ours(conformance.find("lstm-sequence-no_bias"), rng)
-    before = _snapshot(target)
+    before = target.get_weights()
     with pytest.raises(ValueError, match="bias"):
         keras_bnrnn.copy_weights(with_bias, target)
-    _assert_unchanged(target, before)
+    assert_all_close(target.get_weights(), before)
 
 
 @pytest.mark.parametrize("name", ["activation", "recurrent_activation"])
@@ -170,3 +161,38 @@ def test_other_activations_are_refused(name):
     for same in ("relu", keras.layers.ReLU(), lambda x: keras.ops.maximum(x, 0.0)):
         relu = _ours(case, np.random.default_rng(6), **{name: same})
         keras_bnrnn.copy_weights(relu, other)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("kind", conformance.KINDS)
+def test_outputs_are_exact_whatever_the_weights_are_kept_in(kind, dtype):
+    """Both ways, with statistics that half precision would lose the bias in."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    half = {"dtype": dtype, "recurrent_initializer": "glorot_uniform"}
+
+    def ours_of(mode, **overrides):
+        layer = conformance.find(f"{kind}-{mode}").layer(return_state=False, **overrides)
+        layer.build(x.shape)
+        for weight in layer.weights:
+            if weight.name.endswith("moving_mean"):
+                weight.assign(np.linspace(-3.14, 29.9, weight.shape[0]))
+        return layer
+
+    def widened(layer, exact):
+        exact.set_weights([w.astype("float64") for w in layer.get_weights()])
+        return exact(x)
+
+    case = conformance.find(f"{kind}-sequence")
+    for use_bias in (True, False):
+        source = _namesake(case, use_bias=use_bias, **half)
+        expected = widened(source, _namesake(case, use_bias=use_bias))
+        for mode in ("sequence_recurrent", "sequence_renorm"):
+            target = ours_of(mode)
+            keras_bnrnn.copy_weights(source, target)
+            np.testing.assert_allclose(target(x), expected, rtol=0, atol=1e-12)
+        source = ours_of("sequence", use_bias=use_bias, **half)
+        expected = widened(source, ours_of("sequence", use_bias=use_bias))
+        target = _namesake(case)
+        keras_bnrnn.copy_weights(source, target)
+        np.testing.assert_allclose(target(x), expected, rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras.src import backend
 
 import keras_bnrnn
-from conformance import covering_pairs, parameters
+from conformance import assert_all_close, covering_pairs, parameters
 from keras_bnrnn.recurrence import cudnn
 
 BATCH, TIME, FEATURES, UNITS = 5, 7, 3, 4
@@ -160,8 +160,7 @@ def compare(monkeypatch, name, normalization, training, options, mask_name, in_g
         seen.append(observe(layer, x, mask, states, training, in_graph))
     if monkeypatch is not None and (in_graph or mask_name in ("none", "right")):
         assert stand_in.calls
-    for loop, kernel in zip(*seen, strict=True):
-        np.testing.assert_allclose(kernel, loop, atol=1e-9, rtol=1e-9)
+    assert_all_close(*seen, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +219,7 @@ def test_dropout_of_the_inputs_equals_the_loop(monkeypatch, normalization, imple
         monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
         monkeypatch.setattr(cudnn, "kernel", stand_in)
     assert stand_in.calls
-    for expected, value in zip(*found, strict=True):
-        np.testing.assert_allclose(value, expected, atol=1e-6)
+    assert_all_close(*found, atol=1e-6)
 
 
 def test_without_a_gpu_cudnn_is_an_error_when_demanded():
@@ -257,8 +255,7 @@ def test_a_device_without_the_kernel_takes_the_loop(monkeypatch, name, mask):
         found.append((layer(x, mask=MASKS[mask], training=True), *layer.weights))
         monkeypatch.setattr(cudnn, "available", lambda cell, unroll: True)
         monkeypatch.setattr(cudnn, "kernel", _not_here)
-    for expected, value in zip(*found, strict=True):
-        np.testing.assert_allclose(value, expected, atol=1e-6)
+    assert_all_close(*found, atol=1e-6)
     layer.use_cudnn = True
     if mask != "left":
         with pytest.raises(ValueError, match="cuDNN cannot run this layer"):

@@ -1,6 +1,7 @@
 """Files that are whole or not there, and locks of folders."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,18 @@ def test_a_folder_that_cannot_be_written_is_not_locked(tmp_path):
     (tmp_path / files.LOCK_FILE).mkdir()  # Cannot be opened for writing, by root neither.
     with files.lock_folder(tmp_path, seconds=0.1):
         pass
+
+
+def test_paths_are_of_this_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.local_path("~/run") == tmp_path / "run"
+    for path in ("a/b", "/a", "a:b/c", "C:/x"):
+        assert files.local_path(path) == Path(path)
+    for url in ("gs://bucket/run", "s3://a", "file:///tmp/a", "hdfs:/a", Path("gs://bucket/run")):
+        with pytest.raises(ValueError, match="is a URL; name a folder of this machine"):
+            files.local_path(url)
+    with pytest.raises(ValueError, match="the home of nobody"):
+        files.local_path("~nobody-of-this-name/run")
 
 
 def test_the_first_number_that_is_free(tmp_path):

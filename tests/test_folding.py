@@ -13,7 +13,17 @@ import tensorflow as tf
 import conformance
 import keras_bnrnn
 import reference
-from conformance import BATCH, CASES, CONTAINERS, FEATURES, MAIN_CASES, TIME, UNITS
+from conformance import (
+    BATCH,
+    CASES,
+    CONTAINERS,
+    FEATURES,
+    MAIN_CASES,
+    TIME,
+    UNITS,
+    assert_all_close,
+)
+from keras_bnrnn.folding import FoldingError
 from keras_bnrnn.losses import FrameMeanCrossEntropy
 
 FOLDABLE = [case for case in CASES if case.foldable]
@@ -39,10 +49,8 @@ def _holds_ours(model):
 def test_a_folded_layer_is_its_namesake(case):
     """In float64, with masks, states and `return_state`."""
     rng = np.random.default_rng(0)
-    layer = case.layer()
-    layer.build((None, None, FEATURES))
     weights = case.weights(rng)
-    conformance.set_weights(layer, weights)
+    layer = case.built(weights)
     folded = keras_bnrnn.fold_batch_norm(layer)
     assert type(folded) is case.namesake_class
     x = rng.normal(size=(BATCH, TIME, FEATURES))
@@ -51,8 +59,7 @@ def test_a_folded_layer_is_its_namesake(case):
         expected = reference.layer(case.options, weights, x, mask, states)
         outputs, *final = folded(x, mask=mask, initial_state=states)
         np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=1e-11)
-        for found, state in zip(final, expected.states, strict=True):
-            np.testing.assert_allclose(found, state, rtol=0, atol=1e-11)
+        assert_all_close(final, expected.states, atol=1e-11)
     for found, value in zip(layer.get_weights(), weights.values(), strict=True):
         np.testing.assert_array_equal(found, value, err_msg="the original is untouched")
 
@@ -78,8 +85,7 @@ def test_models_of_every_kind(kind, container):
         live = np.any(x, axis=-1)
         outputs, expected = outputs[live], expected[live]
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
-    for left, right in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert_all_close(model.get_weights(), before)
 
 
 @pytest.mark.parametrize("case", UNFOLDABLE, ids=str)
@@ -101,9 +107,11 @@ def test_one_error_names_all_and_strict_false_folds_the_rest():
     x = conformance.find("gru-sequence").layer(**options, name="folds")(x)
     outputs = conformance.find("lstm-sequence_cell").layer(**options, name="last_that_stays")(x)
     model = keras.Model(inputs, outputs)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(FoldingError) as error:
         keras_bnrnn.fold_batch_norm(model)
-    assert "first_that_stays" in str(error.value) and "last_that_stays" in str(error.value)
+    assert list(error.value.reasons) == ["first_that_stays", "last_that_stays"]
+    for name, reason in error.value.reasons.items():
+        assert f"{name}: {reason}" in str(error.value)
     folded = keras_bnrnn.fold_batch_norm(model, strict=False)
     assert len(_holds_ours(folded)) >= 2
     assert type(folded.get_layer("folds")) is keras.layers.GRU
@@ -142,8 +150,7 @@ def test_a_plain_model_folds_to_an_equal_one():
     np.testing.assert_allclose(folded(_inputs()), model(_inputs()), rtol=0, atol=1e-7)
     before = model.get_weights()
     folded.set_weights([w + 1.0 for w in folded.get_weights()])
-    for left, right in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert_all_close(model.get_weights(), before)
 
 
 LOAD = """
@@ -269,12 +276,10 @@ def test_whatever_a_subclassed_model_holds():
         for one in (model, folded)
     )
     assert not of_model & of_folded
-    for left, right in zip(states, keras.tree.flatten(folded.cells.states), strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert_all_close(states, keras.tree.flatten(folded.cells.states))
     for _ in range(2):  # And they are carried on.
         np.testing.assert_allclose(folded(x), model(x), rtol=1e-5, atol=1e-5)
-    for left, right in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert_all_close(model.get_weights(), before)
     folded.set_weights([w + 1.0 for w in folded.get_weights()])
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
 
@@ -299,8 +304,7 @@ def test_weights_shared_between_places_stay_shared():
     folded = keras_bnrnn.fold_batch_norm(model)
     # Cell, dense, two directions, the block and what follows.
     assert len(folded.weights) == 3 + 2 + 6 + 4 + 3
-    for actual, expected in zip(folded(_inputs()), model(_inputs()), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert_all_close(folded(_inputs()), model(_inputs()), rtol=1e-5, atol=1e-5)
 
 
 def test_layers_that_learnt_something_beside_weights():
@@ -387,31 +391,119 @@ class Wrapping(keras.Model):
         return self.run(x)
 
 
+GLOBAL = keras_bnrnn.BatchNormGRU(UNITS, name="everybodys")
+GLOBAL.build((None, None, FEATURES))
+rnn = GLOBAL  # Of the name of an attribute below.
+
+
+def through_a_global(x):
+    return GLOBAL(x)
+
+
+class Holder:
+    """An object that Keras looks into for no layers."""
+
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, x):
+        return self.held(x)
+
+    run = __call__
+
+
+# What an attribute may run a model's layer through, and what the copy finds it as.
+WAYS = {
+    "method": lambda model: model.through,
+    "tf.function": lambda model: tf.function(model.through),
+    "lambda": lambda model: lambda x: model.through(x),
+    "partial": lambda model: functools.partial(model.through),
+    "property": lambda model: model.property_of_a_function,
+    "deque": lambda model: collections.deque([model.rnn]),
+}
+WAYS_REFUSED = {
+    "method of a layer": lambda model: model.rnn.__call__,
+    "partial of a layer": lambda model: functools.partial(model.rnn),
+    "closure over a layer": lambda model: (lambda layer: lambda x: layer(x))(model.rnn),
+    "default": lambda model: lambda x, layer=model.rnn: layer(x),
+    "in a dictionary": lambda model: {"a": [lambda x, layer=model.rnn: layer(x)]},
+    "object": lambda model: Holder(model.rnn),
+    "method of an object": lambda model: Holder(model.rnn).run,
+    "another layer": lambda model: Holder(keras_bnrnn.BatchNormGRU(UNITS)).run,
+    "global": lambda model: lambda x: GLOBAL(x),
+    "global function": lambda model: through_a_global,
+}
+
+
 class Configured(Wrapping):
-    def __init__(self, way):
-        rnn = keras_bnrnn.BatchNormGRU(UNITS)  # In nobody's attribute.
-        ways = {
-            "method": lambda method: method,
-            "tf.function": tf.function,
-            "lambda": lambda method: lambda x: method(x),
-            "partial": lambda method: functools.partial(method),
-            "another's": lambda method: tf.function(lambda x: method(x) + rnn(x)),
-        }
-        super().__init__(ways[way])
+    def __init__(self, way, **kwargs):
+        super().__init__(lambda method: (WAYS | WAYS_REFUSED)[way](self))
         self.way = way
+
+    @property
+    def property_of_a_function(self):
+        return lambda x: self.rnn(x)
+
+    def call(self, x):
+        run = self.run["a"] if isinstance(self.run, dict) else self.run
+        return (run if callable(run) else run[0])(x)
 
     def get_config(self):
         return {"way": self.way}
 
 
-@pytest.mark.parametrize("way", ["method", "tf.function", "lambda", "partial"])
-def test_functions_of_a_model_run_the_layers_of_the_copy(way):
+class OfItsClass(keras.Model):
+    """Runs a layer of everybody's, by a name or as an attribute of the class."""
+
+    shared = GLOBAL
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = keras_bnrnn.BatchNormLSTM(UNITS)
+
+
+class ByName(OfItsClass):
+    def call(self, x):
+        return self.further(x)
+
+    def further(self, x):
+        return through_a_global(self.rnn(x)[:, None, :1] * x)
+
+
+class ByClass(OfItsClass):
+    def call(self, x):
+        return self.shared(x) + self.rnn(x)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_functions_of_a_model_run_the_layers_of_the_copy(way, tmp_path):
     model = Configured(way)
     expected = model(_inputs()).numpy()
     folded = keras_bnrnn.fold_batch_norm(model)
     assert type(folded.rnn) is keras.layers.LSTM
     model.set_weights([0.0 * w for w in model.get_weights()])
+    if way == "tf.function":  # Exported before it is called.
+        signature = [keras.InputSpec(shape=(None, None, FEATURES), dtype="float32")]
+        folded.export(tmp_path / "it", verbose=False, input_signature=signature)
+        loaded = tf.saved_model.load(tmp_path / "it")
+        np.testing.assert_allclose(loaded.serve(_inputs()), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(folded(_inputs()), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS_REFUSED)
+def test_what_runs_a_layer_past_the_copy_is_named(way):
+    model = Configured(way)
+    model(_inputs())
+    with pytest.raises(ValueError, match=r"attribute 'run' of .*\(Configured\) runs the layer"):
+        keras_bnrnn.fold_batch_norm(model)
+
+
+@pytest.mark.parametrize("cls", [ByName, ByClass])
+def test_layers_of_no_model_are_named(cls):
+    model = cls()
+    model(_inputs())
+    with pytest.raises(ValueError, match=r"attribute 'call' of .* runs the layer 'everybodys'"):
+        keras_bnrnn.fold_batch_norm(model)
 
 
 def test_what_a_configuration_does_not_make_is_refused():
@@ -429,12 +521,8 @@ def test_what_a_configuration_does_not_make_is_refused():
     inputs = keras.Input((TIME, FEATURES))
     through_lambda = keras.Model(inputs, keras.layers.Lambda(lambda x: rnn(x), name="by")(inputs))
     for model, message in (
-        (Wrapping(lambda method: lambda x: method(x)), "Wrapping .*`get_config`"),
+        (Wrapping(lambda method: lambda x: method(x)), "Wrapping .*`get_config`.*'run' runs"),
         (Scaled(2.0), "Scaled .*no `get_config`"),
-        (
-            Configured("another's"),
-            "attribute 'run' of .*Configured.* runs the layer 'batch_norm_gru",
-        ),
         (through_lambda, "attribute 'function' of 'by' .* runs the layer 'batch_norm_lstm"),
     ):
         model(_inputs())

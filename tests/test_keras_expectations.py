@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import conformance
 import keras_bnrnn
-from conformance import BATCH, FEATURES, KINDS, MAIN_CASES, TIME, UNITS
+from conformance import BATCH, FEATURES, KINDS, MAIN_CASES, TIME, UNITS, assert_all_close
 
 test_case = pytest.importorskip("keras.src.testing", reason="Keras came without its tests")
 
@@ -205,8 +205,7 @@ def test_equals_the_namesake(kind, option, training):
         expected = conformance.call_and_differentiate(plain, x, mask, initial_state, training)
         found = conformance.call_and_differentiate(ours, x, mask, initial_state, training)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
-        for left, right in zip(found[1], expected[1], strict=True):
-            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+        assert_all_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
         assert list(found[2]) == list(expected[2])
         for name, gradient in expected[2].items():
             np.testing.assert_allclose(found[2][name], gradient, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -231,8 +230,7 @@ def test_dropout_draws_what_the_namesake_draws(kind, rates):
     for training in (True, True, False):
         expected = plain(x, training=training)
         found = ours(x, training=training)
-        for left, right in zip(found, expected, strict=True):
-            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+        assert_all_close(found, expected, rtol=1e-5, atol=1e-5)
         outputs.append(np.asarray(found[0]))
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
 
@@ -259,10 +257,10 @@ def test_stateful_windows_equal_the_whole_sequence(case):
     rng = np.random.default_rng(3)
     weights = case.weights(rng)
     x = rng.normal(size=(BATCH, 6, FEATURES))
-    whole, windows = case.layer(), case.layer(stateful=True)
-    for layer in (whole, windows):
-        layer.build(x.shape)
-        conformance.set_weights(layer, weights)
+    whole = case.built(weights)
+    windows = case.layer(stateful=True)
+    windows.build(x.shape)
+    conformance.set_weights(windows, weights)
     modes = (False,) if case.kwargs["normalization"] == "sequence" else (False, True)
     for training in modes:
         windows.reset_state()
@@ -270,8 +268,7 @@ def test_stateful_windows_equal_the_whole_sequence(case):
         parts = [windows(x[:, t : t + 2], training=training) for t in (0, 2, 4)]
         found = np.concatenate([outputs for outputs, *_ in parts], axis=1)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-        for left, right in zip(parts[-1][1:], states, strict=True):
-            np.testing.assert_allclose(left, right, rtol=0, atol=1e-12)
+        assert_all_close(parts[-1][1:], states, atol=1e-12)
 
 
 @pytest.mark.by_route
@@ -282,15 +279,12 @@ def test_unrolled_equals_rolled(case):
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     found = []
     for unroll in (False, True):
-        layer = case.layer(unroll=unroll)
-        layer.build(x.shape)
-        conformance.set_weights(layer, weights)
+        layer = case.built(weights, unroll=unroll)
         outputs, states, gradients = conformance.call_and_differentiate(
             layer, x, conformance.masks()["holey"], training=True
         )
         found.append([outputs, *states, *gradients.values(), *layer.get_weights()])
-    for left, right in zip(*found, strict=True):
-        np.testing.assert_allclose(left, right, rtol=0, atol=1e-11)
+    assert_all_close(*found, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ import tensorflow as tf
 import conformance
 import keras_bnrnn
 import reference
-from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS
+from conformance import BATCH, CASES, FEATURES, MAIN_CASES, TIME, UNITS, assert_all_close
 
 # 1e200 overflows when squared. Plain Keras lets what is not finite through to the gradients, so
 # that is asked of the normalised layers only.
@@ -31,13 +31,6 @@ def _run(case, layer, weights, x, mask, training):
     return found | {f"final_{i}": s for i, s in enumerate(states)}
 
 
-def _built(case, weights, **overrides):
-    layer = case.layer(**overrides)
-    layer.build((None, None, FEATURES))
-    conformance.set_weights(layer, weights)
-    return layer
-
-
 def _assert_same(actual, expected, atol=1e-12, but=()):
     assert set(actual) == set(expected)
     for name in set(expected) - set(but):
@@ -50,7 +43,7 @@ def _assert_same(actual, expected, atol=1e-12, but=()):
 def test_what_the_padding_holds_moves_nothing(case, training):
     rng = np.random.default_rng(0)
     weights = case.weights(rng)
-    layer = _built(case, weights)
+    layer = case.built(weights)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     turn = CASES.index(case) + training
     mask = conformance.masks()[["right", "holey", "left"][turn % 3]]
@@ -67,25 +60,17 @@ def test_what_the_padding_holds_moves_nothing(case, training):
 def test_how_long_the_padding_is_moves_nothing(case, training):
     rng = np.random.default_rng(1)
     weights = case.weights(rng)
-    layer = _built(case, weights)
+    layer = case.built(weights)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     mask = conformance.masks()["right"]
     backwards = case.kwargs.get("go_backwards", False)
     longer_x = np.pad(x, [(0, 0), (0, 3), (0, 0)], constant_values=50.0)
     longer_mask = np.pad(mask, [(0, 0), (0, 3)])
     short = reference.layer(case.options, weights, x, mask, training=training)
-    if case.kwargs.get("unroll"):
-        layer = _built(case, weights)  # an unrolled layer knows one length
-    conformance.set_weights(layer, weights)
     outputs, *states = layer(longer_x, mask=longer_mask, training=training)
     # Under go_backwards the padding is in front, in the order of the loop.
     live_part = outputs[:, 3:] if backwards else outputs[:, :TIME]
-    np.testing.assert_allclose(live_part, short.outputs, rtol=0, atol=1e-12)
-    for found, expected in zip(states, short.states, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-    found = conformance.statistics(case, layer)
-    for name, expected in short.statistics.items():
-        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-12, err_msg=name)
+    conformance.assert_as_expected(case, layer, (live_part, *states), short, 1e-12)
 
 
 @pytest.mark.by_route
@@ -108,7 +93,7 @@ def test_a_mask_with_a_last_axis(case):
 def test_wholly_masked_rows_move_nothing(case):
     rng = np.random.default_rng(2)
     weights = case.weights(rng)
-    layer = _built(case, weights)
+    layer = case.built(weights)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     expected = _run(case, layer, weights, x, np.ones((BATCH, TIME), bool), True)
     conformance.set_weights(layer, weights)
@@ -118,8 +103,7 @@ def test_wholly_masked_rows_move_nothing(case):
     np.testing.assert_allclose(outputs[:BATCH], expected["outputs"], rtol=0, atol=1e-12)
     assert not np.asarray(outputs[BATCH:]).any()
     assert not np.asarray(states[0][BATCH:]).any()
-    for name, value in conformance.statistics(case, layer).items():
-        np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-12, err_msg=name)
+    conformance.assert_statistics(case, layer, expected, 1e-12)
 
 
 @pytest.mark.by_route
@@ -127,7 +111,7 @@ def test_wholly_masked_rows_move_nothing(case):
 def test_a_batch_without_any_live_frame(case):
     rng = np.random.default_rng(3)
     weights = case.weights(rng)
-    layer = _built(case, weights)
+    layer = case.built(weights)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     found = _run(case, layer, weights, x, np.zeros((BATCH, TIME), bool), True)
     for name, value in found.items():
@@ -142,7 +126,7 @@ def test_a_batch_without_any_live_frame(case):
 def test_a_mask_without_masked_frames_is_no_mask(case):
     rng = np.random.default_rng(4)
     weights = case.weights(rng)
-    layer = _built(case, weights)
+    layer = case.built(weights)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     expected = _run(case, layer, weights, x, None, True)
     _assert_same(_run(case, layer, weights, x, np.ones((BATCH, TIME), bool), True), expected)
@@ -211,8 +195,7 @@ def test_the_mask_travels_through_a_stack(case, training, newer_keras):
         padded = np.pad(x, [(0, 0), (0, padding), (0, 0)])
         output = model(padded, training=training)
         found.append([np.asarray(output), *model.get_weights()])
-    for left, right in zip(*found, strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+    assert_all_close(*found, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["layer", "bidirectional"])
@@ -271,37 +254,6 @@ def test_time_distributed_hands_the_mask_down(case, newer_keras):
         np.testing.assert_allclose(found[:, word], expected.last_output, rtol=0, atol=1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["lstm-sequence", "gru-frame_recurrent"])
-def test_padding_moves_no_weight_in_fit(name):
-    """The same promise for a compiled training step, where Keras hands the mask down."""
-    keras.utils.set_random_seed(2)
-    model = keras.Sequential(
-        [
-            keras.Input((None, FEATURES)),
-            keras.layers.Masking(0.0),
-            conformance.find(name).layer(return_state=False, dtype="float32"),
-            keras.layers.Dense(1),
-        ]
-    )
-    model.compile(keras.optimizers.SGD(0.1), "mse")
-    start = model.get_weights()
-    rng = np.random.default_rng(8)
-    x = rng.normal(size=(BATCH, TIME, FEATURES)).astype("float32")
-    x[1, 3:] = 0.0
-    y = rng.normal(size=(BATCH, TIME, 1)).astype("float32")
-    after = []
-    for padding in (0, 3):
-        model.set_weights(start)
-        pad = [(0, 0), (0, padding), (0, 0)]
-        model.train_on_batch(np.pad(x, pad), np.pad(y, pad))
-        after.append(model.get_weights())
-    names = [weight.name for weight in model.weights]
-    for weight, before, short, long in zip(names, start, *after, strict=True):
-        assert np.any(short != before), weight
-        np.testing.assert_allclose(short, long, rtol=1e-5, atol=1e-6, err_msg=weight)
-
-
 @pytest.mark.parametrize(
     ("name", "known", "training"),
     conformance.parameters(
@@ -316,9 +268,7 @@ def test_a_batch_that_is_known_to_be_one_row(name, known, training):
     case = conformance.find(name)
     rng = np.random.default_rng(0)
     x, mask = rng.normal(size=(1, 5, FEATURES)), np.array([[True, True, False, True, False]])
-    layer = case.layer()
-    layer.build(x.shape)
-    conformance.set_weights(layer, case.weights(rng))
+    layer = case.built(case.weights(rng))
     states = [rng.normal(size=(1, UNITS)) for _ in keras.tree.flatten(layer.cell.state_size)]
     x_rows, state_rows = (1, None) if known == "input" else (None, 1)
 

@@ -9,7 +9,16 @@ import tensorflow as tf
 
 import conformance
 import reference
-from conformance import BATCH, CASES, FEATURES, MAIN_CASES, SLOW_CASES, TIME, UNITS
+from conformance import (
+    BATCH,
+    CASES,
+    FEATURES,
+    MAIN_CASES,
+    SLOW_CASES,
+    TIME,
+    UNITS,
+    assert_all_close,
+)
 
 # Absolute tolerances for outputs in (-1, 1) and statistics of order one. A normalisation over few
 # rows amplifies the rounding of x W, hence no tighter for the half precisions.
@@ -41,9 +50,7 @@ def test_precision(case, policy):
     weights = case.weights(rng)
     mask = conformance.masks(16)["right"]
     x = rng.normal(size=(16, TIME, FEATURES))
-    layer = case.layer(dtype=policy)
-    layer.build(x.shape)
-    conformance.set_weights(layer, weights)
+    layer = case.built(weights, dtype=policy)
     for training in (False, True):
         conformance.set_weights(layer, weights)
         outputs, states, gradients = conformance.call_and_differentiate(
@@ -55,10 +62,7 @@ def test_precision(case, policy):
         np.testing.assert_allclose(outputs.astype(float), expected.outputs, rtol=0, atol=tolerance)
         for name, gradient in gradients.items():
             assert np.all(np.isfinite(gradient.astype(float))), name
-        for name, value in conformance.statistics(case, layer).items():
-            np.testing.assert_allclose(
-                value, expected.statistics[name], rtol=0, atol=tolerance, err_msg=name
-            )
+        conformance.assert_statistics(case, layer, expected.statistics, tolerance)
     for weight in layer.weights:
         assert keras.backend.standardize_dtype(weight.dtype) == variable_dtype
 
@@ -175,15 +179,9 @@ def test_dynamic_batch_and_time(case):
         conformance.set_weights(layer, weights)
         x = rng.normal(size=(batch, time, FEATURES))
         mask = rng.random((batch, time)) < 0.8
-        outputs, *states = train(x, mask)
+        found = train(x, mask)
         expected = reference.layer(case.options, weights, x, mask, training=True)
-        np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=1e-10)
-        for found, state in zip(states, expected.states, strict=True):
-            np.testing.assert_allclose(found, state, rtol=0, atol=1e-10)
-        for name, value in conformance.statistics(case, layer).items():
-            np.testing.assert_allclose(
-                value, expected.statistics[name], rtol=0, atol=1e-10, err_msg=name
-            )
+        conformance.assert_as_expected(case, layer, found, expected)
     assert len(traces) == 1
 
 
@@ -282,29 +280,20 @@ def test_fit_is_the_same_however_it_runs(name):
         after[str(how)] = model.get_weights()
     eager, *others = after.values()
     for other in others:
-        for left, right in zip(eager, other, strict=True):
-            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+        assert_all_close(eager, other, rtol=1e-4, atol=1e-5)
 
 
 def _check(case, x, mask=None, training=True):
     """Outputs, gradients and statistics of x are finite and those of the NumPy model."""
     weights = case.weights(np.random.default_rng(4))
-    layer = case.layer()
-    layer.build(x.shape)
-    conformance.set_weights(layer, weights)
+    layer = case.built(weights)
     outputs, states, gradients = conformance.call_and_differentiate(
         layer, x, mask, training=training
     )
     expected = reference.layer(case.options, weights, x, mask, training=training)
-    np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=1e-9)
-    for found, state in zip(states, expected.states, strict=True):
-        np.testing.assert_allclose(found, state, rtol=0, atol=1e-9)
+    conformance.assert_as_expected(case, layer, (outputs, *states), expected, 1e-9)
     for name, gradient in gradients.items():
         assert np.all(np.isfinite(gradient)), name
-    for name, value in conformance.statistics(case, layer).items():
-        np.testing.assert_allclose(
-            value, expected.statistics[name], rtol=0, atol=1e-9, err_msg=name
-        )
 
 
 @pytest.mark.by_route
@@ -373,9 +362,7 @@ def test_a_large_mean_in_every_layer(case):
     rng = np.random.default_rng(8)
     weights = case.weights(rng)
     x = _offset_inputs(rng)
-    layer = case.layer(dtype="float32")
-    layer.build(x.shape)
-    conformance.set_weights(layer, weights)
+    layer = case.built(weights, dtype="float32")
     outputs, *_ = layer(x, training=True)
     weights = {name: value.astype("float32").astype(float) for name, value in weights.items()}
     expected = reference.layer(case.options, weights, x.astype(float), training=True)
@@ -391,11 +378,8 @@ def test_gradients_with_a_large_mean(case):
     x = _offset_inputs(rng)
     found = {}
     for dtype in ("float32", "float64"):
-        layer = case.layer(dtype=dtype)
-        layer.build(x.shape)
-        conformance.set_weights(
-            layer, {name: value.astype("float32") for name, value in weights.items()}
-        )
+        single = {name: value.astype("float32") for name, value in weights.items()}
+        layer = case.built(single, dtype=dtype)
         _, _, found[dtype] = conformance.call_and_differentiate(layer, x, training=True)
     for name in ("kernel", "gamma", "recurrent_kernel"):
         scale = np.abs(found["float64"][name]).max()
@@ -416,27 +400,23 @@ def test_gradients_with_a_large_mean(case):
     ids=str,
 )
 def test_xla_infers(case, sequences):
-    layer = case.layer(return_sequences=sequences, **case.for_xla)
+    weights = case.weights(np.random.default_rng(2))
+    layer = case.built(weights, return_sequences=sequences, **case.for_xla)
     x = np.random.default_rng(3).normal(size=(BATCH, TIME, FEATURES))
     mask = conformance.masks()["right"]
-    layer.build(x.shape)
-    conformance.set_weights(layer, case.weights(np.random.default_rng(2)))
     infer = tf.function(lambda x, mask: layer(x, mask=mask, training=False), jit_compile=True)
-    for found, expected in zip(infer(x, mask), layer(x, mask=mask), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+    assert_all_close(infer(x, mask), layer(x, mask=mask), atol=1e-10)
 
 
 def test_a_lonely_row_meets_the_statistics_as_they_were():
     """In a graph too, where reading and assigning them could be in any order."""
     case = conformance.find("simple_rnn-frame")
-    layer = case.layer(momentum=0.5)
+    weights = case.weights(np.random.default_rng(2))
+    layer = case.built(weights, momentum=0.5)
     x = np.random.default_rng(3).normal(size=(BATCH, TIME, FEATURES))
     mask = np.zeros((BATCH, TIME), bool)
     mask[0] = mask[1, ::2] = True
-    layer.build(x.shape)
-    weights = case.weights(np.random.default_rng(2))
     train = tf.function(lambda: layer(x, mask=mask, training=True)[0])
-    conformance.set_weights(layer, weights)
     expected = layer(x, mask=mask, training=True)[0]
     for _ in range(200):
         conformance.set_weights(layer, weights)

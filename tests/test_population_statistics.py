@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import conformance
 import reference
-from conformance import BATCH, CASES, FEATURES, KINDS, MAIN_CASES, TIME, UNITS
+from conformance import BATCH, CASES, FEATURES, KINDS, MAIN_CASES, TIME, UNITS, assert_all_close
 
 MOMENTUM = 0.8
 NORMALIZED = [case for case in CASES if case.normalized]
@@ -21,10 +21,7 @@ NORMALIZED = [case for case in CASES if case.normalized]
 
 def _built(case, rng, **overrides):
     weights = case.weights(rng)
-    layer = case.layer(**overrides)
-    layer.build((None, None, FEATURES))
-    conformance.set_weights(layer, weights)
-    return layer, weights
+    return case.built(weights, **overrides), weights
 
 
 def _moved(old, batch):
@@ -92,15 +89,13 @@ def test_later_steps_use_the_last_pair(kind):
     rng = np.random.default_rng(2)
     case = conformance.find(f"{kind}-frame_recurrent_steps")
     layer, weights = _built(case, rng)
-    more = case.layer(max_timesteps=TIME)
-    more.build((None, None, FEATURES))
     repeated = {
         name: np.concatenate([w] + [w[-1:]] * (TIME - len(w)))
         if name.endswith(reference.STATISTICS)
         else w
         for name, w in weights.items()
     }
-    conformance.set_weights(more, repeated)
+    more = case.built(repeated, max_timesteps=TIME)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     np.testing.assert_allclose(layer(x)[0], more(x)[0], rtol=0, atol=1e-13)
 
@@ -116,11 +111,8 @@ def test_a_frozen_layer_is_at_inference(case):
     assert not layer.trainable_weights
     outputs, states, gradients = conformance.call_and_differentiate(layer, x, mask, training=True)
     expected = reference.layer(case.options, weights, x, mask, training=False)
-    np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=1e-11)
-    for found, state in zip(states, expected.states, strict=True):
-        np.testing.assert_allclose(found, state, rtol=0, atol=1e-11)
-    for found, value in zip(layer.get_weights(), weights.values(), strict=True):
-        np.testing.assert_array_equal(found, value)
+    conformance.assert_as_expected(case, layer, (outputs, *states), expected, 1e-11)
+    assert_all_close(layer.get_weights(), weights.values())
     layer.trainable = True
     _, _, inference = conformance.call_and_differentiate(layer, x, mask, training=False)
     np.testing.assert_allclose(gradients["x"], inference["x"], rtol=0, atol=1e-11)
@@ -155,8 +147,7 @@ def test_inference_leaves_the_statistics_alone(case):
     layer, weights = _built(case, np.random.default_rng(5))
     layer(np.ones((BATCH, TIME, FEATURES)), training=False)
     layer(np.ones((BATCH, TIME, FEATURES)))
-    for found, value in zip(layer.get_weights(), weights.values(), strict=True):
-        np.testing.assert_array_equal(found, value)
+    assert_all_close(layer.get_weights(), weights.values())
 
 
 @pytest.mark.by_route
@@ -168,10 +159,8 @@ def test_a_single_row_is_too_few_for_frames(case):
     layer, weights = _built(case, rng)
     x = rng.normal(size=(1, TIME, FEATURES))
     expected = layer(x, training=False)
-    for found, value in zip(layer(x, training=True), expected, strict=True):
-        np.testing.assert_allclose(found, value, rtol=0, atol=1e-12)
-    for found, value in zip(layer.get_weights(), weights.values(), strict=True):
-        np.testing.assert_array_equal(found, value)
+    assert_all_close(layer(x, training=True), expected, atol=1e-12)
+    assert_all_close(layer.get_weights(), weights.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,10 +171,8 @@ def test_a_single_frame_is_too_few_for_a_call(kind):
     mask = np.zeros((BATCH, TIME), bool)
     mask[2, 3] = True
     expected = layer(x, mask=mask, training=False)
-    for found, value in zip(layer(x, mask=mask, training=True), expected, strict=True):
-        np.testing.assert_allclose(found, value, rtol=0, atol=1e-12)
-    for found, value in zip(layer.get_weights(), weights.values(), strict=True):
-        np.testing.assert_array_equal(found, value)
+    assert_all_close(layer(x, mask=mask, training=True), expected, atol=1e-12)
+    assert_all_close(layer.get_weights(), weights.values())
     mask[0, 1] = True  # two suffice
     layer(x, mask=mask, training=True)
     assert np.any(
@@ -337,14 +324,12 @@ def _options(case, **changes):
     return reference.dataclasses.replace(case.options, momentum=MOMENTUM, **changes)
 
 
-def _assert_bare(case, rnn, result, found, names):
+def _assert_bare(case, rnn, result, found):
     outputs, *states = found
     np.testing.assert_allclose(outputs, result.outputs, rtol=0, atol=1e-10)
     for state, expected in zip(states, result.states):  # noqa: B905  # a step counter may follow
         np.testing.assert_allclose(state, expected, rtol=0, atol=1e-10)
-    values = dict(zip(names, rnn.get_weights(), strict=True))
-    for name, expected in result.statistics.items():
-        np.testing.assert_allclose(values[name], expected, rtol=0, atol=1e-10, err_msg=name)
+    conformance.assert_statistics(case, rnn, result.statistics)
 
 
 LOOPS = {"rolled": {}, "backwards": {"go_backwards": True}, "unrolled": {"unroll": True}}
@@ -378,7 +363,7 @@ def test_a_cell_in_a_bare_rnn_updates_at_every_call_of_it(case, rnn_kwargs, trai
         extra_calls=0 if rnn_kwargs.get("unroll") else 1,
     )
     found = rnn(x, training=training)
-    _assert_bare(case, rnn, result, found, weights)
+    _assert_bare(case, rnn, result, found)
     counted = 1 if case.kwargs.get("max_timesteps") else 0
     assert len(found) == 1 + case.state_count + counted, "the counter is the last state"
     if counted:
@@ -394,7 +379,7 @@ def test_a_bare_rnn_in_a_graph_updates_as_often(case):
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     result = reference.bare_cell(_options(case), weights, x, training=True)
     found = tf.function(lambda x: rnn(x, training=True))(x)
-    _assert_bare(case, rnn, result, found, weights)
+    _assert_bare(case, rnn, result, found)
 
 
 @pytest.mark.by_route
@@ -405,9 +390,8 @@ def test_a_single_row_in_a_bare_rnn(case):
     rnn = _bare(case, weights)
     x = rng.normal(size=(1, TIME, FEATURES))
     result = reference.bare_cell(_options(case), weights, x, training=True)
-    _assert_bare(case, rnn, result, rnn(x, training=True), weights)
-    for found, value in zip(rnn.get_weights(), weights.values(), strict=True):
-        np.testing.assert_array_equal(found, value)
+    _assert_bare(case, rnn, result, rnn(x, training=True))
+    assert_all_close(rnn.get_weights(), weights.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -420,9 +404,7 @@ def test_a_bare_rnn_counts_every_row_masked_or_not(kind):
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     rnn(x, mask=conformance.masks()["right"], training=True)
     result = reference.bare_cell(_options(case), weights, x, training=True)
-    values = dict(zip(weights, rnn.get_weights(), strict=True))
-    for name, expected in result.statistics.items():
-        np.testing.assert_allclose(values[name], expected, rtol=0, atol=1e-10, err_msg=name)
+    conformance.assert_statistics(case, rnn, result.statistics)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -445,10 +427,8 @@ def test_stacked_cells_are_called_twice_more_each(kind):
     below = reference.bare_cell(_options(case), first, x, training=True, extra_calls=2)
     above = reference.bare_cell(_options(case), second, below.outputs, training=True, extra_calls=2)
     np.testing.assert_allclose(found, above.outputs, rtol=0, atol=1e-10)
-    for cell, weights, result in zip(cells, (first, second), (below, above), strict=True):
-        values = dict(zip(weights, cell.get_weights(), strict=True))
-        for name, expected in result.statistics.items():
-            np.testing.assert_allclose(values[name], expected, rtol=0, atol=1e-10, err_msg=name)
+    for cell, result in zip(cells, (below, above), strict=True):
+        conformance.assert_statistics(case, cell, result.statistics)
 
 
 @pytest.mark.parametrize("kind", KINDS)

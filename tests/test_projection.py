@@ -115,14 +115,64 @@ def test_by_hand_equals_autodiff(monkeypatch, form, mask_name):
     assert_close(found, observe(by_autodiff, *plain, renorm=renorm))
 
 
+@pytest.mark.parametrize("mask_name", MASKS)
+@pytest.mark.parametrize("form", ["scatter-by_gate", "folded", "scatter-clipped"])
+def test_decorrelated_features_change_nothing(monkeypatch, form, mask_name):
+    monkeypatch.setattr(projection, "LEAST_LEFT", 1e30)
+    test_by_hand_equals_autodiff(monkeypatch, form, mask_name)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("level", ["moving", "walking"])
+@pytest.mark.parametrize("fold", [False, True], ids=["scatter", "folded"])
+def test_features_that_move_together(level, masked, fold):
+    """Level to spread 10000 : 1 in single precision, and kernels that see the spread alone."""
+    random = np.random.default_rng(0)
+    rows, channels = (100, 16), 32
+    common = random.normal(size=(*rows, 1))
+    if level == "walking":
+        common = np.cumsum(common, 0) / 5
+    x = (1e4 * (1 + common) + random.normal(size=(*rows, 4))).astype("float32")
+    W = random.normal(size=(4, channels)).astype("float32")
+    W[:, : channels // 2] -= W[:, : channels // 2].mean(0)
+    mask = random.random(rows) > 0.3 if masked else np.ones(rows, bool)
+    bias, gamma = random.normal(size=(2, channels)).astype("float32")
+    population = np.ones((2, 1, channels), "float32")
+    dz = random.normal(size=(*rows, channels)).astype("float32") * mask[..., np.newaxis]
+
+    def found(dtype):
+        x_, *parameters, dz_ = (
+            tf.constant(value, dtype) for value in (x, W, bias, gamma, population, dz)
+        )
+        return observe(by_hand, [x_], *parameters, mask, OVER_SEQUENCE, dz_, fold=fold)
+
+    names = ("z", "d_x", "d_W", "d_bias", "d_gamma", "mean", "variance", "count")
+    single, double = (
+        {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+        for values in (tf.nest.flatten(found(dtype)) for dtype in ("float32", "float64"))
+    )
+    scales = {name: np.abs(value).max() for name, value in double.items()}
+    scales |= {"mean": np.sqrt(double["variance"]), "variance": double["variance"]}
+    for name in names:
+        error = np.abs(single[name] - double[name]) / scales[name]
+        np.testing.assert_array_less(error, 3e-3 if name == "mean" else 1e-4, err_msg=name)
+
+
 # The others are whole layers' in test_synchronized.py.
 @pytest.mark.parametrize(
-    "form",
-    ["sequence", pytest.param("frame-by_gate", marks=pytest.mark.slow), "folded", "frame-renorm"],
+    ("form", "least_left"),
+    [
+        ("sequence", 0),
+        pytest.param("frame-by_gate", 0, marks=pytest.mark.slow),
+        ("folded", 0),
+        ("folded", 1e30),  # decorrelated, by each replica on its own
+        ("frame-renorm", 0),
+    ],
 )
-def test_two_replicas_are_one_batch(monkeypatch, strategy, form):
+def test_two_replicas_are_one_batch(monkeypatch, strategy, form, least_left):
     scatter_limit, axes, parts, fold, renorm = FORMS[form]
     monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
+    monkeypatch.setattr(projection, "LEAST_LEFT", least_left)
     with_junk, plain = example(parts, MASKS["holey"], axes)
     x, W, bias, gamma, population, mask, axes, dz = with_junk
 

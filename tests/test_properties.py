@@ -92,59 +92,6 @@ def test_equals_the_numpy_model(problem):
         _close(after[name], value)
 
 
-@hypothesis.given(problems(), st.integers(0, 2**32 - 1))
-def test_the_order_of_the_rows_does_not_matter(problem, seed):
-    _, layer, weights, x, mask, states, training = problem
-    outputs, final, after = _call(layer, weights, x, mask, states, training)
-    order = np.random.default_rng(seed).permutation(len(x))
-    mask = None if mask is None else mask[order]
-    states = None if states is None else [state[order] for state in states]
-    moved, moved_final, moved_after = _call(layer, weights, x[order], mask, states, training)
-    _close(moved, outputs[order])
-    for found, state in zip(moved_final, final, strict=True):
-        _close(found, state[order])
-    for name, value in after.items():
-        _close(moved_after[name], value)
-
-
-@hypothesis.given(problems(), st.integers(1, 3), st.sampled_from([0.0, 50.0, np.nan]))
-def test_padding_at_the_end_of_the_loop_does_not_matter(problem, length, junk):
-    options, layer, weights, x, mask, states, training = problem
-    mask = np.ones(x.shape[:2], bool) if mask is None else mask
-    outputs, final, after = _call(layer, weights, x, mask, states, training)
-    where = [(0, 0), (length, 0) if options.go_backwards else (0, length)]
-    padded = np.pad(np.where(mask[..., None], x, junk), [*where, (0, 0)], constant_values=junk)
-    found, found_final, found_after = _call(
-        layer, weights, padded, np.pad(mask, where), states, training
-    )
-    _close(found[:, : x.shape[1]], outputs)
-    for left, right in zip(found_final, final, strict=True):
-        _close(left, right)
-    for name, value in after.items():
-        _close(found_after[name], value)
-
-
-@hypothesis.given(problems())
-def test_rows_do_not_meet_at_inference(problem):
-    _, layer, weights, x, mask, states, _ = problem
-    outputs, final, after = _call(layer, weights, x, mask, states, False)
-    for row in range(len(x)):
-        one = slice(row, row + 1)
-        alone, alone_final, _ = _call(
-            layer,
-            weights,
-            x[one],
-            None if mask is None else mask[one],
-            None if states is None else [state[one] for state in states],
-            False,
-        )
-        _close(alone, outputs[one])
-        for found, state in zip(alone_final, final, strict=True):
-            _close(found, state[one])
-    for name, value in weights.items():
-        np.testing.assert_array_equal(after[name], value)
-
-
 @hypothesis.given(problems(), st.sampled_from([-7.0, 0.5, 100.0]))
 def test_a_shift_of_the_inputs_moves_only_the_mean(problem, shift):
     """Batch normalisation takes it out again, so a training call answers the same."""

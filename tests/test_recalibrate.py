@@ -8,7 +8,7 @@ import tensorflow as tf
 import conformance
 import keras_bnrnn
 import reference
-from conformance import BATCH, FEATURES, MAIN_CASES, TIME, UNITS
+from conformance import BATCH, FEATURES, MAIN_CASES, TIME, UNITS, assert_all_close
 
 NORMALIZED = [case for case in MAIN_CASES if case.normalized]
 
@@ -206,39 +206,115 @@ def test_a_frozen_layer_is_recalibrated_and_stays_frozen():
         np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
+class _Data(keras.utils.PyDataset):
+    """As many mini-batches as it is told, or endless, and no length."""
+
+    def __init__(self, x, y, num_batches):
+        super().__init__()
+        self.x, self.y, self.count, self.events = x, y, num_batches, []
+
+    @property
+    def num_batches(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index]
+
+    def on_epoch_begin(self):
+        self.events.append("begin")
+
+    def on_epoch_end(self):
+        self.events.append("end")
+
+
+class _Tensor:
+    """Of another library, elsewhere."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def cpu(self):
+        return self.array
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("call cpu() first")
+
+
 def test_datasets_of_every_kind_and_steps(capsys):
+    """Inputs count alone, though the targets have their shape."""
     case = conformance.find("simple_rnn-sequence")
     rng = np.random.default_rng(7)
     weights = case.weights(rng)
     x = rng.normal(size=(3, BATCH, TIME, FEATURES))
-    y = np.zeros((3, BATCH, TIME, UNITS))
+    y = 100.0 * x
     expected = reference.exact_statistics(case.options, weights, [(part, None) for part in x[:2]])
 
-    class Sequence(keras.utils.PyDataset):
+    class Sequence(_Data):
         def __len__(self):
             return len(x)
 
-        def __getitem__(self, index):
-            return x[index], y[index]
-
+    whole, targets = (array[:2].reshape(-1, TIME, FEATURES) for array in (x, y))
     datasets = {
         "tf.data": tf.data.Dataset.from_tensor_slices((x, y)),
         "with weights": tf.data.Dataset.from_tensor_slices((x, y, y[..., 0])),
         "inputs only": tf.data.Dataset.from_tensor_slices(x),
         "endless": tf.data.Dataset.from_tensor_slices((x, y)).repeat(),
-        "PyDataset": Sequence(),
+        "PyDataset": Sequence(x, y, 3),
+        "PyDataset without a length": _Data(x, y, 2),
+        "endless PyDataset": _Data(x, y, None),
         "generator": ((part, None) for part in x),
         "list": list(zip(x, y, strict=True)),
+        "loader of another library": [[_Tensor(part), _Tensor(part)] for part in x],
+        "array": whole,
+        "tensor": tf.constant(whole),
+        "arrays": (whole, targets),
+        "arrays and weights": (whole, targets, targets[..., 0, 0]),
     }
+    layer = case.layer(return_state=False)
+    model = _model(layer)
     for name, dataset in datasets.items():
-        layer = case.layer(return_state=False)
-        model = _model(layer)
         conformance.set_weights(layer, weights)
         keras_bnrnn.recalibrate(model, dataset, steps=2)
         found = conformance.statistics(case, layer)
         for statistic, value in expected.items():
             np.testing.assert_allclose(found[statistic], value, rtol=1e-9, err_msg=name)
+    assert datasets["endless PyDataset"].events == ["begin", "end"]
     assert "2/2" in capsys.readouterr().out, "there is a progress bar"
+
+
+def test_models_of_several_inputs():
+    rng = np.random.default_rng(8)
+    inputs = [keras.Input((TIME, FEATURES), name=name) for name in ("left", "right")]
+    layer = conformance.find("simple_rnn-sequence").layer(dtype="float32", return_state=False)
+    x = [rng.normal(size=(BATCH, TIME, FEATURES)) for _ in inputs]
+    named = dict(zip(("left", "right"), x, strict=True))
+    outputs = layer(keras.layers.Concatenate()(inputs))
+    for model, datasets in (
+        (keras.Model(inputs, outputs), [x, tuple(x), (x, x[0]), [(x, x[0])], [(tuple(x),)]]),
+        (keras.Model(dict(zip(named, inputs, strict=True)), outputs), [named, (named, 0 * x[0])]),
+    ):
+        kernel = model.get_weights()[0]
+        expected = (np.concatenate(x, -1) @ kernel).var(axis=(0, 1))
+        for dataset in datasets:
+            keras_bnrnn.recalibrate(model, dataset, verbose=0)
+            np.testing.assert_allclose(layer.get_weights()[-1], expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="The model has 2 inputs"):
+        keras_bnrnn.recalibrate(keras.Model(inputs, outputs), [tuple(x)], verbose=0)
+
+
+def test_what_is_not_clear_is_refused():
+    model = _model(conformance.find("simple_rnn-sequence").layer(return_state=False))
+    x = np.ones((BATCH, TIME, FEATURES))
+    for dataset, message in (
+        (((x, x), (x, x)), "not clear"),
+        ((x, x[:2]), "not clear"),
+        ([(x, x, x, x)], "one of 4 parts"),
+        (tf.data.Dataset.from_tensors(x).repeat(), "never ends"),
+        (_Data([x], [x], None), "never ends"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            keras_bnrnn.recalibrate(model, dataset)
+        assert "\n" not in str(error.value)
 
 
 def test_float32_statistics_of_a_large_mean():
@@ -297,5 +373,4 @@ def test_an_empty_dataset_is_an_error():
     before = layer.get_weights()
     with pytest.raises(ValueError):
         keras_bnrnn.recalibrate(model, [])
-    for found, value in zip(layer.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(found, value)
+    assert_all_close(layer.get_weights(), before)

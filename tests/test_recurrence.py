@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conformance import parameters
+from conformance import assert_all_close, parameters
 from keras_bnrnn import BatchNormGRU, BatchNormLSTM, BatchNormSimpleRNN
 from keras_bnrnn.recurrence import cudnn, differentiated, routes
 
@@ -65,8 +65,7 @@ def test_kernel_in_pieces_equals_whole_kernel(monkeypatch, name, timesteps, trai
     assert not pieces
     monkeypatch.setattr(differentiated, "DIVIDED_SIZES", range(1, 2**19))
     monkeypatch.setattr(differentiated, "PIECE", 2 * UNITS)
-    for seen, expected in zip(observe(), whole, strict=True):
-        np.testing.assert_allclose(seen, expected, rtol=1e-11, atol=1e-12)
+    assert_all_close(observe(), whole, rtol=1e-11, atol=1e-12)
     assert pieces and all(len(parts) > 1 for parts in pieces)
 
 

@@ -7,8 +7,10 @@ import tensorflow as tf
 
 import conformance
 import keras_bnrnn
-from conformance import BATCH, CASES, FEATURES, TIME, UNITS
+from conformance import BATCH, CASES, FEATURES, TIME, UNITS, assert_all_close
+from keras_bnrnn import fit
 from keras_bnrnn.moments import Clipping, Moments, normalizing_statistics
+from keras_bnrnn.population import begin_from
 
 RENORM = [case for case in CASES if case.kwargs.get("renorm")]
 UNCLIPPED = [case for case in RENORM if "renorm_clipping" not in case.kwargs]
@@ -16,11 +18,8 @@ UNCLIPPED = [case for case in RENORM if "renorm_clipping" not in case.kwargs]
 
 def _layer_and_inputs(case, seed=0, **kwargs):
     rng = np.random.default_rng(seed)
-    layer = case.layer(**kwargs)
     x = rng.normal(1.0, 2.0, size=(BATCH, TIME, FEATURES))
-    layer.build(x.shape)
-    conformance.set_weights(layer, case.weights(rng))
-    return layer, x
+    return case.built(case.weights(rng), **kwargs), x
 
 
 @pytest.mark.parametrize("case", UNCLIPPED, ids=str)
@@ -28,8 +27,40 @@ def test_training_computes_what_inference_does(case):
     layer, x = _layer_and_inputs(case)
     for mask in conformance.masks().values():
         inference = layer(x, mask=mask, training=False)
-        for found, expected in zip(layer(x, mask=mask, training=True), inference, strict=True):
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+        assert_all_close(layer(x, mask=mask, training=True), inference, atol=1e-12)
+
+
+def _model(**options):
+    layer = keras_bnrnn.BatchNormLSTM(16, normalization="frame", renorm=True, **options)
+    return keras.Sequential([keras.Input((40, 2)), layer]), layer.cell
+
+
+def test_a_fit_begins_from_a_first_mini_batch(tmp_path):
+    """Small inputs: normalised from the second call on, they blow up what is within the loop."""
+    x = 1e-2 * np.random.default_rng(0).normal(size=(20, 40, 2)).astype("float32")
+    data = tf.data.Dataset.from_tensors((x, np.zeros((20, 16), "float32")))
+
+    def build():
+        keras.utils.set_random_seed(0)
+        model, _ = _model(normalize_recurrent=True, normalize_cell_state=True)
+        model.compile(keras.optimizers.SGD(0.0), "mse")  # Nothing is learnt, only statistics move.
+        return model
+
+    model, _ = fit.fit(build, lambda epoch: data, data, 1, tmp_path / "run", verbose=0)
+    exact = build()
+    keras_bnrnn.recalibrate(exact, data, verbose=0)
+    for found, expected in zip(model.weights, exact.weights, strict=True):
+        if found.name.endswith("updates"):
+            np.testing.assert_array_equal(found, 2.0)
+        elif found.name == "cell_moving_variance":
+            assert np.max(found) < 3 * np.max(expected)
+
+
+def test_begin_from_leaves_others_alone():
+    model, _ = _model()
+    before = model.get_weights()
+    begin_from(model, [np.ones((4, 40, 2), "float32")])
+    assert_all_close(dict(enumerate(model.get_weights())), dict(enumerate(before)), atol=0)
 
 
 def test_inputs_far_from_zero():
@@ -138,8 +169,7 @@ def test_clipped_to_nothing_it_is_batch_normalisation():
                 variable.assign(weights[variable.name])
         outputs, states, gradients = conformance.call_and_differentiate(layer, x, training=True)
         results.append([outputs, *states, *gradients.values()])
-    for found, expected in zip(*results, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+    assert_all_close(*results, atol=1e-10)
 
 
 @pytest.mark.parametrize(

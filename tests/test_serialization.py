@@ -12,7 +12,17 @@ import tensorflow as tf
 
 import conformance
 import keras_bnrnn
-from conformance import BATCH, CASES, CONTAINERS, FEATURES, MAIN_CASES, SLOW_CASES, TIME, UNITS
+from conformance import (
+    BATCH,
+    CASES,
+    CONTAINERS,
+    FEATURES,
+    MAIN_CASES,
+    SLOW_CASES,
+    TIME,
+    UNITS,
+    assert_all_close,
+)
 
 LAYERS = [keras_bnrnn.BatchNormSimpleRNN, keras_bnrnn.BatchNormLSTM, keras_bnrnn.BatchNormGRU]
 CELLS = [
@@ -164,16 +174,6 @@ def test_positional_arguments_are_the_namesakes(layer_class):
         layer_class(*values, "frame")
 
 
-@pytest.mark.parametrize("layer_class", CLASSES, ids=lambda c: c.__name__)
-def test_the_signature_shows_the_arguments(layer_class):
-    """`help()` and editors show what there is to pass."""
-    parameters = inspect.signature(layer_class).parameters
-    names = _namesakes_arguments(layer_class)
-    assert list(parameters)[: len(names)] == names
-    for name in OWN_ARGUMENTS:
-        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
-
-
 @pytest.mark.parametrize("layer_class", LAYERS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(
     "arguments",
@@ -268,25 +268,18 @@ ALL_KNOWN_TO_KERAS = [one for one in ALL_CONTAINED if one[0] != "subclassed"]
 @pytest.mark.parametrize(
     ("container", "case"), conformance.parameters(ALL_CONTAINED, CONTAINED), ids=str
 )
-def test_weights_file_in_every_container(container, case, tmp_path):
+def test_clone_and_weights_file_in_every_container(container, case, tmp_path):
     model = conformance.model_of(container, case)
     x = _inputs()
     model.save_weights(tmp_path / "model.weights.h5")
     fresh = conformance.model_of(container, case, seed=1)
     fresh.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(fresh(x), model(x))
-    for mine, theirs in zip(fresh.weights, model.weights, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-
-
-@pytest.mark.parametrize(
-    ("container", "case"), conformance.parameters(ALL_KNOWN_TO_KERAS, KNOWN_TO_KERAS), ids=str
-)
-def test_clone_in_every_container(container, case):
-    model = conformance.model_of(container, case)
-    clone = keras.models.clone_model(model)
-    clone.set_weights(model.get_weights())
-    np.testing.assert_array_equal(clone(_inputs()), model(_inputs()))
+    assert_all_close(fresh.weights, model.weights)
+    if container != "subclassed":
+        clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+        np.testing.assert_array_equal(clone(x), model(x))
 
 
 EXTRAS = ["espeakng_loader", "kaldiio", "pocketsphinx", "soundfile", "soxr", "tensorflow_text"]
@@ -380,8 +373,7 @@ def test_saved_model_of_a_training_call(tmp_path):
     np.testing.assert_allclose(loaded.train(x), module.train(x), rtol=1e-5, atol=1e-6)
     moved = [bool(np.any(b != w.numpy())) for b, w in zip(before, loaded.weights, strict=True)]
     assert moved == ["moving" in weight.name for weight in layer.weights]
-    for theirs, ours in zip(loaded.weights, layer.weights, strict=True):
-        np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
+    assert_all_close(loaded.weights, layer.weights, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -407,11 +399,9 @@ def test_a_step_model_of_a_layers_cell(kind, mode, tmp_path):
         keras.models.clone_model(model),
     ):
         again.set_weights(model.get_weights())
-        for found, expected in zip(again(inputs), model(inputs), strict=True):
-            np.testing.assert_array_equal(found, expected)
+        assert_all_close(again(inputs), model(inputs))
     folded = keras_bnrnn.fold_batch_norm(model)
-    for found, expected in zip(folded(inputs), model(inputs), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert_all_close(folded(inputs), model(inputs), atol=1e-6)
     config = layer.get_config()
     assert config["normalization"] == (None if mode == "none" else mode) and config["synchronized"]
 
@@ -421,3 +411,28 @@ def test_the_cell_of_a_layer_that_counts_steps_is_not_called_alone():
     layer.build((None, None, FEATURES))
     with pytest.raises(ValueError, match=r"counts the time steps.*make a BatchNormLSTMCell"):
         layer.cell(np.ones((BATCH, FEATURES), "float32"), 2 * [np.zeros((BATCH, UNITS), "float32")])
+
+
+def test_a_normaliser_that_is_frozen_by_itself_stays_so(tmp_path):
+    both = keras_bnrnn.Bidirectional(keras_bnrnn.BatchNormGRU(UNITS, return_sequences=True))
+    cell = keras_bnrnn.BatchNormGRUCell(UNITS)
+    layer = conformance.find("lstm-frame_recurrent_cell_steps").layer(dtype="float32")
+    layers = [both, keras.layers.RNN(cell, return_sequences=True), layer]
+    model = keras.Sequential([keras.Input((TIME, FEATURES)), *layers])
+    cells = [both.forward_layer.cell, cell, layer.cell]
+    for normalizer in (*(one.normalizer for one in cells), layer.cell.cell_normalizer):
+        normalizer.trainable = False
+    model.save(tmp_path / "it.keras")
+
+    def trainable(model):
+        return [weight.trainable for weight in model.weights]
+
+    for again in (
+        keras.models.clone_model(model),
+        keras.models.load_model(tmp_path / "it.keras"),
+        keras_bnrnn.fold_batch_norm(
+            keras.Sequential([keras.Input((TIME, FEATURES)), layer]), False
+        ),
+    ):
+        assert again.layers[-1].cell.frozen_normalizers == ["normalizer", "cell_normalizer"]
+        assert trainable(again) == trainable(model)[-len(again.weights) :]

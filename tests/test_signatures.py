@@ -44,7 +44,10 @@ def arguments(function):
 def stubbed_init(cls, module):
     """The `__init__` that the stub has for a class, without its annotations."""
     classes = {getattr(node, "name", ""): node for node in ast.parse(stub_of(module)).body}
-    (init,) = classes[cls.__name__].body
+    docstring, init = classes[cls.__name__].body
+    assert inspect.cleandoc(docstring.value.value) == inspect.getdoc(cls), ADVICE
+    own = getattr(cls, "cell_class", cls).normalization_parameters()
+    assert [name for name in own if f"{name}: " not in cls.__doc__.replace(",", ":")] == []
     for argument in ast.walk(init):
         if isinstance(argument, ast.arg) and argument.arg != "self":
             assert argument.annotation, f"{argument.arg} has no type"
@@ -55,7 +58,7 @@ def stubbed_init(cls, module):
 
 
 @pytest.mark.parametrize("module,cls", CLASSES, ids=lambda value: value.__name__)
-def test_the_stub_has_the_arguments_of_the_class(module, cls):
+def test_the_stub_has_the_docstring_and_the_arguments_of_the_class(module, cls):
     assert arguments(stubbed_init(cls, module))[1:] == arguments(cls), ADVICE
 
 

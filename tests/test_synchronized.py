@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import conformance
 import reference
-from conformance import BATCH, FEATURES, KINDS, TIME, UNITS
+from conformance import BATCH, FEATURES, KINDS, TIME, UNITS, assert_all_close
 
 MOMENTUM = 0.8
 HALF = BATCH // 2
@@ -29,10 +29,7 @@ def _options(case):
 
 def _replicated(case, strategy, weights, **overrides):
     with strategy.scope():
-        layer = case.layer(momentum=MOMENTUM, **overrides)
-        layer.build((None, None, FEATURES))
-        conformance.set_weights(layer, weights)
-    return layer
+        return case.built(weights, momentum=MOMENTUM, **overrides)
 
 
 def _step(strategy, layer, batches, training=True):
@@ -113,10 +110,7 @@ def test_two_replicas_are_one_batch(case, mask_name, strategy):
     expected = reference.layer(_options(case), weights, x, mask, training=True)
     for found, row, time in zip(outputs, rows, times, strict=True):
         np.testing.assert_allclose(found, expected.outputs[row, :time], rtol=0, atol=1e-10)
-    for name, value in conformance.statistics(case, layer).items():
-        np.testing.assert_allclose(
-            value, expected.statistics[name], rtol=0, atol=1e-10, err_msg=name
-        )
+    conformance.assert_statistics(case, layer, expected.statistics)
     for weight in layer.weights:
         copies = [np.asarray(v) for v in strategy.experimental_local_results(weight.value)]
         np.testing.assert_array_equal(copies[0], copies[-1], err_msg=weight.name)
@@ -156,7 +150,14 @@ def test_every_call_in_a_graph_updates_on_all_replicas(case, strategy):
             np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.kind == "lstm"], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    conformance.parameters(
+        [(case,) for case in CASES if case.kind == "lstm"],
+        [(conformance.find(name),) for name in ("lstm-sequence", "lstm-frame")],
+    ),
+    ids=str,
+)
 def test_one_live_row_on_each_replica_suffices(case, strategy):
     rng = np.random.default_rng(1)
     weights = case.weights(rng)
@@ -175,17 +176,11 @@ def test_without_a_strategy_it_changes_nothing(case):
     rng = np.random.default_rng(2)
     weights = case.weights(rng)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
-    layer = case.layer(momentum=MOMENTUM, synchronized=True)
-    layer.build(x.shape)
-    conformance.set_weights(layer, weights)
+    layer = case.built(weights, momentum=MOMENTUM, synchronized=True)
     mask = conformance.masks()["holey"]
-    outputs, *_ = layer(x, mask=mask, training=True)
     expected = reference.layer(_options(case), weights, x, mask, training=True)
-    np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=1e-10)
-    for name, value in conformance.statistics(case, layer).items():
-        np.testing.assert_allclose(
-            value, expected.statistics[name], rtol=0, atol=1e-10, err_msg=name
-        )
+    found = layer(x, mask=mask, training=True)
+    conformance.assert_as_expected(case, layer, found, expected)
 
 
 UNSYNCHRONIZED = [
@@ -247,8 +242,7 @@ def test_fit_on_two_replicas_is_fit_on_one(name, strategy):
     alone = trained()
     with strategy.scope():
         together = trained()
-    for left, right in zip(alone, together, strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+    assert_all_close(alone, together, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("option", ["normalize_recurrent", "normalize_cell_state"])

@@ -71,6 +71,16 @@ def _run(folder, task, model, criterion, config):
     return folder
 
 
+def write_epochs(folder, rows, best, **results):
+    """Writes the tables of a run: a row for each epoch, the best one, and what else is known."""
+    folder.mkdir(parents=True)
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    (folder / "history.csv").write_text("\n".join(lines) + "\n")
+    seconds = [9.0, *[2.0] * (len(rows) - 1)]
+    document = {"best": best, "seconds_per_epoch": seconds, **results}
+    (folder / "results.json").write_text(json.dumps(document))
+
+
 def noise(samples, seed=0):
     """Samples in -1…1 that 16 bits hold."""
     values = np.random.default_rng(seed).integers(-9000, 9000, samples)

@@ -17,8 +17,11 @@ if __name__ == "__main__":
 """
 
 import ctypes
+import json
 import logging
+import math
 import os
+import re
 import runpy
 import signal
 import sys
@@ -26,11 +29,29 @@ import sys
 import absl.logging
 from absl import app, flags
 
+INTERRUPTED = "interrupted: the same command continues"
 MODELS = ("baseline", "batch_norm")
-# As a shell has them for a process that SIGTERM or Ctrl-C ended.
+# As a shell has them for a process that a signal ended.
+EXIT_BY_SIGNAL = 128
 EXIT_STOPPED, EXIT_INTERRUPTED = 143, 130
+STOPPING = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+]  # Ctrl-C is Python's.
 PARENT = "KERAS_BNRNN_PARENT"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # One letter is a drive of Windows.
+
+
+def explain_interrupts(kind, error, traceback, others=sys.excepthook):
+    """Python's last resort: no traceback for Ctrl-C while there is nothing to save."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(INTERRUPTED, file=sys.stderr)
+    else:
+        others(kind, error, traceback)
+
+
+# Scripts import this module before TensorFlow, which takes seconds.
+sys.excepthook = explain_interrupts
 
 
 class CommandError(Exception):
@@ -38,7 +59,42 @@ class CommandError(Exception):
 
 
 class Stopped(Exception):
-    """The script was told to stop and has; printed as one line."""
+    """The script was told by a signal to stop and has; printed as one line."""
+
+    def __init__(self, message, number=signal.SIGTERM):
+        super().__init__(message)
+        self.number = number
+
+
+class PathParser(flags.ArgumentParser):
+    """Expands `~`; refuses URLs, which would become local folders, unless they may be `remote`.
+
+    As `keras_bnrnn.files.local_path`, which not every script has.
+    """
+
+    def __init__(self, remote=False):
+        super().__init__()
+        self.remote = remote
+
+    def parse(self, argument):
+        path = os.path.expanduser(argument)
+        if URL.match(path) and not self.remote:
+            raise ValueError(
+                "this is a URL; name a path of this machine, which may be a mounted one"
+            )
+        if path.startswith("~"):
+            raise ValueError("this is the home of nobody here; give the whole path")
+        return path
+
+
+def define_path(name, default, help_text, flag_values, remote=False):
+    """Defines a flag that is a path.
+
+    Args:
+        name, default, help_text, flag_values: as absl's `flags.DEFINE_string` has them.
+        remote: whether URLs will do, since the path is read by way of `tf.io.gfile` alone.
+    """
+    flags.DEFINE(PathParser(remote), name, default, help_text, flag_values=flag_values)
 
 
 def define_run_flags(flag_values):
@@ -47,12 +103,12 @@ def define_run_flags(flag_values):
     from keras_bnrnn.fit.distribution import STRATEGIES
     from keras_bnrnn.fit.precision import PRECISIONS
 
-    flags.DEFINE_string(
+    define_path(
         "output_dir",
         None,
         "Folder of the run: checkpoints, history.csv, results.json and the models. The same "
         "command on the same folder continues an interrupted run.",
-        flag_values=flag_values,
+        flag_values,
     )
     flags.DEFINE_enum(
         "model",
@@ -115,8 +171,16 @@ def define_run_flags(flag_values):
     flags.DEFINE_bool(
         "tensorboard",
         False,
-        "Write losses, metrics, learning rate, gradient norm, histograms of gamma and moving "
-        "variances, and the input pipeline's share of the time into OUTPUT_DIR/tensorboard.",
+        "Write losses, metrics, the gaps between batch and population statistics, learning rate, "
+        "gradient norm, histograms of gamma and moving variances, and the input pipeline's share "
+        "of the time into OUTPUT_DIR/tensorboard.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "restart",
+        False,
+        "Start again where every checkpoint of a run is damaged or gone. Its models and tables are "
+        "moved to OUTPUT_DIR/damaged-1 first; a whole checkpoint is gone on from.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -142,6 +206,15 @@ def define_run_flags(flag_values):
         upper_bound=2**32 - 1,
         flag_values=flag_values,
     )
+
+
+def values(flag_values):
+    """`{--name: value}` of all flags that must be alike on several machines: all but paths."""
+    return {
+        f"--{name}": flag_values[name].value
+        for name in flag_values
+        if not isinstance(flag_values[name].parser, PathParser)
+    }
 
 
 def define_normalization_flags(flag_values):
@@ -183,7 +256,12 @@ def parse(flag_values, argv, description=""):
         print(f"{(description or '').strip()}\n\nflags:\n{flag_values.get_help()}")
         raise SystemExit(0)
     try:
-        return flag_values(argv)[1:]
+        positional = flag_values(argv)[1:]
+        for name in flag_values:
+            value = flag_values[name].value
+            if isinstance(value, float) and not math.isfinite(value):  # Bounds let nan through.
+                raise flags.IllegalFlagValueError(f"flag --{name}={value}: not a finite number")
+        return positional
     except flags.Error as error:
         print(f"error: {_one_line(error)} (--help lists the flags)", file=sys.stderr)
         raise SystemExit(2) from None
@@ -198,7 +276,8 @@ def run(main, flag_values, description="", expected_errors=(), positional=False)
         description: what `--help` prints above the flags, usually the script's `__doc__`.
         expected_errors: exception classes that are the caller's to put right, besides
             `CommandError`, `OSError` and the missing of an optional package. Where one has an
-            `argument`, the flag of that name is put in front of its message.
+            `argument`, the flag of that name (`--output_dir` for a `folder`) is put in front of
+            its message.
         positional: whether the script takes arguments that are no flags.
     """
 
@@ -211,21 +290,24 @@ def run(main, flag_values, description="", expected_errors=(), positional=False)
         # TensorFlow tells each asset it writes and each variable it reduces, by both loggers.
         absl.logging.set_verbosity(absl.logging.WARNING)
         logging.getLogger("tensorflow").setLevel(logging.WARNING)
-        signal.signal(signal.SIGTERM, stop)
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:  # As under nohup.
+                signal.signal(number, stop)
         try:
             stop_with_parent()
             if argv[1:] and not positional:
                 raise CommandError(f"unexpected argument {argv[1]!r}; every option is a --flag")
             return main(argv)
         except (CommandError, OSError, ModuleNotFoundError, *expected_errors) as error:
-            flag = getattr(error, "argument", None)
+            argument = getattr(error, "argument", None)
+            flag = "output_dir" if argument == "folder" else argument
             print(f"error: {f'--{flag}: ' if flag else ''}{_one_line(error)}", file=sys.stderr)
             return 1
         except Stopped as stopped:
             print(f"stopped: {_one_line(stopped)}", file=sys.stderr)
-            return EXIT_STOPPED
+            return EXIT_BY_SIGNAL + stopped.number
         except KeyboardInterrupt:
-            print("interrupted: the same command continues", file=sys.stderr)
+            print(INTERRUPTED, file=sys.stderr)
             return EXIT_INTERRUPTED
 
     app.run(guarded_main, flags_parser=parse_flags)
@@ -241,7 +323,7 @@ def call(script, arguments):
     Returns:
         The exit code.
     """
-    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    argv, handlers = sys.argv, {number: signal.getsignal(number) for number in STOPPING}
     sys.argv = [str(script), *map(str, arguments)]
     try:
         runpy.run_path(str(script), run_name="__main__")
@@ -249,12 +331,27 @@ def call(script, arguments):
         return ended.code or 0
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def stop(number, frame):
-    """What SIGTERM does where there is nothing to save."""
-    raise Stopped("SIGTERM; the same command continues")
+    """What such a signal does where there is nothing to save."""
+    raise Stopped(f"{signal.Signals(number).name}; the same command continues", number)
+
+
+def read_json(path, keys):
+    """A file that holds an object with these keys; a `CommandError` where it does not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CommandError(f"{path} is missing; put a copy of it back") from None
+    except ValueError as error:
+        raise CommandError(f"{path} is damaged ({error}); put a copy of it back") from None
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise CommandError(f"{path} lacks {', '.join(missing)}; put a copy of it back")
+    return found
 
 
 def child_environment():

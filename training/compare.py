@@ -23,8 +23,8 @@ from recipes.tasks import task_of
 PICTURE_FILE = "compare.png"
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "output_dir", ".", "Folder for the picture; made if it does not exist.", flag_values=FLAGS
+command_line.define_path(
+    "output_dir", ".", "Folder for the picture; made if it does not exist.", FLAGS
 )
 
 

@@ -30,9 +30,7 @@ from keras_bnrnn.fit.run_folder import read_results
 SCRIPTS = Path(__file__).resolve().parent
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "output_dir", str(SCRIPTS.parent / "demo"), "Folder of everything.", flag_values=FLAGS
-)
+command_line.define_path("output_dir", str(SCRIPTS.parent / "demo"), "Folder of everything.", FLAGS)
 flags.DEFINE_integer(
     "utterances", 360, "Sentences to synthesise, dev included.", lower_bound=2, flag_values=FLAGS
 )
@@ -115,7 +113,7 @@ def run_script(script, *arguments):
     """Prints a command of one of the scripts beside this file, and runs it in this process."""
     print(f"$ python training/{script} {shlex.join(arguments)}", flush=True)
     code = command_line.call(SCRIPTS / script, arguments)
-    if code in (command_line.EXIT_STOPPED, command_line.EXIT_INTERRUPTED):
+    if code > command_line.EXIT_BY_SIGNAL:
         raise SystemExit(code)  # It has said why.
     if code:
         raise CommandError(

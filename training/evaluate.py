@@ -10,6 +10,7 @@ training heard and for those that it did not. The figures are printed and writte
 in the run's folder, which is otherwise only read: best.keras keeps its moving averages.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import json
 from pathlib import Path
 
@@ -18,29 +19,28 @@ import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn import recalibrate
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import BEST_MODEL_FILE, read_results
+from keras_bnrnn.fit.run_folder import best_model, read_results
 from recipes.language_model import reset_states
 from recipes.speech_task import SpeechTask
 from recipes.tasks import EVALUATION_FILE, task_of
 from recipes.training import unchanged
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("run_dir", None, "Output folder of a training script.", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", None, "The --data_dir that it was trained with.", flag_values=FLAGS)
+command_line.define_path("run_dir", None, "Output folder of a training script.", FLAGS)
+command_line.define_path(
+    "data_dir", None, "The --data_dir that it was trained with.", FLAGS, remote=True
+)
 
 
 def main(argv):
     run_dir = Path(command_line.require_flag(FLAGS, "run_dir"))
     results = read_results(run_dir)
-    path = run_dir / BEST_MODEL_FILE
-    if not path.is_file():
-        raise CommandError(f"--run_dir={run_dir}: no {BEST_MODEL_FILE} in it")
+    path = best_model(run_dir, results)
     kind = task_of(results)
     if kind is SpeechTask:
         command_line.require_flag(FLAGS, "data_dir")

@@ -24,30 +24,30 @@ on, and how good it is. What comes out for frames past an utterance's length has
 influence. `assets/speech_model.json` (or `language_model.json`) holds the states' or words' names.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn import fold_batch_norm, serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import BEST_MODEL_FILE, read_results
+from keras_bnrnn.fit.run_folder import best_model, read_results
+from keras_bnrnn.folding import FoldingError
+from keras_bnrnn.serving.litert import QUANTIZATIONS
 from keras_bnrnn.serving.runtimes import FORMATS
 from keras_bnrnn.serving.saved_model import MODEL_CARD_FILE
 from recipes.tasks import task_of
 
-FLAG_OF_ARGUMENT = {"folder": "output_dir", "formats": "formats"}
-
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "run_dir", None, "Folder of a run of train_speech.py or train_ptb.py.", flag_values=FLAGS
+command_line.define_path(
+    "run_dir", None, "Folder of a run of train_speech.py or train_ptb.py.", FLAGS
 )
-flags.DEFINE_string(
-    "output_dir", None, "Folder of the SavedModel; must be new or empty.", flag_values=FLAGS
+command_line.define_path(
+    "output_dir", None, "Folder of the SavedModel; must be new or empty.", FLAGS
 )
 flags.DEFINE_list(
     "formats",
@@ -56,11 +56,12 @@ flags.DEFINE_list(
     "SavedModel's.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer(
-    "litert_frames",
-    100,
-    "Frames of the utterances that a bidirectional LiteRT model takes.",
-    lower_bound=1,
+flags.DEFINE_enum(
+    "quantize",
+    None,
+    QUANTIZATIONS,
+    "Weights of the files of --formats. dynamic: 8 bits, a quarter of the size; float16: half of "
+    "it. Not given: float32.",
     flag_values=FLAGS,
 )
 
@@ -70,26 +71,26 @@ def main(argv):
     output_dir = Path(command_line.require_flag(FLAGS, "output_dir"))
     results = read_results(run_dir)
     described = task_of(results).served(run_dir, results)
-    model = keras.saving.load_model(run_dir / BEST_MODEL_FILE, compile=False)
+    model = keras.saving.load_model(best_model(run_dir, results), compile=False)
     try:
         model = fold_batch_norm(model)
-    except ValueError as error:
+    except FoldingError as error:
+        name, reason = next(iter(error.reasons.items()))
         raise CommandError(
             f"--run_dir={run_dir}: its normalisation is no part of a plain model "
-            f"({str(error).splitlines()[1].strip()}), so it cannot be exported"
+            f"({name}: {reason}), so it cannot be exported"
         ) from None
-    try:
-        signatures = serving.export(
-            model,
-            output_dir,
-            **described,
-            configuration={key: results[key] for key in ("config", "versions")},
-            formats=FLAGS.formats,
-            litert_frames=FLAGS.litert_frames,
-        )
-    except serving.ServingError as error:
-        raise CommandError(f"--{FLAG_OF_ARGUMENT[error.argument]}={error}") from None
+    signatures = serving.export(
+        model,
+        output_dir,
+        **described,
+        configuration={key: results[key] for key in ("config", "versions")},
+        formats=FLAGS.formats,
+        quantize=FLAGS.quantize,
+    )
     best, criterion = results["best"], results["criterion"]
+    if not results.get("finished", True):
+        print("Warning: the run is not finished; MODEL_CARD.md says so.")
     print(
         f"Written: {output_dir}, the {results['model']} model after epoch {best['epoch']} "
         f"({criterion} {best[criterion]:.3f}), signatures {', '.join(signatures)}; "
@@ -101,4 +102,5 @@ def main(argv):
 
 if __name__ == "__main__":
     disk_errors = (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError)
-    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError, FitError, *disk_errors))
+    errors = (CorpusError, FitError, serving.ServingError, *disk_errors)
+    command_line.run(main, FLAGS, __doc__, expected_errors=errors)

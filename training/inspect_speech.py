@@ -3,9 +3,10 @@
     inspect_speech.py --data_dir=corpus --picture=corpus.png
     inspect_speech.py --data_dir=corpus --utterance=dev-00003 --run_dir=runs/bn --picture=utt.png
 
-Without --utterance: the sizes of the splits, and a picture of how long utterances are and how
-often each state occurs. With it: the utterance's phones, and a picture of its features with the
-phones' boundaries, its labels and, given a run, the model's posteriors.
+Without --utterance: the sizes of the splits, the utterances whose transcripts fit worst, and a
+picture of how long utterances are and how often each state occurs. With it: the utterance's phones,
+and a picture of its features with the phones' boundaries, its labels and, given a run, the model's
+posteriors.
 """
 
 from pathlib import Path
@@ -15,33 +16,39 @@ from absl import flags
 
 import command_line
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech.corpus import find_utterance, load_corpus
+from keras_bnrnn.data.speech.corpus import (
+    UNLABELLED,
+    find_utterance,
+    load_corpus,
+    read_alignment_scores,
+)
 from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
 from keras_bnrnn.data.speech.pipelines import kept_lengths
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import BEST_MODEL_FILE, read_results
+from keras_bnrnn.fit.run_folder import best_model, read_results
 from recipes.phone_model import phone_segments
 from recipes.speech_task import SpeechTask
 from recipes.tasks import task_of
 
 FREQUENT_STATES = 10
 MOST_STATES_SHOWN = 40
+WORST_SHOWN = 10
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data_dir", None, "Folder of the prepared corpus.", flag_values=FLAGS)
+command_line.define_path("data_dir", None, "Folder of the prepared corpus.", FLAGS, remote=True)
 flags.DEFINE_string(
     "utterance",
     None,
     "Show this utterance: its id, or SPLIT/ID where two splits have one of that name.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string(
+command_line.define_path(
     "run_dir",
     None,
     "Folder that train_speech.py wrote: show the posteriors of its best model too.",
-    flag_values=FLAGS,
+    FLAGS,
 )
-flags.DEFINE_string("picture", None, "PNG file to write.", flag_values=FLAGS)
+command_line.define_path("picture", None, "PNG file to write.", FLAGS)
 
 
 def main(argv):
@@ -76,13 +83,24 @@ def show_corpus(corpus):
     print(f"commonest states in train ({(counts == 0).sum()} never occur there):")
     for state in np.argsort(-counts, kind="stable")[:FREQUENT_STATES]:
         print(f"  {corpus.states[state]['name']:14} {counts[state] / train['frames']:6.2%}")
+    scores = sorted(
+        (score, f"{name}/{utterance}")
+        for name in corpus.splits
+        for score, utterance in read_alignment_scores(corpus, name)
+    )
+    if scores:
+        median = np.median([score for score, _ in scores])
+        print(f"alignment scores, worst first (0 at best, median {median:.2f}):")
+        for score, utterance in scores[:WORST_SHOWN]:
+            print(f"  {score:6.2f}  {utterance}")
     if not FLAGS.picture:
         return
     figure, (durations, labels) = new_figure(1, 2, (11, 4))
     for name, split in corpus.splits.items():
         durations.hist(kept_lengths(split) * FRAME_SECONDS, bins=40, alpha=0.6, label=name)
-        share = np.sort(split["state_frames"])[::-1] / split["frames"]
-        labels.plot(np.arange(1, len(share) + 1), share, label=name)
+        if corpus.has_labels(name):
+            share = np.sort(split["state_frames"])[::-1] / split["frames"]
+            labels.plot(np.arange(1, len(share) + 1), share, label=name)
     durations.set(xlabel="duration [s]", ylabel="utterances")
     labels.set(xlabel="state, by frequency", ylabel="share of frames", yscale="log", xscale="log")
     durations.legend()
@@ -97,14 +115,22 @@ def show_utterance(corpus):
     gender = f" ({utterance['gender']})" if utterance["gender"] else ""
     print(f"{utterance['id']} ({split}), speaker {utterance['speaker'] or 'unknown'}{gender}")
     print(f"transcript: {utterance['transcript'] or 'unknown'}")
-    print(f"{len(labels) * FRAME_SECONDS:.2f} s, {len(np.unique(labels))} different states")
-    print(f"phones:     {' '.join(corpus.phones(labels))}")
+    labelled = not (labels == UNLABELLED).any()
+    states = f"{len(np.unique(labels))} different states" if labelled else "without labels"
+    print(f"{len(labels) * FRAME_SECONDS:.2f} s, {states}")
+    if utterance["alignment_score"] is not None:
+        print(f"alignment score: {utterance['alignment_score']:.2f}")
+    if labelled:
+        print(f"phones:     {' '.join(corpus.phones(labels))}")
     posteriors = None
     if FLAGS.run_dir:
         posteriors = run_model(corpus, utterance["features"])
         answers = posteriors.argmax(axis=-1)
         print(f"model:      {' '.join(corpus.phones(answers))}")
-        print(f"frame error rate: {np.mean(answers != labels):.1%}")
+        if labelled:
+            print(f"frame error rate: {np.mean(answers != labels):.1%}")
+    if FLAGS.picture and not labelled:
+        raise command_line.CommandError("--picture shows labels, and this utterance has none")
     if FLAGS.picture:
         draw_utterance(corpus, utterance, posteriors)
 
@@ -112,19 +138,17 @@ def show_utterance(corpus):
 def run_model(corpus, features):
     """A trained model's posteriors `[time, states]` of an utterance."""
     run_dir = Path(FLAGS.run_dir)
-    task = task_of(read_results(run_dir))
+    results = read_results(run_dir)
+    task = task_of(results)
     if task is not SpeechTask:
         raise command_line.CommandError(f"--run_dir={run_dir} is a run of {task.script}")
     if load_corpus(run_dir).states != corpus.states:
         raise command_line.CommandError(
             f"--run_dir={run_dir}: it was trained on another corpus, with other states"
         )
-    path = run_dir / BEST_MODEL_FILE
-    if not path.is_file():
-        raise command_line.CommandError(f"--run_dir={run_dir}: no {BEST_MODEL_FILE} in it")
     features = normalize_features(features, corpus.mean, corpus.variance)
     inputs = {"features": features[np.newaxis], "lengths": np.array([len(features)])}
-    logits = np.asarray(SpeechTask.load_model(path)(inputs))[0]
+    logits = np.asarray(SpeechTask.load_model(best_model(run_dir, results))(inputs))[0]
     posteriors = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return posteriors / posteriors.sum(axis=-1, keepdims=True)
 

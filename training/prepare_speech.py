@@ -1,9 +1,10 @@
-"""Prepares speech for training: audio and transcripts to features and frame labels in shards.
+r"""Prepares speech for training: audio and transcripts to features and frame labels in shards.
 
     prepare_speech.py --source=synthetic --output_dir=corpus
     prepare_speech.py --source=librispeech --input_dir=LibriSpeech --output_dir=corpus
     prepare_speech.py --source=manifest --manifest=mine.tsv --output_dir=corpus
-    prepare_speech.py --source=kaldi --input_dir=data --alignment_dir=exp/tri4b_pdf …
+    prepare_speech.py --source=kaldi --input_dir=data --alignment_dir=exp --output_dir=corpus \
+        --splits=train=train_si284,dev=test_dev93,test=test_eval92
     prepare_speech.py --verify=corpus
 
 The output folder holds corpus.json (set-up, states, counts, statistics), failures.tsv (utterances
@@ -20,11 +21,12 @@ from tqdm import tqdm
 import command_line
 from keras_bnrnn.data.errors import CorpusError, PipeError
 from keras_bnrnn.data.speech import sources
-from keras_bnrnn.data.speech.alignment import LABEL_KINDS
+from keras_bnrnn.data.speech.alignment import LABEL_KINDS, SAMPLE_RATE
 from keras_bnrnn.data.speech.corpus import FAILURES_FILE, verify_corpus
 from keras_bnrnn.data.speech.features import FRAME_SECONDS
 from keras_bnrnn.data.speech.kaldi import CMVN_KINDS, KaldiSource
 from keras_bnrnn.data.speech.preparation import prepare_corpus
+from keras_bnrnn.data.speech.recordings import parse_channel
 
 SOURCES = ("synthetic", "librispeech", "manifest", "textgrid", "kaldi")
 SYNTHETIC_UTTERANCES = 360
@@ -32,12 +34,15 @@ ALIGNED = ("synthetic", "librispeech", "manifest")
 FLAGS_OF_SOURCES = {
     "input_dir": ("librispeech", "textgrid", "kaldi"),
     "manifest": ("manifest",),
-    "alignment_dir": ("kaldi",),
+    "alignment_dir": ("kaldi", "textgrid"),
     "cmvn": ("kaldi",),
     "pipes": ("kaldi",),
     "tier": ("textgrid",),
     "labels": ALIGNED,
     "lexicon": ALIGNED,
+    "min_alignment_score": ("librispeech", "manifest"),
+    "channel": ("librispeech", "manifest", "textgrid", "kaldi"),
+    "sample_rate": (*ALIGNED, "textgrid", "kaldi"),
     "splits": ("librispeech", "manifest", "textgrid", "kaldi"),
 }
 
@@ -56,14 +61,17 @@ flags.DEFINE_string("input_dir", None, "Folder of the source's data.", flag_valu
 flags.DEFINE_string(
     "manifest",
     None,
-    "manifest: file of audio_path<TAB>transcript; with a header also id, speaker, split.",
+    "manifest: file of audio_path<TAB>transcript; with a header also id, speaker, split, channel, "
+    "start and end (in seconds). Common Voice's tsv as it is. Several are separated by commas; "
+    "- is standard input.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
     "alignment_dir",
     None,
-    "kaldi: folder of ali* or pdf* archives of pdf-ids, or of transition-ids beside a final.mdl "
-    "in text form.",
+    "kaldi: folder, or several separated by commas, with archives ali* of transition-ids beside "
+    "their final.mdl, or pdf* of pdf-ids. textgrid: folder of the TextGrids, where they are not "
+    "beside the audio.",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
@@ -72,12 +80,15 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
     "pipes",
     False,
-    "kaldi: run the commands in feats.scp and cmvn.scp (`gunzip -c feats.gz |`). Only for a "
-    "directory that you trust.",
+    "kaldi: run the commands in feats.scp, cmvn.scp and wav.scp (`gunzip -c feats.gz |`). Only for "
+    "a directory that you trust.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "tier", "phones", "textgrid: the tier that holds the phones.", flag_values=FLAGS
+    "tier",
+    "phones",
+    "textgrid: the tier that holds the phones, or what follows the speaker in it: `s1 - phones`.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string("output_dir", None, "Folder of the prepared corpus.", flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -102,11 +113,31 @@ flags.DEFINE_string(
     "File of extra pronunciations for the aligner, in CMUdict's format: WORD  PHONE PHONE …",
     flag_values=FLAGS,
 )
+flags.DEFINE_float(
+    "min_alignment_score",
+    sources.MIN_ALIGNMENT_SCORE,
+    "An utterance whose alignment scores less (0 at best) is left out: its transcript is probably "
+    "wrong. inspect_speech.py shows the scores.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "channel",
+    "mix",
+    "Which channel of recordings with several: 1 or A, 2 or B, …; mix: their average. A manifest's "
+    "column comes before it.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "sample_rate",
+    SAMPLE_RATE,
+    "Of the features, in Hz: 8000 for telephone speech.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "splits",
     "layout",
-    "layout: folder or column names say train, dev and test; or shares dealt out by speaker, such "
-    "as train=0.9,dev=0.1.",
+    "layout: folder or column names say train, dev and test; or names of folders, such as "
+    "train=train_si284,dev=test_dev93; or shares dealt out by speaker, such as train=0.9,dev=0.1.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -114,6 +145,13 @@ flags.DEFINE_integer(
     os.cpu_count(),
     "Processes to work with. The corpus is the same, byte for byte, with any number.",
     lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "scheduler",
+    None,
+    "Address of a Dask scheduler (tcp://HOST:8786): its workers prepare the corpus instead of "
+    "--workers processes here. All see the same files; the corpus is the same.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -144,13 +182,22 @@ def main(argv):
             workers=FLAGS.workers,
             shard_bytes=FLAGS.shard_megabytes * 1_000_000,
             progress=progress,
+            scheduler=FLAGS.scheduler,
         )
     for name, split in corpus.splits.items():
+        unlabelled = split.get("unlabelled")
         print(
             f"{name}: {split['utterances']} utterances, {split['frames']} frames "
             f"({split['frames'] * FRAME_SECONDS / 60:.1f} minutes), {len(split['shards'])} shards"
+            f"{f', {unlabelled} utterances without labels' if unlabelled else ''}"
         )
     print(f"{corpus.num_states} states, {corpus.dimension} features per frame")
+    mixed = corpus.document.get("recordings", {}).get("mixed")
+    if mixed:
+        print(
+            f"{mixed} recordings have several channels, which were averaged; --channel or the "
+            "manifest's column channel chooses one"
+        )
     failed = corpus.document["failures"]
     if failed:
         print(f"{failed} utterances failed, listed in {os.path.join(output_dir, FAILURES_FILE)}")
@@ -170,25 +217,45 @@ def flag_named():
 def make_source(name):
     """The source that the flags describe."""
     refuse_other_sources_flags(name)
-    aligned = {"labels": FLAGS.labels, "lexicon": FLAGS.lexicon}
+    aligned = {
+        "labels": FLAGS.labels,
+        "lexicon": FLAGS.lexicon,
+        "sample_rate": FLAGS.sample_rate,
+    }
+    try:
+        recorded = {"channel": parse_channel(FLAGS.channel)}
+    except ValueError as error:
+        raise command_line.CommandError(f"--channel: {error}") from None
+    matching = {"min_alignment_score": FLAGS.min_alignment_score}
     dealt = {"splits": FLAGS.splits, "seed": FLAGS.seed}
     if name == "synthetic":
         count = FLAGS.utterances or SYNTHETIC_UTTERANCES
         return sources.SyntheticSource(count=count, seed=FLAGS.seed, **aligned)
     if name == "manifest":
         manifest = command_line.require_flag(FLAGS, "manifest")
-        return sources.ManifestSource(manifest=manifest, **aligned, **dealt)
+        return sources.ManifestSource(manifest=manifest, **aligned, **recorded, **matching, **dealt)
     input_dir = command_line.require_flag(FLAGS, "input_dir")
     if name == "librispeech":
-        return sources.LibriSpeechSource(input_dir=input_dir, **aligned, **dealt)
+        return sources.LibriSpeechSource(
+            input_dir=input_dir, **aligned, **recorded, **matching, **dealt
+        )
     if name == "textgrid":
-        return sources.TextGridSource(input_dir=input_dir, tier=FLAGS.tier, **dealt)
+        return sources.TextGridSource(
+            input_dir=input_dir,
+            alignment_dir=FLAGS.alignment_dir or "",
+            tier=FLAGS.tier,
+            sample_rate=FLAGS.sample_rate,
+            **recorded,
+            **dealt,
+        )
     alignment_dir = command_line.require_flag(FLAGS, "alignment_dir")
     return KaldiSource(
         input_dir=input_dir,
         alignment_dir=alignment_dir,
         cmvn=FLAGS.cmvn,
         pipes=FLAGS.pipes,
+        audio_rate=FLAGS.sample_rate,
+        **recorded,
         **dealt,
     )
 

@@ -12,11 +12,11 @@ from keras_bnrnn.fit.errors import FitError
 from paper import report
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
+command_line.define_path(
     "results_dir",
     str(Path(__file__).resolve().parent.parent / "results"),
     "Folder of the finished runs.",
-    flag_values=FLAGS,
+    FLAGS,
 )
 
 

@@ -11,6 +11,7 @@ command goes on from the runs' checkpoints, which are in --work_dir. Stopped by 
 it leaves the epochs of unfinished runs in results/ too, where the next report finds them.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import hashlib
 import json
 import os
@@ -27,7 +28,6 @@ import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
@@ -43,17 +43,17 @@ POLL_SECONDS = 2.0
 SPEECH = "spoken-digits"
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "data_dir", None, "Folder with ptb/ and spoken-digits/; pixels need none.", flag_values=FLAGS
+command_line.define_path(
+    "data_dir", None, "Folder with ptb/ and spoken-digits/; pixels need none.", FLAGS
 )
-flags.DEFINE_string(
+command_line.define_path(
     "work_dir",
     str(REPOSITORY / "runs" / "reproduce"),
     "Folder of the runs in progress: checkpoints, models, logs.",
-    flag_values=FLAGS,
+    FLAGS,
 )
-flags.DEFINE_string(
-    "results_dir", str(REPOSITORY / "results"), "Folder of the finished ones.", flag_values=FLAGS
+command_line.define_path(
+    "results_dir", str(REPOSITORY / "results"), "Folder of the finished ones.", FLAGS
 )
 flags.DEFINE_multi_enum(
     "only",

@@ -21,6 +21,7 @@ every token of their text exactly once, `test` with the weights of the epoch of 
 from absl import flags
 
 import command_line
+from keras_bnrnn.data.text import MAX_WORDS
 from keras_bnrnn.fit.errors import FitError
 from recipes.language_model import RECIPES
 from recipes.language_task import LanguageTask
@@ -29,10 +30,18 @@ from recipes.training import run_task
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)
 command_line.define_normalization_flags(FLAGS)
-flags.DEFINE_string(
+command_line.define_path(
     "data_dir",
     None,
     "Folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt. Not given: embedded English text.",
+    FLAGS,
+)
+flags.DEFINE_integer(
+    "max_words",
+    MAX_WORDS,
+    "Largest vocabulary: all but the most frequent words become <unk>. Perplexities of different "
+    "vocabularies do not compare.",
+    lower_bound=3,
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(

@@ -26,8 +26,8 @@ from recipes.training import run_task
 
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)
-flags.DEFINE_string(
-    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", flag_values=FLAGS
+command_line.define_path(
+    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", FLAGS, remote=True
 )
 flags.DEFINE_integer("layers", 5, "Recurrent layers.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(

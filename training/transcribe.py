@@ -2,61 +2,84 @@
 
     python training/transcribe.py --model=exported speech.wav more.flac
     python training/transcribe.py --model=exported --transcript="one two three" --plot speech.wav
+    sox long.wav -t wav - | python training/transcribe.py --model=exported --format=ctm -
 
 For each file: a line with its name and its phones, then a line per phone with its beginning and
 end in seconds. Where a transcript is given, the phone error rate too: phones inserted, deleted or
 substituted in relation to the pronunciation in pocketsphinx's dictionary that fits best.
 
 The phones are those of the best path (Viterbi) through the states: log-posteriors less log-priors,
-durations and a phone bigram, which are those of the training alignments. Needs TensorFlow, NumPy,
-soundfile and soxr, and neither keras_bnrnn nor Keras, except to look up a transcript's words.
+durations and a phone bigram, which are those of the training alignments. More than a minute is
+heard in overlapping parts, in memory that does not grow with the recording. Needs TensorFlow,
+NumPy, soundfile and soxr, of keras_bnrnn only the file that reads audio, and no Keras, except to
+look up a transcript's words.
 """
 
-import json
-import re
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
+import importlib.util
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import absl.logging
 import numpy as np
-import soundfile
-import soxr
 import tensorflow as tf
 from absl import flags
 
-import command_line
 from command_line import CommandError
-from recipes.phone_model import DESCRIPTION_FILE, PhoneModel, phone_errors
+from recipes.phone_model import (
+    DESCRIPTION_FILE,
+    PhoneModel,
+    Search,
+    comparison,
+    is_speech,
+    phone_errors,
+)
 
-SIXTEEN_BIT = 32768.0
+
+def reader_of_audio():
+    """The module that preparation reads audio with, by its file: its package imports Keras."""
+    folder = Path(__file__).resolve().parent.parent / "keras_bnrnn" / "data" / "speech"
+    spec = importlib.util.spec_from_file_location("recordings", folder / "recordings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+recordings = reader_of_audio()
+
+SIXTEEN_BIT = recordings.SIXTEEN_BIT
 SILENT_PEAK = 16.0  # of 32768
 CLIPPED_SHARE = 0.001
-# As in keras_bnrnn.data.speech, which is not at hand where only the SavedModel is.
+# As in keras_bnrnn.data.speech, which is not at hand where Keras is not.
 FRAME_SECONDS = 0.01
-LENGTHS = re.compile(
-    r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE
-)
-UNKNOWN_LENGTH = 0x7FFF0000  # From here on, what programs put that write to a pipe.
+WHOLE_SECONDS = 60  # Longer recordings are heard in parts.
+PART_FRAMES, OVERLAP_FRAMES = 2000, 300
+PARTS_AT_ONCE = 6
+FORMATS = {"text": ".txt", "ctm": ".ctm", "textgrid": ".TextGrid"}
 
 
-class PlotParser(flags.ArgumentParser):
+class PlotParser(command_line.PathParser):
     """`--plot` alone means the current folder; `--plot=PATH` a file or a folder."""
 
     def parse(self, argument):
-        return {"true": ".", "false": None}.get(argument, argument)
+        if argument in ("true", "false"):
+            return "." if argument == "true" else None
+        return super().parse(argument)
 
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("model", None, "SavedModel that export.py wrote.", flag_values=FLAGS)
-flags.DEFINE_string(
+command_line.define_path("model", None, "SavedModel that export.py wrote.", FLAGS)
+command_line.define_path(
     "transcript",
     None,
     "What was said, to print the phone error rate: the words themselves if there is one audio "
-    "file, or a file with a line for each: its name or id, a tab or space, and the words.",
-    flag_values=FLAGS,
+    "file, or a file with a line for each: its name or id, a tab or space, and the words. Words in "
+    "brackets are noise and do not count.",
+    FLAGS,
 )
-flags.DEFINE_string(
-    "lexicon", None, "Extra pronunciations for --transcript, as in CMUdict.", flag_values=FLAGS
+command_line.define_path(
+    "lexicon", None, "Extra pronunciations for --transcript, as in CMUdict.", FLAGS
 )
 flags.DEFINE_integer(
     "min_frames",
@@ -79,12 +102,31 @@ flags.DEFINE_float(
     lower_bound=0.0,
     flag_values=FLAGS,
 )
+flags.DEFINE_string(
+    "channel",
+    "mix",
+    "Which channel of recordings with several: 1 or A, 2 or B, …; mix: their average.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "format",
+    "text",
+    list(FORMATS),
+    "What to write: text; NIST's CTM, a line per phone; or Praat's TextGrid.",
+    flag_values=FLAGS,
+)
+command_line.define_path(
+    "output_dir",
+    None,
+    "Folder to write NAME.txt, NAME.ctm or NAME.TextGrid into, instead of standard output.",
+    FLAGS,
+)
 flags.DEFINE(
     PlotParser(),
     "plot",
     None,
     "Draw waveform, features, posteriors and phones: `--plot` into NAME.png in the current folder, "
-    "`--plot=PATH` into a PNG file, or a folder for several audio files.",
+    "`--plot=PATH` into a PNG file, or a folder for several audio files. Up to a minute.",
     flag_values=FLAGS,
     boolean=True,
 )
@@ -95,12 +137,11 @@ def main(argv):
     paths = argv[1:]
     if not paths:
         raise CommandError("no audio file is named; give one or more after the flags")
+    try:
+        channel = recordings.parse_channel(FLAGS.channel)
+    except ValueError as error:
+        raise CommandError(f"--channel: {error}") from None
     description = read_description(folder)
-    waveforms = [read_waveform(path, description["sample_rate"]) for path in paths]
-    references = [None] * len(paths)
-    if FLAGS.transcript is not None:
-        references = look_up(read_transcripts(FLAGS.transcript, paths))
-    pictures = picture_paths(FLAGS.plot, paths)
     phone_model = PhoneModel(
         description["states"],
         description["phone_counts"],
@@ -108,33 +149,173 @@ def main(argv):
         FLAGS.prior_scale,
         FLAGS.bigram_weight,
     )
+    references, compared_as = [None] * len(paths), str
+    if FLAGS.transcript is not None:
+        references, compared_as = look_up(
+            read_transcripts(FLAGS.transcript, paths), phone_model.phones
+        )
+    pictures = output_paths("plot", FLAGS.plot, paths, ".png")
+    outputs = output_paths("output_dir", FLAGS.output_dir, paths, FORMATS[FLAGS.format])
+    if FLAGS.format == "textgrid" and len(paths) > 1 and not FLAGS.output_dir:
+        raise CommandError("--format=textgrid is a file for each recording; name --output_dir")
     # TensorFlow warns that the model cannot be trained any further.
     absl.logging.set_verbosity(absl.logging.ERROR)
     signatures = tf.saved_model.load(str(folder)).signatures
-    errors = expected = 0
-    for path, waveform, reference, picture in zip(
-        paths, waveforms, references, pictures, strict=True
-    ):
-        features, scores, start = hear(signatures, waveform)
-        segments = phone_model.decode(scores)
-        if not segments:
-            print(f"warning: {path} is too short for a single frame of 25 ms", file=sys.stderr)
-        print(f"{path}: {' '.join(segment.phone for segment in segments)}")
-        for segment in segments:
-            print(
-                f"  {start + FRAME_SECONDS * segment.start:8.2f} "
-                f"{start + FRAME_SECONDS * segment.end:8.2f}  {segment.phone}"
-            )
+    errors = expected = failed = mixed = 0
+    for path, reference, picture, output in zip(paths, references, pictures, outputs, strict=True):
+        try:
+            heard = transcribe(path, channel, description, signatures, phone_model)
+        except recordings.AudioError as error:
+            if len(paths) == 1:
+                raise CommandError(str(error)) from None
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        mixed += heard.mixed
+        text = FORMATTED[FLAGS.format](path, heard)
+        if output is None:
+            print(text, end="", flush=True)
+        else:
+            output.write_text(text, encoding="utf-8")
+            print(f"{path}: {output}", flush=True)
         if reference is not None:
-            spoken = [segment.phone for segment in segments if is_speech(segment.phone)]
+            spoken = [compared_as(one.phone) for one in heard.segments if is_speech(one.phone)]
             wrong, length = phone_errors(reference, spoken)
-            print(f"  phone error rate {wrong / length:.1%} ({wrong} of {length})", flush=True)
+            # What other programs are to read stays theirs.
+            stream = sys.stdout if output or FLAGS.format == "text" else sys.stderr
+            rate = f"phone error rate {wrong / length:.1%} ({wrong} of {length})"
+            print(f"  {rate}", file=stream, flush=True)
             errors, expected = errors + wrong, expected + length
-        if picture and segments:
-            draw(picture, Path(path).name, waveform, description, features, scores, start, segments)
+        if picture and heard.segments:
+            if heard.scores is None:
+                seconds = f"{heard.seconds:.0f} s, more than {WHOLE_SECONDS} s"
+                print(f"warning: {path} is not drawn: {seconds}", file=sys.stderr)
+                continue
+            draw(picture, Path(path).name, description, heard)
             print(f"  picture: {picture}")
     if len(paths) > 1 and expected:
         print(f"all: phone error rate {errors / expected:.1%} ({errors} of {expected})")
+    if mixed:
+        print(
+            f"note: {mixed} recordings have several channels, which were averaged; --channel "
+            "chooses one",
+            file=sys.stderr,
+        )
+    if failed:
+        raise CommandError(f"{failed} of {len(paths)} files could not be transcribed")
+
+
+class Heard(NamedTuple):
+    """What was heard in a recording.
+
+    Attributes:
+        segments: its phones, `Segment`s.
+        start: when frame 0 begins, in seconds.
+        seconds: how long it is.
+        mixed: whether its channels were averaged.
+        waveform: `[samples]`, of a short one; else `None`, as the others.
+        features: `[time, dimension]`.
+        scores: log-posteriors, `[time, states]`.
+    """
+
+    segments: list
+    start: float
+    seconds: float
+    mixed: bool
+    waveform: np.ndarray | None
+    features: np.ndarray | None
+    scores: np.ndarray | None
+
+    def times(self):
+        """`(start, end, phone)` of each phone, in seconds."""
+        for phone, first, last in self.segments:
+            yield self.start + FRAME_SECONDS * first, self.start + FRAME_SECONDS * last, phone
+
+
+def transcribe(path, channel, description, signatures, phone_model):
+    """What is `Heard` in an audio file."""
+    here = path == recordings.STANDARD_INPUT or Path(path).exists()
+    if not here and not recordings.URL.match(path):
+        raise recordings.AudioError(f"{path}: no such file")
+    rate, level = description["sample_rate"], Level()
+    with recordings.as_file(path) as file:
+        header = recordings.read_header(file)
+        warn_of_bandwidth(path, header.samplerate, description)
+        blocks = recordings.read_blocks(file, rate, channel, watch=level.add)
+        parts = parts_of(blocks, description["features"])
+        search, start, whole, samples = Search(phone_model), 0.0, (None, None, None), 0
+        for some in batches_of(parts):
+            waveforms = [part.waveform for part in some]
+            features, scores, middle = hear(signatures, waveforms)
+            for part, row in zip(some, scores, strict=True):
+                search.extend(row[part.skip :][: part.frames])
+                samples += part.new_samples
+            if some[0].first:
+                start = max(middle - 0.5 * FRAME_SECONDS, 0.0)
+                if some[0].last:
+                    whole = waveforms[0], features[0], scores[0]
+    level.warn(path)
+    segments = search.finish()
+    if not segments:
+        print(f"warning: {path} is too short for a single frame of 25 ms", file=sys.stderr)
+    mixed = header.channels > 1 and channel is None
+    return Heard(segments, start, samples / rate, mixed, *whole)
+
+
+class Part(NamedTuple):
+    """A part of a recording with the frames around it.
+
+    Attributes:
+        waveform: `[samples]`.
+        skip: frames of it that belong to the part before.
+        frames: that are the part's own; `None`: all that follow.
+        new_samples: that were in no part before.
+        first, last: whether it begins or ends the recording.
+    """
+
+    waveform: np.ndarray
+    skip: int
+    frames: int | None
+    new_samples: int
+    first: bool
+    last: bool
+
+
+def parts_of(blocks, front_end):
+    """Cuts a recording into `Part`s; one of up to a minute is a single one.
+
+    Args:
+        blocks: its samples, in blocks.
+        front_end: the set-up of the features: `sample_rate`.
+    """
+    shift = int(front_end["sample_rate"] * FRAME_SECONDS)
+    whole = WHOLE_SECONDS * front_end["sample_rate"]
+    # Frames reach beyond their shift; what they lack at a part's end is in the overlap.
+    length = (PART_FRAMES + OVERLAP_FRAMES) * shift
+    pending, skip, known = np.zeros(0, np.float32), 0, 0
+    divided = False
+    for block in blocks:
+        pending = np.concatenate([pending, block])
+        divided = divided or len(pending) > whole
+        while divided and len(pending) > length + skip * shift:
+            part = pending[: length + skip * shift]
+            yield Part(part, skip, PART_FRAMES, len(part) - known, skip == 0, False)
+            done = PART_FRAMES + skip - OVERLAP_FRAMES
+            pending, skip = pending[done * shift :], OVERLAP_FRAMES
+            known = len(part) - done * shift
+    yield Part(pending, skip, None, len(pending) - known, skip == 0, True)
+
+
+def batches_of(parts):
+    """Lists of a few `Part`s, so that the model hears them side by side."""
+    some = []
+    for part in parts:
+        some.append(part)
+        if len(some) == PARTS_AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def read_description(folder):
@@ -145,7 +326,7 @@ def read_description(folder):
         raise CommandError(
             f"{folder / DESCRIPTION_FILE} is missing: no acoustic model that export.py wrote"
         )
-    description = json.loads((folder / DESCRIPTION_FILE).read_text())
+    description = command_line.read_json(folder / DESCRIPTION_FILE, ("signatures", "states"))
     if "serve_waveform" not in description["signatures"]:
         raise CommandError(
             f"--model={folder} takes features and no audio: its training corpus came with features "
@@ -154,53 +335,49 @@ def read_description(folder):
     return description
 
 
-def read_waveform(path, sample_rate):
-    """Reads audio as one channel at `sample_rate`: float32 `[samples]` in -1…1."""
-    if not Path(path).is_file():
-        raise CommandError(f"{path}: no such file")
-    try:
-        told = soundfile.info(path).extra_info
-        samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise CommandError(f"{path} cannot be read as audio: {error}") from None
-    if not len(samples):
-        raise CommandError(f"{path} holds no samples")
-    missing = bytes_cut_off(told)
-    if missing:
-        raise CommandError(f"{path} was cut off: {missing} bytes are missing at its end")
-    if not np.isfinite(samples).all():
-        raise CommandError(f"{path} holds samples that are not finite numbers")
-    samples = samples.mean(axis=1)
-    warn_of_level(path, SIXTEEN_BIT * np.abs(samples))
-    if rate != sample_rate:
-        samples = soxr.resample(samples, rate, sample_rate)
-    # Training saw 16-bit samples: resampling alone would leave an emptier silence than any of it.
-    samples = np.clip(np.rint(samples * SIXTEEN_BIT), -SIXTEEN_BIT, SIXTEEN_BIT - 1)
-    return (samples / SIXTEEN_BIT).astype(np.float32)
+class Level:
+    """How loud a recording is, block by block."""
+
+    def __init__(self):
+        self._peak, self._clipped, self._samples = 0.0, 0, 0
+
+    def add(self, samples):
+        """Takes `[samples]` in -1…1 into account."""
+        level = SIXTEEN_BIT * np.abs(samples)
+        self._peak = max(self._peak, level.max(initial=0.0))
+        self._clipped += np.count_nonzero(level >= SIXTEEN_BIT - 1)
+        self._samples += len(level)
+
+    def warn(self, path):
+        """Says on stderr when it looks like no good recording."""
+        clipped = self._clipped / max(self._samples, 1)
+        if self._peak < SILENT_PEAK:
+            print(f"warning: {path} is silent", file=sys.stderr)
+        elif clipped > CLIPPED_SHARE:
+            print(f"warning: {path} is clipped: {clipped:.1%} at full scale", file=sys.stderr)
 
 
-def bytes_cut_off(account):
-    """How many bytes of samples a file lacks, by libsndfile's `account` of its header."""
-    for told, there in LENGTHS.findall(account):
-        if int(there) < int(told) < UNKNOWN_LENGTH:
-            return int(told) - int(there)
-    return 0
-
-
-def warn_of_level(path, level):
-    """Says on stderr when the samples' absolute values (16-bit) look like no good recording."""
-    clipped = np.mean(level >= SIXTEEN_BIT - 1)
-    if level.max() < SILENT_PEAK:
-        print(f"warning: {path} is silent", file=sys.stderr)
-    elif clipped > CLIPPED_SHARE:
-        print(f"warning: {path} is clipped: {clipped:.1%} at full scale", file=sys.stderr)
+def warn_of_bandwidth(path, file_rate, description):
+    """Says on stderr when a recording's bandwidth is none of those in training."""
+    rate = description["sample_rate"]
+    # Models of before do not say what they were trained on.
+    rates = (description.get("recordings") or {}).get("sample_rates", {})
+    trained = {min(int(one), rate) // 2 for one in rates}
+    heard = min(file_rate, rate) // 2
+    if trained and heard not in trained:
+        known = " or ".join(map(str, sorted(trained)))
+        print(
+            f"warning: {path} has frequencies up to {heard} Hz, the model was trained on speech "
+            f"up to {known} Hz: expect more errors",
+            file=sys.stderr,
+        )
 
 
 def read_transcripts(transcript, paths):
     """The words of each audio file, from `--transcript`."""
     try:
-        is_file = Path(transcript).is_file()
-    except OSError:  # Words longer than a file's name can be.
+        is_file = Path(transcript).exists() and not Path(transcript).is_dir()
+    except (OSError, ValueError):  # Words longer than a file's name can be.
         is_file = False
     if not is_file:
         if len(paths) > 1:
@@ -209,8 +386,10 @@ def read_transcripts(transcript, paths):
                 f"file only, not for {len(paths)}"
             )
         return [transcript]
+    from keras_bnrnn.data.encodings import decoded
+
     try:
-        lines = Path(transcript).read_text(encoding="utf-8-sig").splitlines()
+        lines = decoded(Path(transcript).read_bytes()).splitlines()
     except UnicodeDecodeError as error:
         raise CommandError(f"--transcript={transcript} is not UTF-8: {error}") from None
     words = {}
@@ -237,64 +416,132 @@ def words_of_file(path, words, transcript):
     raise CommandError(f"--transcript={transcript} has no line for {path}")
 
 
-def look_up(transcripts):
-    """For each transcript, for each of its words, its pronunciations without silences."""
+def look_up(transcripts, phones):
+    """Pronunciations of each word of each transcript, and how `phones` are compared with them."""
     from keras_bnrnn.data.errors import CorpusError, UtteranceError
-    from keras_bnrnn.data.speech.alignment import Aligner, normalize_transcript
+    from keras_bnrnn.data.speech.alignment import Aligner, model_phones
 
     try:
         aligner = Aligner(FLAGS.lexicon)
         found = [
-            [aligner.pronunciations(word) for word in normalize_transcript(text).split()]
-            for text in transcripts
+            [aligner.pronunciations(word) for word in aligner.words(text)] for text in transcripts
         ]
-    except (CorpusError, UtteranceError) as error:
+        compared_as, rule = comparison(phones, model_phones())
+    except (CorpusError, UtteranceError, ValueError) as error:
         raise CommandError(f"--transcript: {error}") from None
     if not all(found):
         raise CommandError("--transcript: a transcript has no words")
-    return found
+    if rule:
+        print(f"note: {rule}", file=sys.stderr)
+    known = {compared_as(phone) for phone in phones}
+    spoken = {phone for words in found for variants in words for one in variants for phone in one}
+    if spoken - known:
+        print(
+            f"note: no training utterance has {', '.join(sorted(spoken - known))}; each of them "
+            "in a transcript is an error",
+            file=sys.stderr,
+        )
+    return found, compared_as
 
 
-def is_speech(phone):
-    """Whether a phone is one of a word's, no silence (SIL) or noise (+NSN+)."""
-    return phone != "SIL" and not phone.startswith("+")
+def hear(signatures, waveforms):
+    """Hears several waveforms side by side.
 
+    Args:
+        signatures: the SavedModel's.
+        waveforms: `[samples]` each.
 
-def hear(signatures, waveform):
-    """Features `[time, dimension]`, log-posteriors `[time, states]` and when frame 0 begins."""
-    waveform, length = tf.constant(waveform[np.newaxis]), tf.constant([len(waveform)])
-    heard = signatures["features"](waveform=waveform, lengths=length)
+    Returns:
+        For each of them features `[time, dimension]`, and log-posteriors `[time, states]`; and the
+        middle of frame 0 in seconds, 0 where there is none.
+    """
+    lengths = [len(waveform) for waveform in waveforms]
+    rows = np.zeros((len(waveforms), max(lengths)), np.float32)
+    for row, waveform in zip(rows, waveforms, strict=True):
+        row[: len(waveform)] = waveform
+    heard = signatures["features"](waveform=tf.constant(rows), lengths=tf.constant(lengths))
     scores = signatures["serve"](features=heard["features"], lengths=heard["frames"])
-    middle = float(heard["times"][0]) if len(heard["times"]) else 0.0
-    start = max(middle - 0.5 * FRAME_SECONDS, 0.0)
-    return heard["features"].numpy()[0], scores["log_posteriors"].numpy()[0], start
+    frames = heard["frames"].numpy()
+    each = [
+        [row[:count] for row, count in zip(values.numpy(), frames, strict=True)]
+        for values in (heard["features"], scores["log_posteriors"])
+    ]
+    times = np.ravel(heard["times"])  # Models of before have one row for all.
+    return *each, float(times[0]) if len(times) else 0.0
 
 
-def picture_paths(plot, paths):
-    """The PNG file of each audio file, or `None` for each."""
-    if plot is None:
+def text_of(path, heard):
+    """A line of phones, and a line for each with its times."""
+    lines = [f"{path}: {' '.join(segment.phone for segment in heard.segments)}"]
+    lines += [f"  {start:8.2f} {end:8.2f}  {phone}" for start, end, phone in heard.times()]
+    return "\n".join(lines) + "\n"
+
+
+def ctm_of(path, heard):
+    """NIST's lines: recording, channel, start, duration, phone."""
+    channel = recordings.parse_channel(FLAGS.channel) or 1
+    name = "_".join(name_of(path).split())
+    return "".join(
+        f"{name} {channel} {start:.2f} {end - start:.2f} {phone}\n"
+        for start, end, phone in heard.times()
+    )
+
+
+def textgrid_of(path, heard):
+    """Praat's file with a tier `phones`, from 0 to the recording's end without a gap."""
+    segments = heard.segments or [("", 0, 0)]
+    labels = [phone.replace('"', '""') for phone, *_ in segments]
+    ends = [start for start, *_ in heard.times()][1:] + [heard.seconds]
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0"]
+    lines += [f"xmax = {heard.seconds:.4f}", "tiers? <exists>", "size = 1", "item []:"]
+    lines += ["    item [1]:", '        class = "IntervalTier"', '        name = "phones"']
+    lines += ["        xmin = 0", f"        xmax = {heard.seconds:.4f}"]
+    lines += [f"        intervals: size = {len(labels)}"]
+    start = 0.0
+    for number, (label, end) in enumerate(zip(labels, ends, strict=True), 1):
+        lines += [f"        intervals [{number}]:", f"            xmin = {start:.4f}"]
+        lines += [f"            xmax = {end:.4f}", f'            text = "{label}"']
+        start = end
+    return "\n".join(lines) + "\n"
+
+
+FORMATTED = {"text": text_of, "ctm": ctm_of, "textgrid": textgrid_of}
+
+
+def name_of(path):
+    """What files made of a recording are called."""
+    return "stdin" if path == recordings.STANDARD_INPUT else Path(path).stem
+
+
+def output_paths(flag, folder, paths, suffix):
+    """The file to write for each audio file, or `None` for each."""
+    if folder is None:
         return [None] * len(paths)
-    plot = Path(plot)
-    if plot.suffix.lower() != ".png":
-        pictures = [plot / f"{Path(path).stem}.png" for path in paths]
-        for number, picture in enumerate(pictures):
-            if picture in pictures[:number]:
-                raise CommandError(
-                    f"--plot={plot}: {paths[pictures.index(picture)]} and {paths[number]} would "
-                    f"both be drawn into {picture}; call twice, with a folder for each"
-                )
-        plot.mkdir(parents=True, exist_ok=True)
-        return pictures
-    if len(paths) > 1:
-        raise CommandError(f"--plot={plot} is one file for {len(paths)} pictures; name a folder")
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    return [plot]
+    folder = Path(folder)
+    if flag == "plot" and folder.suffix.lower() == suffix:
+        if len(paths) > 1:
+            raise CommandError(
+                f"--plot={folder} is one file for {len(paths)} pictures; name a folder"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return [folder]
+    outputs = [folder / f"{name_of(path)}{suffix}" for path in paths]
+    for number, output in enumerate(outputs):
+        if output in outputs[:number]:
+            raise CommandError(
+                f"--{flag}={folder}: {paths[outputs.index(output)]} and {paths[number]} would "
+                f"both be {'drawn' if flag == 'plot' else 'written'} into {output}; call twice, "
+                "with a folder for each"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    return outputs
 
 
-def draw(picture, title, waveform, description, features, scores, start, segments):
+def draw(picture, title, description, heard):
     """Waveform, features, phones' posteriors, and the phones over all three."""
     from matplotlib.figure import Figure
 
+    segments, start, *_, waveform, features, scores = heard
     end = start + FRAME_SECONDS * len(scores)
     channels = description["features"]["num_mel_bins"] + description["features"]["use_energy"]
     phones = [state.get("phone", state["name"]) for state in description["states"]]

@@ -13,10 +13,10 @@ with absolute paths. A split that is written is not written again, so the same c
 after being killed.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import hashlib
 import itertools
 import json
-import os
 from pathlib import Path
 
 import absl.logging
@@ -26,22 +26,21 @@ import tensorflow as tf
 import tqdm
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.speech.features import normalize_features
-from keras_bnrnn.files import PARTIAL
+from keras_bnrnn.files import written_aside
 from recipes.phone_model import DESCRIPTION_FILE, log_priors
 
 ORIGIN_FILE = "likelihoods.json"
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("model", None, "SavedModel that export.py wrote.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", flag_values=FLAGS
+command_line.define_path("model", None, "SavedModel that export.py wrote.", FLAGS)
+command_line.define_path(
+    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", FLAGS, remote=True
 )
-flags.DEFINE_string("output_dir", None, "Folder of the archives.", flag_values=FLAGS)
+command_line.define_path("output_dir", None, "Folder of the archives.", FLAGS)
 flags.DEFINE_list("splits", None, "Which splits; not given: all.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "batch_size", 16, "Utterances scored at a time.", lower_bound=1, flag_values=FLAGS
@@ -78,7 +77,7 @@ def read_description(model_dir, corpus):
     path = model_dir / DESCRIPTION_FILE
     if not path.is_file():
         raise CommandError(f"--model={model_dir} is no acoustic model that export.py wrote")
-    description = json.loads(path.read_text())
+    description = command_line.read_json(path, ("states", "mean", "variance", "phone_counts"))
     if description["states"] != corpus.states:
         raise CommandError(
             f"--model={model_dir} knows {len(description['states'])} states and {corpus.path} "
@@ -130,15 +129,25 @@ def make_scorer(serve, description):
 
 
 def write_split(corpus, split, score, output_dir):
-    """Writes SPLIT.ark and then SPLIT.scp, each aside first and renamed when it is whole."""
+    """Writes SPLIT.ark and then SPLIT.scp, each when it is whole."""
     # Absolute, so that the index can be read from any folder.
     archive, index = (output_dir.resolve() / f"{split}.{kind}" for kind in ("ark", "scp"))
-    partial_archive, partial_index = (
-        path.with_name(path.name + PARTIAL) for path in (archive, index)
-    )
+    with written_aside(index) as partial_index, written_aside(archive) as partial_archive:
+        ids = write_archive(corpus, split, score, f"ark,scp:{partial_archive},{partial_index}")
+        # Kaldi reads tables in the order of their keys' bytes.
+        lines = sorted(partial_index.read_bytes().splitlines(keepends=True))
+        paths = (str(path).encode() for path in (partial_archive, archive))
+        partial_index.write_bytes(b"".join(lines).replace(*paths))
+    renamed = [key for key, name in ids.items() if key != name]
+    if renamed:
+        print(f"{split}: {len(renamed)} ids held white space, written as _: {renamed[0]}, …")
+
+
+def write_archive(corpus, split, score, specifier):
+    """Writes scores to where kaldiio's specifier says; returns the ids by their Kaldi keys."""
     progress = tqdm.tqdm(total=corpus.split(split)["utterances"], desc=split, unit="utterance")
     utterances, ids = read_utterances(corpus, split), {}
-    with progress, kaldiio.WriteHelper(f"ark,scp:{partial_archive},{partial_index}") as writer:
+    with progress, kaldiio.WriteHelper(specifier) as writer:
         while batch := list(itertools.islice(utterances, FLAGS.batch_size)):
             scores = score([utterance["features"] for utterance in batch])
             for utterance, matrix in zip(batch, scores, strict=True):
@@ -152,15 +161,7 @@ def write_split(corpus, split, score, output_dir):
                 ids[key] = utterance["id"]
                 writer(key, matrix)
             progress.update(len(batch))
-    renamed = [key for key, name in ids.items() if key != name]
-    if renamed:
-        print(f"{split}: {len(renamed)} ids held white space, written as _: {renamed[0]}, …")
-    # Kaldi reads tables in the order of their keys' bytes.
-    lines = sorted(partial_index.read_bytes().splitlines(keepends=True))
-    moved = [line.replace(str(partial_archive).encode(), str(archive).encode()) for line in lines]
-    partial_index.write_bytes(b"".join(moved))
-    os.replace(partial_archive, archive)
-    os.replace(partial_index, index)
+    return ids
 
 
 if __name__ == "__main__":

@@ -21,15 +21,17 @@ that ships with every Python. Tokens are made by tensorflow-text (the `text` ext
 import collections
 import dataclasses
 import os
-import pathlib
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from keras_bnrnn.files import local_path
+
 EOS = "<eos>"
 UNKNOWN = "<unk>"
 SPLITS = ("train", "valid", "test")
+MAX_WORDS = 10_000
 
 _LINES_PER_BATCH = 1024
 
@@ -66,13 +68,17 @@ class TextCorpus:
         """The token of every word that is not in the vocabulary."""
         return self.vocabulary.index(UNKNOWN)
 
+    def unknown_share(self, split: str) -> float:
+        """The share of a split's tokens that are `<unk>`."""
+        return float(np.mean(getattr(self, split) == self.unknown_id))
+
     def words(self, tokens: npt.ArrayLike) -> str:
         """The words of an array of token numbers, as one string."""
         return " ".join(self.vocabulary[token] for token in np.ravel(tokens))
 
 
 def load_text(
-    data_dir: str | os.PathLike[str] | None = None, *, max_words: int = 10_000
+    data_dir: str | os.PathLike[str] | None = None, *, max_words: int = MAX_WORDS
 ) -> TextCorpus:
     """Reads a text for language modelling and numbers its words.
 
@@ -84,11 +90,11 @@ def load_text(
     at each line's end included. It is split at white space, as every published figure assumes.
 
     Without `data_dir` the text is Python's own language reference (`pydoc_data.topics`), lower
-    case, with punctuation as tokens of its own, each paragraph a sentence. Of every 20 distinct
-    paragraphs 18 are for training, one for validation and one for test. It has fewer than 10,000
-    words and none of them is marked as unknown, so words that occur once in the training part
-    become `<unk>`: otherwise a model would never see that token before it is judged on it. The
-    text grows with Python's version; figures of two Python versions do not compare.
+    case, with stretches of punctuation as tokens of their own, each paragraph a sentence. Of every
+    20 distinct paragraphs 18 are for training, one for validation and one for test. It has fewer
+    than 10,000 words and none of them is marked as unknown, so words that occur once in the
+    training part become `<unk>`: otherwise a model would never see that token before it is judged
+    on it. The text grows with Python's version; figures of two Python versions do not compare.
 
     Args:
         data_dir: a directory with `ptb.train.txt`, `ptb.valid.txt` and `ptb.test.txt`, UTF-8,
@@ -141,7 +147,8 @@ def tokenize(lines, tokenization):
     Args:
         lines: string tensor `[lines]`.
         tokenization: `"whitespace"`, for text whose words stand apart already, such as Penn
-            Treebank's; or `"running_text"`, lower case with punctuation as words of its own.
+            Treebank's; or `"running_text"`, lower case, where each stretch of
+            punctuation is a word of its own (`.` as well as `.,`), and so is each of one script.
 
     Returns:
         A `tf.RaggedTensor` of strings, `[lines, (words)]`.
@@ -251,7 +258,7 @@ def token_windows(
 
 def _split_files(data_dir):
     """The three files of a directory, each known to exist."""
-    directory = pathlib.Path(data_dir)
+    directory = local_path(data_dir)
     if not directory.is_dir():
         raise NotADirectoryError(
             f"`data_dir` must be a directory with ptb.train.txt, ptb.valid.txt and ptb.test.txt. "
@@ -291,7 +298,7 @@ def _prepared_text(files):
 
 
 def _running_text(paragraphs):
-    """The words of running English, by split: lower case, punctuation apart."""
+    """The words of running English, by split: lower case, stretches of punctuation apart."""
     lines = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in paragraphs.items()}
     return _words_of_lines(lines, "running_text")
 

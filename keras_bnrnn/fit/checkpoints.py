@@ -21,6 +21,7 @@ such numbers alone are found by their order. Arrays of older checkpoints are num
 the two repeats or skips an epoch; it keeps one replica's states, and no metrics.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -195,6 +196,15 @@ class Checkpoints:
         for variable, values in local:
             assign(model, variable, values, self.worker)
         return Restored(document["epochs"], document["steps"], document["progress"], metrics)
+
+
+def newest_identity(run_path):
+    """The identity in a run's newest checkpoint that can be read; `{}` without any."""
+    for checkpoint in reversed(ours(Path(run_path) / FOLDER)):
+        with contextlib.suppress(_Damaged):
+            document = json.loads(str(read_part(checkpoint / "worker-0.npz")[PROGRESS]))
+            return document.get("identity", {})
+    return {}
 
 
 def newest_checkpoint(run_path):

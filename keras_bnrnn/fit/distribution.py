@@ -10,14 +10,18 @@ rows that are missing at the end of an epoch are filled up with zeros, so of len
 import contextlib
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_bnrnn.files import every_ten_seconds
 from keras_bnrnn.fit.checkpoints import newest_checkpoint
 from keras_bnrnn.fit.errors import FitError
+from keras_bnrnn.fit.waiting import answers, described, waiting_for
 
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 TF_CONFIG_EXAMPLE = (
@@ -26,6 +30,16 @@ TF_CONFIG_EXAMPLE = (
 # The newest checkpoint, and how often the command has been started again with it.
 REJOINED = "KERAS_BNRNN_REJOINED"
 MOST_TIMES_REJOINED = 5
+POLL_SECONDS = 0.2
+# What the collectives of the others raise when a worker is gone.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.InternalError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+)
 
 
 class Worker(NamedTuple):
@@ -67,8 +81,11 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
                 f"workers, for instance {TF_CONFIG_EXAMPLE}",
                 "strategy",
             )
+        own, others = _own_and_others()
+        meet(own, others)
         try:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            with waiting_for(others):
+                strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except RuntimeError as error:
             raise FitError(
                 "several machines connect before TensorFlow makes anything; make datasets and "
@@ -111,6 +128,49 @@ def _workers_of_environment():
         ) from None
 
 
+def _own_and_others():
+    """By `TF_CONFIG`, this worker's address and `{index: address}` of the others."""
+    workers, config = _workers_of_environment(), json.loads(os.environ["TF_CONFIG"])
+    own = config["cluster"][config["task"]["type"]][int(config["task"]["index"])]
+    return own, {index: address for index, address in enumerate(workers) if address != own}
+
+
+def meet(own: str, others: dict[int, str]) -> None:
+    """Waits until all workers are up, and says every ten seconds who is not.
+
+    TensorFlow would wait in silence, deaf to signals. Each worker listens where TensorFlow will,
+    and goes on when all others do, or TensorFlow's servers of those that have gone on already.
+
+    Args:
+        own: this worker's address.
+        others: of the others, by index.
+    """
+    say = every_ten_seconds()
+    port = int(own.rpartition(":")[2])
+    while True:
+        try:
+            server = _listening(port)
+            break
+        except OSError as error:
+            say(f"Waiting for port {port}: {error.strerror}.")
+            time.sleep(POLL_SECONDS)
+    with server:
+        while not all(answers(address) for address in others.values()):
+            say(described(others))
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    server.accept()[0].close()
+            time.sleep(POLL_SECONDS)
+
+
+def _listening(port):
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    server.setblocking(False)
+    return server
+
+
 def worker_of(strategy: tf.distribute.Strategy) -> Worker:
     """Which `Worker` this process is."""
     resolver = strategy.cluster_resolver
@@ -135,17 +195,9 @@ def rejoined_after_losing_a_worker(output_dir: str | os.PathLike) -> Iterator[No
     Args:
         output_dir: the run's folder.
     """
-    lost = (
-        tf.errors.UnavailableError,
-        tf.errors.AbortedError,
-        tf.errors.InternalError,
-        tf.errors.CancelledError,
-        tf.errors.DeadlineExceededError,
-        tf.errors.FailedPreconditionError,
-    )
     try:
         yield
-    except lost as error:
+    except LOST as error:
         if len(_workers_of_environment()) < 2:
             raise
         newest = newest_checkpoint(output_dir)
@@ -254,11 +306,70 @@ def distribute(
 
 
 def gather(strategy, value):
-    """An integer of each replica's worker, in a list that all get. Also waits for all of them."""
-    replicas = strategy.num_replicas_in_sync
+    """An integer of each worker, in a list that all get. Also waits for all of them."""
+    return [int(one) for [one] in _gathered(strategy, [value])]
+
+
+def gather_texts(strategy, text):
+    """A text of each worker, in a list that all get."""
+    content = text.encode()
+    longest = max(gather(strategy, len(content)))
+    rows = _gathered(strategy, list(content.ljust(longest, b"\0"))) if longest else []
+    return [bytes(map(int, row)).rstrip(b"\0").decode() for row in rows]
+
+
+def _gathered(strategy, values):
+    """Small integers of each worker, `[workers, values]`."""
+    replicas, workers = strategy.num_replicas_in_sync, worker_of(strategy).count
     # Not `strategy.gather`, which traces anew at each call and warns of it.
     placed = strategy.experimental_distribute_values_from_function(
-        lambda context: value * tf.one_hot(context.replica_id_in_sync_group, replicas)
+        lambda context: (
+            tf.one_hot(context.replica_id_in_sync_group, replicas)[:, tf.newaxis]
+            * tf.constant(values, tf.float32)
+        )
     )
-    total = strategy.reduce(tf.distribute.ReduceOp.SUM, placed, axis=None)
-    return [int(one) for one in total.numpy()]
+    with waiting_for(_own_and_others()[1] if workers > 1 else {}):
+        total = strategy.reduce(tf.distribute.ReduceOp.SUM, placed, axis=None).numpy()
+    return total[:: replicas // workers]
+
+
+def agree(strategy: tf.distribute.Strategy, values: dict) -> None:
+    """Raises a `FitError` on all workers where one has other values than the others.
+
+    Args:
+        strategy: that they share.
+        values: JSON values by name.
+    """
+    if worker_of(strategy).count == 1:
+        return
+    of_all = [json.loads(text) for text in gather_texts(strategy, json.dumps(values))]
+    differences = [
+        f"{name}: " + ", ".join(f"{found[name]!r} on worker {k}" for k, found in enumerate(of_all))
+        for name in values
+        if any(found.get(name) != of_all[0].get(name) for found in of_all)
+    ]
+    if differences:
+        raise FitError(f"the workers differ in {'; '.join(differences)}; start all alike")
+
+
+@contextlib.contextmanager
+def refusals_shared(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Ends this worker with a `FitError`, too, where another one fails within this context.
+
+    Each worker must come to it. Without it the others would wait for one that has ended.
+    """
+    if worker_of(strategy).count == 1:
+        yield
+        return
+    try:
+        yield
+    except LOST:
+        raise
+    except Exception as error:
+        gather_texts(strategy, " ".join(str(error).split()) or type(error).__name__)
+        raise
+    refused = [
+        f"worker {index}: {text}" for index, text in enumerate(gather_texts(strategy, "")) if text
+    ]
+    if refused:
+        raise FitError(f"refused, {'; '.join(refused)}")

@@ -15,4 +15,12 @@ class FitError(ValueError):
 
 
 class Stopped(Exception):
-    """The run was told to stop, and has saved what it needs to go on."""
+    """The run was told to stop, and has saved what it needs to go on.
+
+    Attributes:
+        signal: the number of the signal that told it.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

@@ -2,12 +2,13 @@
 
 An epoch is a call of `model.fit` with a dataset of its own, made from the epoch's number, so that
 one that was interrupted goes on with the batches that it had not seen. In between: checkpoints, a
-loss that is not finite, SIGTERM.
+loss that is not finite, signals to stop.
 """
 
 import contextlib
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +20,18 @@ import tensorflow as tf
 
 from keras_bnrnn.fit import keras_overrides
 from keras_bnrnn.fit.checkpoints import add_metrics
-from keras_bnrnn.fit.distribution import distribute, gather, worker_of
+from keras_bnrnn.fit.distribution import LOST, agree, distribute, gather, worker_of
 from keras_bnrnn.fit.errors import FitError, Stopped
 from keras_bnrnn.fit.run_folder import RunFolder
 from keras_bnrnn.fit.tensorboard import TensorBoard
+from keras_bnrnn.fit.waiting import heeded
+from keras_bnrnn.gap import StatisticsGap, is_gap
+from keras_bnrnn.population import begin_from
 
 FORGETFUL = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
+# Validation batches on which the statistics' gap is measured: one for each so many steps of an
+# epoch, which costs less than a hundredth of it, up to the most.
+STEPS_PER_GAP_BATCH, MOST_GAP_BATCHES = 50, 8
 
 
 class Splits(NamedTuple):
@@ -57,6 +64,9 @@ def train(
 ) -> None:
     """Trains to the end, from wherever the run's folder stands.
 
+    After each epoch the gap between batch and population statistics (`keras_bnrnn.StatisticsGap`)
+    is measured on the first validation batches, for the row of the epoch.
+
     Args:
         model: compiled in the strategy's scope.
         strategy: that it was made in.
@@ -72,7 +82,7 @@ def train(
     Raises:
         FitError: a loss that is not finite, a checkpoint of another run or model, workers that were
             started with different arguments.
-        Stopped: by SIGTERM, after a checkpoint was written.
+        Stopped: by SIGTERM, SIGHUP or Ctrl-C, after a checkpoint was written.
     """
     for callback in callbacks:
         if isinstance(callback, FORGETFUL):
@@ -82,20 +92,25 @@ def train(
                 "callbacks",
             )
     valid, valid_steps = prepare(model, strategy, splits.valid, splits.rows)
-    agree(strategy, epochs=epochs, checkpoint_steps=checkpoint_steps)
+    first_valid, _ = distribute(splits.valid.take(MOST_GAP_BATCHES), strategy, splits.rows)
+    gap = StatisticsGap(first_valid)
+    agree(strategy, {"epochs": epochs, "checkpoint_steps": checkpoint_steps})
     first = run.restore(model)
-    agree(strategy, finished_epochs=first, finished_steps=run.completed_steps)
+    agree(strategy, {"finished epochs": first, "finished steps": run.completed_steps})
     if first >= epochs:
         done = "1 epoch is" if first == 1 else f"{first} epochs are"
         print(f"{done} done already; epochs={epochs} asks for no more.")
+    if not (first or run.completed_steps) and strategy.num_replicas_in_sync == 1:
+        begin_from(model, splits.train(0))
     recorder = Recorder(run, splits.describe, checkpoint_steps, epochs if verbose == 2 else 0)
-    with stopped_by_sigterm(recorder):
+    with stopped_by_signals(recorder):
         for epoch in range(first, epochs):
             skipped = run.completed_steps
             batches, steps = distribute(splits.train(epoch), strategy, splits.rows, skipped)
             recorder.begin(skipped, steps)
+            gap.steps = gap_batches(skipped + steps)
             everybody = keras.callbacks.CallbackList(
-                [*callbacks, recorder],
+                [gap, *callbacks, recorder],
                 add_history=True,
                 add_progbar=verbose == 1 and steps > 0,
                 model=model,
@@ -124,6 +139,11 @@ def train(
     gather(strategy, 0)  # The first worker has written the best model when all go on.
 
 
+def gap_batches(steps):
+    """On how many batches the gap is measured after an epoch of so many steps."""
+    return min(max(steps // STEPS_PER_GAP_BATCH, 1), MOST_GAP_BATCHES)
+
+
 def end_epoch(model, callbacks, epoch, valid, valid_steps):
     """What `fit` does after an epoch's last step, for a run that was stopped there."""
     callbacks.on_train_begin()
@@ -134,16 +154,6 @@ def end_epoch(model, callbacks, epoch, valid, valid_steps):
     )
     logs |= {f"val_{name}": value for name, value in scores.items()}
     callbacks.on_epoch_end(epoch, {name: float(value) for name, value in logs.items()})
-
-
-def agree(strategy, **values):
-    """Raises a `FitError` on all workers where one has another value than the others."""
-    if worker_of(strategy).count == 1:
-        return
-    for name, value in values.items():
-        found = sorted(set(gather(strategy, value)))
-        if len(found) > 1:
-            raise FitError(f"the workers differ in {name}: {found}; start all alike")
 
 
 def prepare(
@@ -204,7 +214,7 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         self.run, self.describe, self.checkpoint_steps = run, describe, checkpoint_steps
         self.announced = announced
-        self.stop_requested = False
+        self.stop_requested = None  # The signal that did.
 
     def begin(self, skipped, steps):
         """Tells that the next epoch has `steps` left after `skipped` were made already."""
@@ -243,7 +253,7 @@ class Recorder(keras.callbacks.Callback):
         told to stop asks for a checkpoint after the next step, and makes that step.
         """
         if self.run.worker.count == 1:
-            return self.stop_requested
+            return self.stop_requested is not None
         finished, wanted = self.run.completed_epochs, self.run.checkpoints.is_wanted
         if self.stop_requested and not wanted(finished, self.step):
             self.run.checkpoints.want(finished, self.step + 1)
@@ -257,9 +267,13 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.monotonic() - self.began
-        self.run.end_epoch(self.model, epoch, logs or {}, seconds)
+        logs = {} if logs is None else logs
+        self.run.end_epoch(self.model, epoch, logs, seconds)
+        for name in list(filter(is_gap, logs)):
+            del logs[name]  # Keras's progress bar, which comes last, would print them all.
         if self.announced:
-            figures = (f"{key} {value:.4g}" for key, value in list(self.run.rows[-1].items())[1:])
+            row = list(self.run.rows[-1].items())[1:]
+            figures = (f"{key} {value:.4g}" for key, value in row if not is_gap(key))
             print(
                 f"Epoch {epoch + 1}/{self.announced}: {', '.join(figures)}; {self.last} steps, "
                 f"{self.run.seconds[-1]:.0f} s",
@@ -270,8 +284,9 @@ class Recorder(keras.callbacks.Callback):
 
     def stop(self):
         raise Stopped(
-            f"SIGTERM in epoch {self.epoch + 1}, step {self.step}; the newest checkpoint is in "
-            f"{self.run.checkpoints.folder}, and the same command goes on from it"
+            f"{self.stop_requested.name} in epoch {self.epoch + 1}, step {self.step}; the newest "
+            f"checkpoint is in {self.run.checkpoints.folder}, and the same command goes on from it",
+            self.stop_requested,
         )
 
     def stop_at(self, before, what):
@@ -285,17 +300,25 @@ class Recorder(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def stopped_by_sigterm(recorder):
-    """Lets SIGTERM ask the recorder to stop at the end of the step."""
+def stopped_by_signals(recorder):
+    """Lets signals ask the recorder to stop after the step; Ctrl-C again ends it at once."""
 
     def ask(number, frame):
-        recorder.stop_requested = True
+        if number == signal.SIGINT:
+            print("Ending after this step; Ctrl-C again: at once.", file=sys.stderr, flush=True)
+            signal.signal(number, before[number])
+        recorder.stop_requested = signal.Signals(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # Python tells signals to the main thread alone.
         return
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {number: signal.signal(number, ask) for number in heeded()}
     try:
         yield
+    except LOST:
+        if recorder.stop_requested is None:
+            raise
+        recorder.stop()  # Another worker was faster.
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -9,14 +9,16 @@ import tensorflow as tf
 
 from keras_bnrnn.fit import loop
 from keras_bnrnn.fit.distribution import (
+    agree,
     check_batch_size,
     make_strategy,
+    refusals_shared,
     rejoined_after_losing_a_worker,
     rows_of_worker,
     worker_of,
 )
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import RunFolder
+from keras_bnrnn.fit.run_folder import RunFolder, claim_in_turn, path_of_run
 
 
 def fit(
@@ -33,6 +35,7 @@ def fit(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     checkpoint_steps: int = 1000,
     tensorboard: bool = False,
+    restart: bool = False,
     verbose: int = 2,
 ) -> tuple[keras.Model, RunFolder]:
     """Trains a model to the end, over devices and machines, whatever interrupts it on the way.
@@ -40,8 +43,8 @@ def fit(
     The same call on the same folder goes on where it was killed; a finished run goes on when
     `epochs` is raised. With `TF_CONFIG` in the environment of several machines each makes this
     call, and one that is lost is waited for. A loss that is not finite ends the run before it
-    reaches a checkpoint, and SIGTERM after it has written one. The result is that of one device
-    where layers with statistics have `synchronized=True`.
+    reaches a checkpoint, and SIGTERM, SIGHUP or Ctrl-C after it has written one. The result is that
+    of one device where layers with statistics have `synchronized=True`.
 
     Args:
         build_model: makes and compiles the model; called in the strategy's scope. Set a seed in it
@@ -61,6 +64,7 @@ def fit(
         callbacks: Keras callbacks that need not remember the epochs before (see `train`).
         checkpoint_steps: write a checkpoint after this many steps of an epoch, too; 0 for none.
         tensorboard: write event files into the folder.
+        restart: start again where a run has no whole checkpoint left (see `RunFolder`).
         verbose: 0, nothing; 1, Keras's progress bar; 2, a line per epoch.
 
     Returns:
@@ -69,7 +73,7 @@ def fit(
 
     Raises:
         FitError: something to put right; the message says what.
-        Stopped: by SIGTERM, after a checkpoint was written.
+        Stopped: by SIGTERM, SIGHUP or Ctrl-C, after a checkpoint was written.
 
     Example:
 
@@ -84,27 +88,34 @@ def fit(
     >>> [row["epoch"] for row in run.rows]
     [1, 2]
     """
+    output_dir = path_of_run(output_dir)
     several = strategy not in ("none", "mirrored")
     with rejoined_after_losing_a_worker(output_dir) if several else contextlib.nullcontext():
         distribution = make_strategy(strategy)
         worker = worker_of(distribution)
+        arguments = {"config": config, "criterion": criterion, "batch_size": batch_size}
+        agree(distribution, arguments | {"tensorboard": tensorboard, "restart": restart})
         batches_of = train if callable(train) else lambda epoch: train
-        batch_size = batch_size or _batch_size(batches_of(0))
-        if distribution.num_replicas_in_sync > 1:
-            if batch_size is None:
-                raise FitError(
-                    "several devices share a batch, whose size the dataset does not know; use "
-                    "batch(…, drop_remainder=True), or give it",
-                    "batch_size",
-                )
-            check_batch_size(batch_size, batch_size, distribution)
-        rows = (batch_size or 1) // worker.count
-        splits = loop.Splits(
-            train=lambda epoch: rows_of_worker(batches_of(epoch), worker, rows),
-            valid=rows_of_worker(valid() if callable(valid) else valid, worker, rows),
-            rows=rows,
+        with refusals_shared(distribution):
+            batch_size = batch_size or _batch_size(batches_of(0))
+            if distribution.num_replicas_in_sync > 1:
+                if batch_size is None:
+                    raise FitError(
+                        "several devices share a batch, whose size the dataset does not know; use "
+                        "batch(…, drop_remainder=True), or give it",
+                        "batch_size",
+                    )
+                check_batch_size(batch_size, batch_size, distribution)
+            rows = (batch_size or 1) // worker.count
+            splits = loop.Splits(
+                train=lambda epoch: rows_of_worker(batches_of(epoch), worker, rows),
+                valid=rows_of_worker(valid() if callable(valid) else valid, worker, rows),
+                rows=rows,
+            )
+        run = claim_in_turn(
+            distribution,
+            lambda: RunFolder(output_dir, config or {}, None, criterion, worker, restart=restart),
         )
-        run = RunFolder(output_dir, config or {}, None, criterion, worker)
         with distribution.scope():
             model = build_model()
         loop.train(

@@ -1,12 +1,16 @@
 """What a training run shows in TensorBoard while it runs."""
 
+import contextlib
+import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.fit.keras_overrides import inner
+from keras_bnrnn.gap import is_gap
 
 PROBED_BATCHES = 10
 
@@ -14,11 +18,14 @@ PROBED_BATCHES = 10
 class TensorBoard(keras.callbacks.Callback):
     """Writes an epoch's figures for TensorBoard.
 
-    Scalars: every loss and metric (`train/…`, `validation/…`), `learning_rate`, `gradient_norm`
-    (the epoch's mean, before clipping), `seconds_per_step`, and `input_pipeline/share_of_step`: the
-    time that the input pipeline alone takes for a batch over that of a step. Below 1 prefetching
-    hides it behind the computation; near 1 the devices wait for data. Histograms: every gamma and
-    moving variance.
+    Scalars: every loss and metric (`train/…`, `validation/…`), the gaps of
+    `keras_bnrnn.StatisticsGap`, `learning_rate`, `gradient_norm` (the epoch's mean, before
+    clipping), `seconds_per_step`, and `input_pipeline/share_of_step`: the time that the input
+    pipeline alone takes for a batch over that of a step. Below 1 prefetching hides it behind the
+    computation; near 1 the devices wait for data. Histograms: every gamma and moving variance.
+
+    An epoch that the folder has already is not written again: a kill may come between its point and
+    its checkpoint. A file that cannot be written is told once, and training goes on.
 
     Of several workers each needs one, because statistics are read from all of them together; the
     first writes.
@@ -33,14 +40,15 @@ class TensorBoard(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.batches, self.writes = str(folder), batches, writes
         self.writer = self.seconds_per_batch = None
+        self.written = 0
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.writer is None:
-            self.writer = (
-                tf.summary.create_file_writer(self.folder)
-                if self.writes
-                else tf.summary.create_noop_writer()
-            )
+            self.writer = tf.summary.create_noop_writer()
+            if self.writes:
+                self.written = last_step(self.folder)
+                with self._told():
+                    self.writer = tf.summary.create_file_writer(self.folder)
             self.seconds_per_batch = probe(self.batches())
         self.steps, self.began = 0, time.monotonic()
         self.ended = self.began
@@ -60,17 +68,41 @@ class TensorBoard(keras.callbacks.Callback):
                 "seconds_per_step": seconds,
                 "input_pipeline/share_of_step": self.seconds_per_batch / max(seconds, 1e-9),
             }
-        with self.writer.as_default(step=epoch + 1):
+        # Statistics are read by all workers together.
+        watched = [w for w in self.model.weights if w.name.endswith(("gamma", "moving_variance"))]
+        histograms = {weight.path: np.asarray(weight) for weight in watched}
+        if epoch < self.written:
+            return
+        with self._told(), self.writer.as_default(step=epoch + 1):
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)
-            for weight in self.model.weights:
-                if weight.name.endswith(("gamma", "moving_variance")):
-                    tf.summary.histogram(weight.path, np.asarray(weight))
-        self.writer.flush()
+            for name, values in histograms.items():
+                tf.summary.histogram(name, values)
+            self.writer.flush()
+
+    @contextlib.contextmanager
+    def _told(self):
+        try:
+            yield
+        except tf.errors.OpError as error:
+            print(f"warning: no more for TensorBoard: {error.message}", file=sys.stderr)
+            self.writer = tf.summary.create_noop_writer()
+
+
+def last_step(folder):
+    """The last step that event files in a folder have; 0 without any."""
+    last = 0
+    for path in Path(folder).glob("events.out.tfevents.*"):
+        with contextlib.suppress(tf.errors.OpError):  # A kill may have cut the last record.
+            for record in tf.data.TFRecordDataset(str(path)):
+                last = max(last, tf.compat.v1.Event.FromString(record.numpy()).step)
+    return last
 
 
 def scalar_name(name):
-    """`val_fce` to `validation/fce`, `fce` to `train/fce`."""
+    """`val_fce` to `validation/fce`, `fce` to `train/fce`; a gap has its group in its name."""
+    if is_gap(name):
+        return name
     if name.startswith("val_"):
         return f"validation/{name.removeprefix('val_')}"
     return f"train/{name}"

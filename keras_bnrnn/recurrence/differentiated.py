@@ -272,30 +272,40 @@ def _in_graph(array):
 
 
 def _run(equations, project, x, arrays, states, live, all_outputs):
-    timesteps = tf.shape(x)[0]
-    # XLA refuses a loop variable that no loop changes, so there is none where none is wanted.
-    outputs = [_array(timesteps, states[0])] if all_outputs else []
+    """Each of the three loops keeps its own outputs, a turn's frames as one array.
 
-    def frames(count):
-        def turn(time, states, outputs):
+    An ONNX loop returns what one write of each turn made of one array, and takes none.
+    """
+    timesteps = tf.shape(x)[0]
+    first, pieces = 0, []
+    for count in FRAMES_PER_PROJECTION:
+        turns = (timesteps - first) // count
+
+        def turn(k, states, *kept, first=first, count=count):
+            time = first + k * count
             # Not a slice: where there are fewer frames XLA refuses it, though its turn never comes.
             z = project(tf.gather(x, time + tf.range(count)), time, *arrays)
-            for z_t in tf.unstack(z, count):
+            outputs = []
+            for i, z_t in enumerate(tf.unstack(z, count)):
                 new, _ = equations.forward(z_t, states)
-                states = _select(None if live is None else tf.gather(live, time), new, states)
-                outputs = [array.write(time, states[0]) for array in outputs]
-                time += 1
-            return time, states, outputs
+                states = _select(None if live is None else tf.gather(live, time + i), new, states)
+                outputs.append(states[0])
+            return k + 1, states, *(array.write(k, tf.stack(outputs)) for array in kept)
 
-        return turn
-
-    variables = (0, list(states), outputs)
-    for count in FRAMES_PER_PROJECTION:
-        variables = tf.while_loop(
-            lambda time, *_, count=count: time + count <= timesteps, frames(count), variables
+        kept = []
+        if all_outputs:
+            shape = [count, *states[0].shape]
+            # XLA has no empty array to write to, though its turn never comes.
+            size = tf.maximum(turns, 1)
+            kept = [tf.TensorArray(states[0].dtype, size, element_shape=shape)]
+        _, states, *kept = tf.while_loop(
+            lambda k, *_, turns=turns: k < turns, turn, (0, states, *kept)
         )
-    _, states, outputs = variables
-    return outputs[0].stack() if all_outputs else None, states
+        first += turns * count
+        if all_outputs:
+            frames = tf.concat([[turns * count], tf.shape(states[0])], 0)
+            pieces.append(tf.reshape(kept[0].stack()[:turns], frames))
+    return tf.concat(pieces, 0) if all_outputs else None, states
 
 
 def _run_and_save(equations, z, states, live):

@@ -16,9 +16,9 @@ from keras_bnrnn.recurrence.loop import Result, StepContext, scan
 
 CUDNN_REFUSED = (
     "use_cudnn=True, but cuDNN cannot run this layer: it needs a GPU, Keras's default "
-    "activations, reset_after=True for a GRU, no unroll, no recurrent_dropout, and no "
-    "normalisation within the loop (normalize_recurrent, normalize_cell_state). Pass "
-    "use_cudnn='auto' to fall back to the loop."
+    "activations, reset_after=True for a GRU, no unroll, no recurrent_dropout, no "
+    "normalisation within the loop (normalize_recurrent, normalize_cell_state), and the step of "
+    "this package's cells. Pass use_cudnn='auto' to fall back to the loop."
 )
 
 
@@ -55,14 +55,14 @@ def run(cell, x, states, mask, call):
     Returns:
         A `Result`, its outputs as Keras shows them in masked frames.
     """
-    fits_cudnn = not (cell.loop_normalizers or cell.recurrent_dropout)
+    fits_cudnn = cell.has_equations and not cell.recurrent_dropout
     if call.use_cudnn and fits_cudnn and cudnn.available(cell, call.unroll):
         return over_cudnn(cell, x, states, mask, call)
     if call.use_cudnn is True:
         raise ValueError(CUDNN_REFUSED)
     if call.unroll or not cell.has_equations:
         return general(cell, x, states, mask, call)
-    if call.training or cell.takes_input_moments(call.training):
+    if call.training or not cell.projects_frames(call.training):
         return differentiated(cell, x, states, mask, call)
     return inference(cell, x, states, mask, call)
 

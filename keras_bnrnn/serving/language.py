@@ -83,9 +83,15 @@ def language_endpoints(
         lengths = inputs.row_lengths()
         scores, _ = log_probabilities(inputs.to_tensor(end), stack.zeros(batch))
         last = tf.gather(scores, lengths - 1, batch_dims=1)
-        k = checked(k, (k >= 1, "k must be 1 or more. Received:", k))
-        best, chosen = tf.math.top_k(last, tf.minimum(k, len(vocabulary)))
-        return {"words": tf.gather(words, chosen), "probabilities": tf.exp(best)}
+        k = checked(k, (tf.reduce_all(k >= 1), "k must be 1 or more. Received:", k))
+        counts = tf.broadcast_to(tf.reshape(k, [-1]), [batch])
+        most = tf.minimum(tf.reduce_max(tf.concat([[1], counts], 0)), len(vocabulary))
+        best, chosen = tf.math.top_k(last, most)
+        asked = tf.sequence_mask(counts, most)
+        return {
+            "words": tf.where(asked, tf.gather(words, chosen), ""),
+            "probabilities": tf.where(asked, tf.exp(best), 0.0),
+        }
 
     def step(tokens, *states):
         scores, states = log_probabilities(tokens, states)
@@ -94,13 +100,13 @@ def language_endpoints(
     meanings = {
         "sentences": "string [batch]; words that are not in the vocabulary count as <unk>",
         "prefix": "string [batch]: the beginnings of sentences; empty for the first word",
-        "k": "int32 []: how many words to return, 1 or more (at most all there are)",
+        "k": "int32 [batch], or one for all: how many words to return, 1 or more (at most all)",
         "tokens": "int32 [batch, time] numbers of words; of `score`, [batch]: how many tokens were "
         "scored, the end of the sentence included",
         "log_probability": "float32 [batch]: sum over the tokens, natural logarithm",
         "perplexity": "float32 [batch]: exp(-log_probability / tokens)",
-        "words": "string [batch, k], the likeliest first",
-        "probabilities": "float32 [batch, k]",
+        "words": "string [batch, largest k], the likeliest first; empty after a row's own k",
+        "probabilities": "float32 [batch, largest k], 0 after a row's own k",
         "log_probabilities": f"float32 [batch, time, {len(vocabulary)}] of each next word",
         **stack.meanings(),
     }
@@ -115,7 +121,7 @@ def language_endpoints(
         ),
         "next_token": Endpoint(
             next_token,
-            [tf.TensorSpec([None], tf.string, "prefix"), tf.TensorSpec([], tf.int32, "k")],
+            [tf.TensorSpec([None], tf.string, "prefix"), tf.TensorSpec(None, tf.int32, "k")],
             f"The likeliest next words. {strings}",
             meanings,
             resources=[table],
@@ -125,6 +131,12 @@ def language_endpoints(
             [tf.TensorSpec([None, None], tf.int32, "tokens"), *stack.state_specs],
             "The next words of texts that come in pieces of any size.",
             meanings,
-            stepping(model, keras.ops.log_softmax, "tokens [batch, time]", "log-probabilities"),
+            stepping(
+                model,
+                keras.ops.log_softmax,
+                f"tokens [batch, time] between 0 and {len(vocabulary) - 1} (others are not refused "
+                "here, and what comes out for them means nothing)",
+                "log-probabilities",
+            ),
         ),
     }

@@ -8,17 +8,20 @@ FOLDED = (
 )
 
 
-def model_card(title, training, configuration, unfolded, endpoints, outputs, runtimes):
+def model_card(
+    title, training, configuration, unfolded, endpoints, outputs, runtimes, quantize=None
+):
     """Writes the card.
 
     Args:
         title: a line.
         training: Markdown on what the model was trained on and how good it is, or `None`.
         configuration: JSON values, or `None`.
-        unfolded: lines on the layers that keep their normalisation.
+        unfolded: why layers keep their normalisation, by name.
         endpoints: `{name: Endpoint}`.
         outputs: `{name: names of its outputs}`.
         runtimes: `{file name: (keras.Model, what it takes and returns)}`.
+        quantize: the weights of these files, if they are not float32.
 
     Returns:
         Markdown.
@@ -32,7 +35,7 @@ def model_card(title, training, configuration, unfolded, endpoints, outputs, run
     ]
     if unfolded:
         lines += ["Some normalisation is computed as it was trained, not folded into kernels:", ""]
-        lines += [*(f"- {line}" for line in unfolded), ""]
+        lines += [*(f"- {name}: {reason}" for name, reason in unfolded.items()), ""]
     if training:
         lines += ["## Training", "", training, ""]
     lines += [
@@ -59,12 +62,20 @@ def model_card(title, training, configuration, unfolded, endpoints, outputs, run
             ("output", outputs[name]),
         ):
             lines += [f"| {kind} | `{one}` | {endpoint.meanings[one]} |" for one in names]
-    if "serve" in endpoints:
-        lines += ["", "`serve` is also there as `serving_default`."]
+    lines += ["", f"`{next(iter(endpoints))}` is also there as `serving_default`."]
     if "step" in endpoints:
         lines += ["", "An output named like a state is that state after the call."]
     if runtimes:
-        lines += ["", "## Other runtimes", "", "| file | |", "|---|---|"]
+        lines += ["", "## Other runtimes", ""]
+        if quantize is not None:
+            lines += [f"Their weights are quantised ({quantize}).", ""]
+        if any(file.endswith(".tflite") for file in runtimes):
+            lines += [
+                "Call a `.tflite` file through its signature, by names. Its outputs are "
+                "`output_0`, `output_1`, … in the order below.",
+                "",
+            ]
+        lines += ["| file | |", "|---|---|"]
         lines += [
             f"| {file} | {meaning}: {shapes(model)} |"
             for file, (model, meaning) in runtimes.items()

@@ -9,7 +9,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from keras_bnrnn.folding import fold_batch_norm
+from keras_bnrnn.files import local_path
+from keras_bnrnn.folding import FoldingError, fold_batch_norm
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.serving.endpoints import input_names, model_endpoints
 from keras_bnrnn.serving.errors import ServingError
@@ -31,17 +32,17 @@ def export(
     configuration: dict | None = None,
     assets: dict[str, dict] | None = None,
     formats: Sequence[str] = (),
-    litert_frames: int = 100,
+    quantize: str | None = None,
 ) -> list[str]:
     """Writes a model for serving: loading it needs neither keras_bnrnn nor Keras.
 
     Normalisation is folded into kernels and biases where it can be; MODEL_CARD.md says where it
-    could not, and what each input and output is. The signatures are `serve` (as `serving_default`
-    too, where TensorFlow Serving looks), and `step` if the model reads forwards and has an output
-    for each frame: the next frames and the states to outputs and new states. An input has the name
-    of its `keras.Input` (`inputs` if it was given none), an output that of its layer, or its key in
-    a dictionary. Batches may be of any size, computation is in float32, and states of `stateful`
-    layers start from zero.
+    could not, and what each input and output is. The signatures are `serve`, and `step` if the
+    model reads forwards and has an output for each frame: the next frames and the states to outputs
+    and new states. The first is `serving_default` too, where TensorFlow Serving looks. An input has
+    the name of its `keras.Input` (`inputs` if it was given none), an output that of its layer, or
+    its key in a dictionary. Batches may be of any size, computation is in float32, and states of
+    `stateful` layers start from zero.
 
     Args:
         model: a built Sequential or functional model.
@@ -53,7 +54,8 @@ def export(
         assets: `{file name: JSON values}`, written into the folder `assets` with the names of the
             `signatures`.
         formats: `"onnx"` and `"litert"`: files for these runtimes, beside the SavedModel's.
-        litert_frames: length of the sequences that a LiteRT model takes that cannot step.
+        quantize: weights of these files, None for float32: `"dynamic"` for 8 bits, `"float16"`.
+            Small and less exact; the SavedModel stays as it is.
 
     Returns:
         The names of the signatures.
@@ -71,20 +73,30 @@ def export(
     >>> serving.export(model, tempfile.mkdtemp())
     ['serve', 'step']
     """
-    folder = Path(folder)
+    try:
+        folder = local_path(folder)
+    except ValueError as error:
+        raise ServingError(str(error), "folder") from None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ServingError(f"{folder} exists already; name a new or empty folder", "folder")
-    check_formats(formats)
+    check_formats(formats, quantize)
     served, unfolded = for_serving(model)
     made = endpoints(served)
-    runtimes = runtime_models(made, formats, litert_frames)
+    runtimes = runtime_models(made, formats)
 
     def make_card(outputs):
         return model_card(
-            title or model.name, training, configuration, unfolded, made, outputs, runtimes
+            title or model.name,
+            training,
+            configuration,
+            unfolded,
+            made,
+            outputs,
+            runtimes,
+            quantize,
         )
 
-    write_saved_model(folder, made, assets or {}, runtimes, make_card)
+    write_saved_model(folder, made, assets or {}, runtimes, make_card, quantize)
     return list(made)
 
 
@@ -100,9 +112,9 @@ def for_serving(model: keras.Model) -> tuple[keras.Model, dict[str, str]]:
     """
     _check_model(model)
     try:
-        folded, unfolded = fold_batch_norm(model), []
-    except ValueError as error:
-        folded, unfolded = fold_batch_norm(model, strict=False), str(error).splitlines()[1:-1]
+        folded, unfolded = fold_batch_norm(model), {}
+    except FoldingError as error:
+        folded, unfolded = fold_batch_norm(model, strict=False), error.reasons
     if isinstance(folded, keras.Sequential):
         folded = keras.Model(folded.inputs[0], folded.outputs[0], name=folded.name)
     copy = keras.Model.from_config(_for_any_device(folded.get_config()))
@@ -110,7 +122,7 @@ def for_serving(model: keras.Model) -> tuple[keras.Model, dict[str, str]]:
     for layer in flattened_layers(copy):
         if hasattr(layer, "use_cudnn"):  # Keras has no place for it in a configuration.
             layer.use_cudnn = False
-    return with_named_inputs(copy, input_names(copy)), [line.strip() for line in unfolded]
+    return with_named_inputs(copy, input_names(copy)), unfolded
 
 
 def _check_model(model):
@@ -152,7 +164,12 @@ def _for_any_device(config):
 
 
 def write_saved_model(
-    folder: Path, endpoints: dict, assets: dict, runtimes: dict, make_card: Callable[[dict], str]
+    folder: Path,
+    endpoints: dict,
+    assets: dict,
+    runtimes: dict,
+    make_card: Callable[[dict], str],
+    quantize: str | None = None,
 ) -> None:
     """Writes the SavedModel, aside first and renamed when it is whole.
 
@@ -162,6 +179,7 @@ def write_saved_model(
         assets: `{file name: JSON values}`.
         runtimes: what `runtime_models` returns.
         make_card: from `{endpoint: names of its outputs}` to the text of MODEL_CARD.md.
+        quantize: weights of the files for other runtimes.
     """
     signatures = {
         name: tf.function(
@@ -175,8 +193,7 @@ def write_saved_model(
     used = (variable for function in signatures.values() for variable in function.variables)
     module.weights = list({id(variable): variable for variable in used}.values())
     module.tables = [table for endpoint in endpoints.values() for table in endpoint.resources]
-    if "serve" in signatures:
-        signatures["serving_default"] = signatures["serve"]
+    signatures["serving_default"] = signatures[next(iter(endpoints))]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".exporting-") as aside:
         whole = Path(aside) / "model"
@@ -188,7 +205,7 @@ def write_saved_model(
             document = {**document, "signatures": list(endpoints)}
             (whole / "assets" / file).write_text(json.dumps(document, indent=1) + "\n")
         for file, (model, _) in runtimes.items():
-            export_runtime(model, whole / file)
+            export_runtime(model, whole / file, quantize)
         (whole / MODEL_CARD_FILE).write_text(make_card(outputs), encoding="utf-8")
         if folder.exists():
             folder.rmdir()

@@ -41,7 +41,7 @@ def speech_endpoints(model: keras.Model, corpus: Corpus) -> dict[str, Endpoint]:
         "lengths": "int32 [batch]: how many frames (of audio: samples) of each row count",
         "log_posteriors": f"float32 [batch, time, {corpus.num_states}], natural logarithms",
         "frames": "int32 [batch]: how many frames of each row have a meaning",
-        "times": "float32 [time]: the middle of each frame, in seconds",
+        "times": "float32 [batch, time]: the middle of each frame, in seconds",
     }
     masked = with_mask(model)
     padding = " and lengths [batch]" if len(model.inputs) > 1 else ", zeros in the padding,"
@@ -110,6 +110,7 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
         values = normalize_features(heard, corpus.mean, corpus.variance)
         shift = front_end.frame_shift / rate
         times = first + shift * tf.cast(tf.range(tf.shape(values)[1]), tf.float32)
+        times = tf.broadcast_to(times, tf.shape(values)[:2])
         return {"features": values, "frames": front_end.num_frames(lengths), "times": times}
 
     def serve_waveform(waveform, lengths):

@@ -12,35 +12,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.layers import BatchNormRNN
 from keras_bnrnn.serving.errors import ServingError
+from keras_bnrnn.serving.litert import OneSequence, one_sequence, projecting
 
 # What gives each frame a value of its own at inference, if it has no axis or the last one.
-PER_FRAME = (
-    keras.layers.Activation,
-    keras.layers.ActivityRegularization,
-    keras.layers.Add,
-    keras.layers.AlphaDropout,
-    keras.layers.Average,
-    keras.layers.BatchNormalization,
-    keras.layers.Concatenate,
-    keras.layers.Dense,
-    keras.layers.Dropout,
-    keras.layers.ELU,
-    keras.layers.GaussianDropout,
-    keras.layers.GaussianNoise,
-    keras.layers.Identity,
-    keras.layers.LayerNormalization,
-    keras.layers.LeakyReLU,
-    keras.layers.Masking,
-    keras.layers.Maximum,
-    keras.layers.Minimum,
-    keras.layers.Multiply,
-    keras.layers.ReLU,
-    keras.layers.Rescaling,
-    keras.layers.Softmax,
-    keras.layers.SpatialDropout1D,
-    keras.layers.Subtract,
+PER_FRAME = tuple(
+    getattr(keras.layers, name)
+    for name in (
+        *("Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average"),
+        *("BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU", "GaussianDropout"),
+        *("GaussianNoise", "Identity", "LayerNormalization", "LeakyReLU", "Masking", "Maximum"),
+        *("Minimum", "Multiply", "ReLU", "Rescaling", "Softmax", "SpatialDropout1D", "Subtract"),
+    )
 )
 
 
@@ -48,8 +33,8 @@ class Runtime(NamedTuple):
     """An endpoint's model for runtimes other than TensorFlow.
 
     Attributes:
-        build: from a number of frames to a `keras.Model` without loops for one row of as many, or
-            from `None` to one for any batch and length.
+        build: from whether it is for one row, all of whose frames count, in the loops of
+            `litert.py`, to a `keras.Model` for any length.
         meaning: what the model takes and returns, for MODEL_CARD.md.
     """
 
@@ -84,7 +69,7 @@ class CarriedStack:
         model: functional; it shares its weights.
         mask: `"own"`, the model masks frames as it is built to; `"given"`, a mask comes with the
             inputs in place of that and of their lengths; `"none"`, all frames count.
-        frames: `None` for any batch and number of frames; or how many of one row, without a loop.
+        one_row: whether it is for batches of one row, in the loops of `litert.py`.
 
     Attributes:
         model: from `[*inputs, mask if given, *states]` to `[*outputs, *new states]`.
@@ -94,17 +79,17 @@ class CarriedStack:
         ServingError: the model does not read forwards, frame by frame.
     """
 
-    def __init__(self, model: keras.Model, mask: str = "own", frames: int | None = None):
-        batch = None if frames is None else 1
+    def __init__(self, model: keras.Model, mask: str = "own", one_row: bool = False):
+        batch = 1 if one_row else None
         inputs = [
             keras.Input(
-                batch_shape=(batch, frames, *one.shape[2:])[: len(one.shape)],
+                batch_shape=(batch, None, *one.shape[2:])[: len(one.shape)],
                 dtype=one.dtype,
                 name=one.name,
             )
             for one in model.inputs
         ]
-        given = [keras.Input(batch_shape=(batch, frames), dtype="bool", name="mask")]
+        given = [keras.Input(batch_shape=(batch, None), dtype="bool", name="mask")]
         given = given if mask == "given" else []
         before = {
             layer: [
@@ -125,12 +110,16 @@ class CarriedStack:
             _check_reads_forwards(layer, args, kwargs)
             if layer in after:
                 raise ServingError(f"{layer.name!r} is called twice")
-            if mask != "own":
+            if one_row:
+                kwargs.pop("mask", None)
+            elif mask != "own":
                 kwargs["mask"] = given[0] if given else None
             kwargs["initial_state"] = keras.tree.pack_sequence_as(
                 layer.cell.state_size, before[layer]
             )
-            carrying = _returning_states(layer, frames is not None, args[0].shape)
+            carrying = _returning_states(projecting(layer) if one_row else layer, args[0].shape)
+            if one_row:
+                carrying = OneSequence(carrying)
             values, *after[layer] = carrying(*args, **kwargs)
             return values
 
@@ -207,6 +196,39 @@ def with_mask(model: keras.Model) -> keras.Model:
     return keras.Model([*inputs, mask], keras.tree.pack_sequence_as(model.output, outputs))
 
 
+def of_one_row(model: keras.Model) -> keras.Model:
+    """The model for one row, all of whose frames count, in the loops of `litert.py`.
+
+    Raises:
+        ServingError: a layer of another kind has a recurrent one within.
+    """
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, keras.layers.Masking):
+            return args[0]
+        if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
+            kwargs.pop("mask", None)
+            layer = one_sequence(layer)
+        elif isinstance(layer, keras.Model):
+            layer = wired_anew(layer)
+        elif isinstance(layer, keras.layers.Layer) and any(
+            isinstance(one, keras.layers.RNN) for one in flattened_layers(layer)
+        ):
+            raise ServingError(f"LiteRT cannot run the loop within {layer.name!r}", "formats")
+        return layer(*args, **kwargs)
+
+    def wired_anew(model):
+        inputs = _inputs_like(model.inputs, batch=1)
+        outputs = _call_again(model, inputs, [], call)
+        return keras.Model(
+            keras.tree.pack_sequence_as(model.input, inputs),
+            keras.tree.pack_sequence_as(model.output, outputs),
+        )
+
+    whole = wired_anew(model)
+    return keras.Model(_without_lengths(whole.inputs), whole.outputs)
+
+
 def with_named_inputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
     """The model with other names for its inputs, which take batches of any size."""
     inputs = _inputs_like(model.inputs, names)
@@ -218,9 +240,9 @@ def with_named_inputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
     )
 
 
-def _inputs_like(tensors, names=None):
+def _inputs_like(tensors, names=None, batch=None):
     return [
-        keras.Input(one.shape[1:], dtype=one.dtype, name=name)
+        keras.Input(one.shape[1:], batch, dtype=one.dtype, name=name)
         for one, name in zip(tensors, names or [one.name for one in tensors], strict=True)
     ]
 
@@ -290,9 +312,9 @@ def _check_reads_forwards(layer, args, kwargs):
             raise ServingError(f"{layer.name!r} {reason}")
 
 
-def _returning_states(layer, unroll, shape):
+def _returning_states(layer, shape):
     """A recurrent layer with the weights of `layer` that returns its states too."""
-    options = {"return_sequences": True, "return_state": True, "unroll": unroll}
+    options = {"return_sequences": True, "return_state": True, "unroll": False}
     if not isinstance(layer, BatchNormRNN):
         return keras.layers.RNN(layer.cell, **options)
     copy = type(layer).from_config({**layer.get_config(), **options, "stateful": False})

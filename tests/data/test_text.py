@@ -212,6 +212,8 @@ def test_missing_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="which is a file"):
         load_text(tmp_path / "file")
+    with pytest.raises(ValueError, match="gs://bucket/text is a URL"):
+        load_text("gs://bucket/text")
 
 
 def test_missing_file_is_named(write_corpus):

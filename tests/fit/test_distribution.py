@@ -12,7 +12,7 @@ import tensorflow as tf
 import equality
 import workers
 from keras_bnrnn import BatchNormSimpleRNN
-from keras_bnrnn.fit import FitError, distribution, keras_overrides, loop
+from keras_bnrnn.fit import FitError, distribution, keras_overrides
 from keras_bnrnn.fit.distribution import Worker, distribute, make_strategy, worker_of
 from keras_bnrnn.fit.loop import prepare
 from keras_bnrnn.losses import FrameMeanCrossEntropy
@@ -275,12 +275,48 @@ def test_what_is_made_before_machines_connect_is_said(monkeypatch):
         make_strategy()
 
 
-def test_workers_that_were_started_differently_are_told(monkeypatch):
-    monkeypatch.setattr(loop, "worker_of", lambda strategy: Worker(1, 2))
-    monkeypatch.setattr(loop, "gather", lambda strategy, value: [value, 3])
-    loop.agree(None, epochs=3)
-    with pytest.raises(FitError, match=r"the workers differ in epochs: \[3, 4\]"):
-        loop.agree(None, epochs=4)
+def test_texts_are_gathered(mirrored):
+    for text in ("", "größer, \u2028 and more"):
+        assert distribution.gather_texts(mirrored, text) == ([text] if text else [])
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """Makes this process worker 1 of two, of which worker 0 says what is appended to the list."""
+    said = []
+    monkeypatch.setattr(distribution, "worker_of", lambda strategy: Worker(1, 2))
+    monkeypatch.setattr(
+        distribution,
+        "gather_texts",
+        lambda strategy, text: [said.pop(0), said.append(text) or text],
+    )
+    return said
+
+
+def test_workers_that_were_started_differently_are_told(of_two):
+    of_two.append('{"--epochs": 3, "--seed": 1}')
+    distribution.agree(None, {"--epochs": 3, "--seed": 1})
+    of_two[:] = ['{"--epochs": 3, "--seed": 1}']
+    with pytest.raises(FitError, match="differ in --epochs: 3 on worker 0, 4 on worker 1; start"):
+        distribution.agree(None, {"--epochs": 4, "--seed": 1})
+
+
+def test_a_refusal_reaches_all(of_two):
+    of_two.append("")
+    with distribution.refusals_shared(None):
+        pass
+    of_two[:] = ["no such file: a"]
+    refused = pytest.raises(FitError, match="refused, worker 0: no such file: a")
+    with refused, distribution.refusals_shared(None):
+        pass
+    of_two[:] = [""]
+    with pytest.raises(KeyError), distribution.refusals_shared(None):
+        raise KeyError("of mine")
+    assert of_two == ["'of mine'"]
+    of_two[:] = [""]
+    with pytest.raises(tf.errors.UnavailableError), distribution.refusals_shared(None):
+        raise tf.errors.UnavailableError(None, None, "gone")
+    assert of_two == [""]  # Nobody is told: there is no collective any more.
 
 
 def test_a_chief_is_the_first_worker(monkeypatch):

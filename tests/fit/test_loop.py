@@ -1,5 +1,6 @@
 """When the training loop saves, and what ends it."""
 
+import signal
 from types import SimpleNamespace
 
 import keras
@@ -49,11 +50,11 @@ def test_one_of_two_workers_told_to_stop_makes_both_save(tmp_path):
     for step in range(2):
         told.on_train_batch_end(step, {"loss": 1.0})
         other.on_train_batch_end(step, {"loss": 1.0})
-    told.stop_requested = True
+    told.stop_requested = signal.SIGTERM
     told.on_train_batch_end(2, {"loss": 1.0})
     other.on_train_batch_end(2, {"loss": 1.0})
     assert its == others == []
-    with pytest.raises(Stopped, match="epoch 1, step 4"):
+    with pytest.raises(Stopped, match="SIGTERM in epoch 1, step 4"):
         told.on_train_batch_end(3, {"loss": 1.0})
     other.on_train_batch_end(3, {"loss": 1.0})
     assert its == others == [4]

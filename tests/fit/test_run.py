@@ -4,17 +4,28 @@ import io
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from keras_bnrnn import files
-from keras_bnrnn.fit import FitError, Stopped, fit, read_history, read_results
+from keras_bnrnn import BatchNormSimpleRNN, StatisticsGap, files
+from keras_bnrnn.fit import (
+    FitError,
+    RunFolder,
+    Stopped,
+    best_model,
+    fit,
+    read_history,
+    read_results,
+)
 from keras_bnrnn.fit import checkpoints as checkpoints_module
 
 EPOCHS, STEPS, ROWS = 3, 4, 4
@@ -191,8 +202,52 @@ def test_killed_before_the_checkpoint_of_a_new_best_model(two_epochs, monkeypatc
     assert read_results(two_epochs)["best"] == best
     for name in ("best.keras", "history.csv"):
         assert content(two_epochs)[name] == before[name]
+    assert best_model(two_epochs, read_results(two_epochs)) == two_epochs / "best.keras"
     train(two_epochs)
     assert not list(two_epochs.glob("best-of-*"))
+
+
+def test_what_is_exported_and_what_is_quoted_are_of_one_epoch(two_epochs, monkeypatch):
+    """Wherever a kill comes in between: the file's comment says its epoch."""
+
+    def epochs():
+        results = read_results(two_epochs)
+        path = best_model(two_epochs, results)
+        with zipfile.ZipFile(path) as archive:
+            assert archive.comment == b"epoch %d" % results["best"]["epoch"]
+        return len(read_history(two_epochs)), results["final"]["epoch"]
+
+    assert epochs() == (2, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_take_new_best", lambda run: kill())
+        with pytest.raises(Killed):
+            train(two_epochs)
+        assert epochs() == (2, 2)
+        patch.setattr(RunFolder, "_take_new_best", lambda run: run.rows[2:] and kill())
+        with pytest.raises(Killed):
+            train(two_epochs)
+    assert epochs() == (3, 3)
+    assert best_model(two_epochs, read_results(two_epochs)).name == "best-of-epoch-0003.keras"
+    train(two_epochs)
+    assert best_model(two_epochs, read_results(two_epochs)).name == "best.keras"
+
+
+def test_a_best_model_that_is_of_another_epoch_or_damaged_is_said(two_epochs, undisturbed):
+    best, results = two_epochs / "best.keras", read_results(two_epochs)
+    shutil.copy(undisturbed / "best.keras", best)
+    with pytest.raises(FitError, match=r"best\.keras is of epoch 3, but results.json of epoch 1"):
+        best_model(two_epochs, results)
+    best.write_bytes(best.read_bytes()[:-100])
+    with pytest.raises(FitError, match=r"best\.keras is damaged: File is not a zip file"):
+        best_model(two_epochs, results)
+    spoilt = bytearray((undisturbed / "best.keras").read_bytes())
+    spoilt[len(spoilt) // 2] ^= 0x10
+    best.write_bytes(spoilt)
+    with pytest.raises(FitError, match=r"best\.keras is damaged"):
+        best_model(two_epochs, results)
+    best.unlink()
+    with pytest.raises(FitError, match=r"has no best\.keras"):
+        best_model(two_epochs, results)
 
 
 def test_a_finished_run_goes_on_when_epochs_are_raised(two_epochs, undisturbed, capsys):
@@ -225,18 +280,23 @@ def test_a_damaged_checkpoint_is_passed_over(two_epochs, undisturbed, capsys, ki
 
 
 def test_all_checkpoints_damaged_and_then_killed_again(two_epochs, undisturbed, capsys):
-    """The new checkpoints stay, and nothing of the old run is overwritten."""
+    """Asks before it starts again; the new checkpoints stay, and nothing old is overwritten."""
     damage(two_epochs)
     before = content(two_epochs)
+    with pytest.raises(
+        FitError, match=r"best\.keras, .*history\.csv of a run, but no whole"
+    ) as asked:
+        train(two_epochs)
+    assert asked.value.argument == "restart" and content(two_epochs) == before
     with pytest.raises(Killed):
-        train(two_epochs, At(1, 3, kill))
+        train(two_epochs, At(1, 3, kill), restart=True)
     kept = two_epochs / "damaged-1"
     assert f"starting again. The former models and tables are kept in {kept}" in (
         capsys.readouterr().err
     )
     for name in ("best.keras", "final.keras", "history.csv", "results.json"):
         assert content(kept)[name] == before[name]
-    train(two_epochs)
+    train(two_epochs, restart=True)  # A whole checkpoint is gone on from.
     messages = capsys.readouterr()
     assert "after epoch 1 and 2 steps" in messages.out and "damaged" not in messages.err
     assert_same(two_epochs, undisturbed)
@@ -246,6 +306,35 @@ def test_all_checkpoints_damaged_and_then_killed_again(two_epochs, undisturbed, 
             checkpoints[f"damaged-{name}-1/worker-0.npz"]
             == before[f"checkpoints/{name}/worker-0.npz"]
         )
+
+
+def test_a_removed_checkpoint_folder_is_no_new_run(two_epochs):
+    shutil.rmtree(two_epochs / "checkpoints")
+    before = content(two_epochs)
+    with pytest.raises(FitError, match="no whole checkpoint to go on from"):
+        train(two_epochs)
+    assert content(two_epochs) == before
+
+
+def test_the_best_model_stays_until_an_epoch_is_better(folder, undisturbed):
+    """Though the checkpoint that knew of it is damaged: figures and model are of one epoch."""
+    shutil.copytree(undisturbed, folder)
+    (folder / "checkpoints" / "epoch-0003" / "worker-0.npz").write_bytes(b"")
+    results = read_results(folder)
+    assert results["best"]["epoch"] == 3
+    results["best"]["val_loss"] = 1e-9  # Never reached again.
+    (folder / "results.json").write_text(json.dumps(results))
+    before = content(folder)
+    with pytest.raises(Killed):
+        train(folder, At(2, None, kill))
+    for name in ("best.keras", "history.csv", "results.json"):
+        assert content(folder)[name] == before[name]
+    train(folder)
+    assert content(folder)["best.keras"] == before["best.keras"]
+    results = read_results(folder)
+    assert best_model(folder, results) == folder / "best.keras"
+    assert (results["best"]["epoch"], results["best"]["val_loss"]) == (3, 1e-9)
+    assert content(folder)["history.csv"] == before["history.csv"]
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_damaged(two_epochs, undisturbed, monkeypatch):
@@ -326,6 +415,22 @@ def in_todays_former_format(part):
     part.write_bytes(buffer.getvalue())
 
 
+@pytest.mark.parametrize("size", [1000, 12_000])
+def test_a_full_disk_names_the_file_and_leaves_nothing(folder, undisturbed, size):
+    """The limit of a file's size stands for it: checkpoints exceed the one, models the other."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            train(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert str(folder) in str(error.value) and "None" not in str(error.value)
+    assert not [name for name in content(folder) if "partial" in name]
+    train(folder)
+    assert_same(folder, undisturbed)
+
+
 def test_foreign_names_among_the_checkpoints_are_left_alone(two_epochs, undisturbed):
     folder = two_epochs / "checkpoints"
     names = ("epoch-0002.bak", "epoch-0002-backup", "epoch-00009", "epoch-x", "wanted-x")
@@ -370,14 +475,37 @@ def test_a_loss_that_is_not_finite_ends_the_run(folder):
     assert all(np.isfinite(value).all() for name, value in part.items() if name != "progress")
 
 
-def test_sigterm_saves_and_ends(folder, undisturbed):
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match="SIGTERM in epoch 2, step 1"):
-        train(folder, At(1, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert signal.getsignal(signal.SIGTERM) == handler
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_signals_save_and_end(folder, undisturbed, name):
+    number = getattr(signal, name)
+    handler = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"{name} in epoch 2, step 1") as stopped:
+        train(folder, At(1, 1, lambda: os.kill(os.getpid(), number)))
+    assert signal.getsignal(number) == handler and stopped.value.signal == number
     assert checkpoints_module.newest_checkpoint(folder) == "epoch-0001-step-000001"
     train(folder)
     assert_same(folder, undisturbed)
+
+
+def test_ctrl_c_twice_ends_at_once(folder, undisturbed, capsys):
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, At(1, 1, interrupt), At(1, 1, interrupt))
+    assert "Ending after this step; Ctrl-C again: at once." in capsys.readouterr().err
+    train(folder)
+    assert_same(folder, undisturbed)
+
+
+def test_what_is_ignored_stays_so(folder, monkeypatch):
+    """As SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(folder, At(0, 1, lambda: os.kill(os.getpid(), signal.SIGHUP)), epochs=1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert read_results(folder)["finished"]
 
 
 def test_several_devices_give_the_result_of_one(tmp_path):
@@ -414,14 +542,26 @@ def test_batches_that_cannot_be_dealt_out_are_refused(folder):
         fit(build_model, batches().repeat(), batches(), 1, folder)
 
 
+def test_a_url_is_no_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FitError, match="s3://bucket/run is a URL"):
+        train("s3://bucket/run")
+    assert not any(tmp_path.iterdir())
+
+
 def test_callbacks_that_would_forget_are_refused(folder):
     with pytest.raises(FitError, match="EarlyStopping would start anew with each epoch"):
         train(folder, keras.callbacks.EarlyStopping())
 
 
 def test_tensorboard_can_be_read_back(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints_module.Checkpoints, "save", lambda *arguments: kill())
+        with pytest.raises(Killed):
+            train(folder, epochs=2, tensorboard=True, checkpoint_steps=0)
+    train(folder, epochs=2, tensorboard=True)  # The first point is there already.
+    [file, *_] = sorted((folder / "tensorboard").iterdir())
+    file.write_bytes(file.read_bytes()[:-5])
     train(folder, epochs=2, tensorboard=True)
     events = EventAccumulator(str(folder / "tensorboard"), {"tensors": 0})
     events.Reload()
@@ -436,3 +576,32 @@ def test_tensorboard_can_be_read_back(folder):
     for tag in ("gradient_norm", "seconds_per_step", "input_pipeline/share_of_step"):
         assert len(read(tag)) == 2 and min(read(tag)) > 0
     assert any(tag.endswith("gamma") for tag in events.Tags()["tensors"])
+
+
+def test_the_statistics_gap_is_recorded(tmp_path, monkeypatch, capsys):
+    """It is the same after a kill; the epochs of a run from before there was one go without."""
+
+    def build():
+        keras.utils.set_random_seed(1)
+        rnn = BatchNormSimpleRNN(2, normalization="frame", renorm=True, name="rnn")
+        layers = [keras.layers.Reshape((3, 1)), rnn, keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((3,)), *layers])
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        return model
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(whole, epochs=2, build=build, tensorboard=True, verbose=2)
+    assert "gap" not in capsys.readouterr().out
+    with monkeypatch.context() as before:
+        before.setattr(StatisticsGap, "measure", lambda callback: {})
+        with pytest.raises(Killed):
+            train(resumed, At(1, 2, kill), epochs=2, build=build)
+    train(resumed, epochs=2, build=build)
+    (first, second), rows = read_history(resumed), read_history(whole)
+    gaps = {"gap_mean/rnn", "gap_variance/rnn"}
+    assert gaps == rows[0].keys() - first.keys() == set(list(rows[0])[-2:])
+    assert second == rows[1] and {**first, **rows[0]} == rows[0]
+    assert min(rows[1][name] for name in gaps) > 0.0
+    events = EventAccumulator(str(whole / "tensorboard"), {"tensors": 0})
+    events.Reload()
+    assert gaps <= set(events.Tags()["tensors"])

@@ -1,11 +1,14 @@
 """A run's folder: what is refused, what is written, and who may work in it."""
 
+import errno
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from keras_bnrnn import files
 from keras_bnrnn.fit import FitError, RunFolder, read_history, read_results, run_folder
 
 CONFIG = {"model": "baseline", "units": 5}
@@ -42,6 +45,44 @@ def test_a_damaged_configuration_is_said(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(FitError, match=r"config\.json is damaged .* put a copy of it back"):
         new_run(tmp_path)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_a_configuration_is_written_anew_where_a_checkpoint_is_of_it(tmp_path, capsys):
+    run, path = new_run(tmp_path), tmp_path / "config.json"
+    part = tmp_path / "checkpoints" / "epoch-0001" / "worker-0.npz"
+    part.parent.mkdir(parents=True)
+    document = {"epochs": 1, "identity": run.checkpoints.identity}
+    np.savez(part, progress=np.array(json.dumps(document)))
+    before = path.read_text()
+    for spoil in (lambda: path.write_text(before[:20]), path.unlink):
+        spoil()
+        with pytest.raises(FitError):
+            new_run(tmp_path, units=6)
+        new_run(tmp_path)
+        assert path.read_text() == before
+        assert "config.json is written anew, by a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "3", '{"best": {}}', "null"])
+def test_damaged_results_are_said(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(FitError, match=r"results\.json (cannot be read|is no results of a run)"):
+        read_results(tmp_path)
+
+
+def test_without_locks_the_last_one_has_the_folder(tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", no_locks)
+    first, second = new_run(tmp_path), new_run(tmp_path)
+    second.keep_file("a", "of the second")
+    with pytest.raises(
+        FitError, match=r"without locks, and another process has begun .*process \d+"
+    ):
+        first.keep_file("a", "of the first")
+    assert (tmp_path / "a").read_text() == "of the second"
 
 
 def test_foreign_files_are_refused(tmp_path):
@@ -50,6 +91,17 @@ def test_foreign_files_are_refused(tmp_path):
         new_run(tmp_path)
     with pytest.raises(FitError, match="is a file"):
         new_run(tmp_path / "thesis.tex")
+
+
+def test_paths_are_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for make in (new_run, read_results, read_history):
+        with pytest.raises(FitError, match="gs://bucket/run is a URL") as error:
+            make("gs://bucket/run")
+        assert error.value.argument == "output_dir"
+    assert not any(tmp_path.iterdir())
+    assert new_run("~/run").path == tmp_path / "run"
 
 
 def test_what_a_kill_left_of_the_first_write_is_not_foreign(tmp_path):

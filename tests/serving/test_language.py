@@ -19,6 +19,8 @@ def test_numbers_that_are_no_words(language):
             step(tokens=tf.constant([[1, wrong]]), **language.zero_states(1))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"k must be 1 or more"):
         language.signatures["next_token"](prefix=tf.constant(["the"]), k=tf.constant(0))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"k must be 1 or more"):
+        language.signatures["next_token"](prefix=tf.constant(["a", "b"]), k=tf.constant([2, 0]))
 
 
 def test_language_model_scores_sentences(language):
@@ -46,6 +48,21 @@ def test_language_model_scores_sentences(language):
     assert [word.decode() for word in best["words"][0].numpy()] == [WORDS[k] for k in order]
     np.testing.assert_allclose(best["probabilities"][0], np.exp(scores[1, 2, order]), rtol=1e-4)
     np.testing.assert_allclose(best["probabilities"][1, 0], np.exp(scores[2, 0].max()), rtol=1e-4)
+
+
+def test_each_row_has_its_own_number_of_words(language):
+    next_token = language.signatures["next_token"]
+    prefix = tf.constant(["an xyzzy", "the", ""])
+    alike = next_token(prefix=prefix, k=tf.constant(3))
+    own = next_token(prefix=prefix, k=tf.constant([2, 3, 1]))
+    for row, k in enumerate((2, 3, 1)):
+        for name, missing in (("words", b""), ("probabilities", 0.0)):
+            assert own[name].shape == (3, 3)
+            np.testing.assert_array_equal(own[name][row, :k], alike[name][row, :k])
+            assert all(one == missing for one in own[name][row, k:].numpy())
+    many = next_token(prefix=prefix, k=tf.constant([100, 1, 1]))
+    assert many["words"].shape == (3, len(WORDS))
+    assert next_token(prefix=prefix[:0], k=tf.constant([], tf.int32))["words"].shape == (0, 1)
 
 
 def test_no_sentences(language):

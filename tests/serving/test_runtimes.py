@@ -4,10 +4,21 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bnrnn import BatchNormGRU, fold_batch_norm, serving
+from keras_bnrnn import (
+    BatchNormGRU,
+    BatchNormGRUCell,
+    BatchNormLSTM,
+    BatchNormLSTMCell,
+    BatchNormSimpleRNN,
+    Bidirectional,
+    fold_batch_norm,
+    serving,
+)
 from keras_bnrnn.data.speech.corpus import load_corpus
 from keras_bnrnn.serving import runtimes
 from keras_bnrnn.serving.language import language_endpoints
+from keras_bnrnn.serving.litert import CHUNK
+from keras_bnrnn.serving.saved_model import for_serving
 from keras_bnrnn.serving.speech import speech_endpoints
 from untrained import WORDS, language_model, speech_model
 
@@ -25,13 +36,13 @@ def models():
 def runtime_models(models, tiny_corpus):
     """The Keras models for other runtimes by file name."""
 
-    def make(kind, formats, frames=20):
+    def make(kind, formats):
         if kind == "language":
             pytest.importorskip("tensorflow_text", reason="the extra 'text' is not installed")
             endpoints = language_endpoints(models[kind], WORDS, "running_text")
         else:
             endpoints = speech_endpoints(models[kind], load_corpus(tiny_corpus))
-        found = runtimes.runtime_models(endpoints, formats, frames)
+        found = runtimes.runtime_models(endpoints, formats)
         return {file: model for file, (model, _) in found.items()}
 
     return make
@@ -81,55 +92,142 @@ def test_onnxruntime(runtime_models, kind, tmp_path):
                 np.testing.assert_allclose(actual, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["forward", "language"])
-def test_litert_one_step_at_a_time(models, runtime_models, kind, tmp_path):
+def litert(model, path, quantize=None):
+    """The signature of a `.tflite` file that is made of a model."""
     interpreter = pytest.importorskip(
         "ai_edge_litert.interpreter", reason="the extra 'litert' is not installed"
     )
-    [(file, model)] = runtime_models(kind, ["litert"]).items()
-    assert file == "step.tflite"
-    runtimes.export_runtime(model, tmp_path / file)
-    run = interpreter.Interpreter(str(tmp_path / file)).get_signature_runner()
-    frames = values(model.inputs[:1], (), seed=1)[0].repeat(6, axis=1)
-    frames = values([keras.KerasTensor(frames.shape, frames.dtype)], ())[0]
+    runtimes.export_runtime(model, path, quantize)
+    return interpreter.Interpreter(str(path)).get_signature_runner()
+
+
+@pytest.mark.parametrize("kind", ["forward", "language"])
+def test_litert_in_chunks_of_any_length(models, runtime_models, kind, tmp_path):
+    model = runtime_models(kind, ["litert"])["step.tflite"]
+    run = litert(model, tmp_path / "step.tflite")
+    frames = values(model.inputs[:1], [74], seed=1)[0]
     states = {one.name: np.zeros(one.shape, "float32") for one in model.inputs[1:]}
     scores = []
-    for t in range(frames.shape[1]):
-        outputs = run(**{model.inputs[0].name: frames[:, t : t + 1]}, **states)
+    for chunk in np.split(frames, [1, 2, 5, 70], axis=1):
+        outputs = run(**{model.inputs[0].name: chunk}, **states)
         scores.append(outputs["output_0"])
         states = {name: outputs[f"output_{k}"] for k, name in enumerate(states, 1)}
     scores = np.concatenate(scores, axis=1)
-    whole = runtimes.stepping(models[kind], keras.ops.log_softmax).build(None)
+    whole = runtimes.stepping(models[kind], keras.ops.log_softmax).build(False)
     zeros = [np.zeros(one.shape, "float32") for one in model.inputs[1:]]
     expected = np.asarray(whole([frames, *zeros])[0])
     if kind == "forward":
         lengths = np.array([frames.shape[1]], "int32")
         unbroken = keras.ops.log_softmax(models[kind]({"features": frames, "lengths": lengths}))
         np.testing.assert_allclose(expected, unbroken, atol=1e-5)
-    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def with_states():
+    inputs = keras.Input((None, 3))
+    _, *states = BatchNormLSTM(4, return_state=True)(inputs)
+    outputs = BatchNormLSTM(4, return_sequences=True)(inputs, initial_state=states)
+    return keras.Model(inputs, [*states, outputs])
+
+
+def stacked(*layers):
+    return keras.Sequential([keras.Input((None, 3)), *layers])
+
+
+WHOLE_MODELS = {
+    "last": lambda: stacked(keras.layers.Masking(), BatchNormGRU(4)),
+    "bidirectional": lambda: stacked(
+        Bidirectional(BatchNormSimpleRNN(4, return_sequences=True)),
+        keras.layers.Bidirectional(keras.layers.GRU(3, reset_after=False), merge_mode="mul"),
+    ),
+    "steps": lambda: stacked(
+        BatchNormLSTM(
+            4,
+            return_sequences=True,
+            go_backwards=True,
+            normalization="frame",
+            max_timesteps=6,
+            normalize_recurrent=True,
+            normalize_cell_state=True,
+        )
+    ),
+    "cells": lambda: stacked(
+        keras.layers.RNN([keras.layers.LSTMCell(3), BatchNormGRUCell(4)], return_sequences=True)
+    ),
+    "counting cell": lambda: stacked(keras.layers.RNN(BatchNormLSTMCell(3, max_timesteps=4))),
+    "states": with_states,
+    "nested": lambda: stacked(stacked(BatchNormLSTM(4)), keras.layers.Dense(2)),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("bidirectional", "steps") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in WHOLE_MODELS
+    ],
+)
+def test_litert_of_any_length(kind, tmp_path):
+    model = WHOLE_MODELS[kind]()
+    rng = np.random.default_rng(0)
+    model.set_weights([0.5 * np.abs(rng.normal(size=w.shape)) for w in model.get_weights()])
+    served, _ = for_serving(model)
+    one_row = runtimes.whole(served).build(True)
+    run = litert(one_row, tmp_path / "whole.tflite")
+    for frames in (1, CHUNK, CHUNK + 1, 3 * CHUNK - 1):
+        x = rng.normal(size=(1, frames, 3)).astype("float32")
+        outputs = run(**{one_row.inputs[0].name: x})
+        for index, expected in enumerate(keras.tree.flatten(model(x))):
+            np.testing.assert_allclose(outputs[f"output_{index}"], expected, atol=2e-6)
+
+
+def test_litert_cannot_run_the_loop_within_a_wrapper():
+    model = keras.Sequential(
+        [keras.Input((2, 5, 3)), keras.layers.TimeDistributed(keras.layers.LSTM(2))]
+    )
+    with pytest.raises(serving.ServingError, match="the loop within 'time_distributed"):
+        runtimes.whole(keras.Model(model.inputs, model.outputs)).build(True)
 
 
 @pytest.mark.slow
-def test_litert_of_a_fixed_length(models, runtime_models, tmp_path):
-    interpreter = pytest.importorskip(
-        "ai_edge_litert.interpreter", reason="the extra 'litert' is not installed"
-    )
+def test_litert_of_an_acoustic_model(models, runtime_models, tmp_path):
     model = models["bidirectional"]
-    [(file, copy)] = runtime_models("bidirectional", ["litert"], 12).items()
-    assert file == "whole.tflite"
-    runtimes.export_runtime(copy, tmp_path / file)
-    run = interpreter.Interpreter(str(tmp_path / file)).get_signature_runner()
-    for live in (12, 7, 1):
-        features = np.random.default_rng(live).normal(size=(1, 12, 123)).astype("float32")
-        lengths = np.array([live], "int32")
-        actual = run(features=features, lengths=lengths)["output_0"][:, :live]
-        for given in (features, features[:, :live]):  # What is padded makes no difference.
-            expected = model({"features": given, "lengths": lengths})[:, :live]
-            np.testing.assert_allclose(actual, expected, atol=1e-4)
+    run = litert(runtime_models("bidirectional", ["litert"])["whole.tflite"], tmp_path / "a.tflite")
+    for frames in (12, 100):
+        features = np.random.default_rng(frames).normal(size=(1, frames, 123)).astype("float32")
+        lengths = np.array([frames], "int32")
+        expected = model({"features": features, "lengths": lengths})
+        np.testing.assert_allclose(run(features=features)["output_0"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantize, size, error", [("dynamic", 0.4, 0.03), ("float16", 0.6, 2e-3)])
+@pytest.mark.parametrize("kind", ["tflite", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_quantized(kind, quantize, size, error, tmp_path):
+    lstm = keras.layers.LSTM(128, return_sequences=True)
+    model = keras.Model(inputs := keras.Input((None, 40), name="x"), lstm(inputs))
+    path = tmp_path / f"whole.{kind}"
+    one_row = runtimes.whole(model).build(kind == "tflite")
+    x = np.random.default_rng(0).normal(size=(1, 50, 40)).astype("float32")
+    if kind == "tflite":
+        actual = litert(one_row, path, quantize)(x=x)["output_0"]
+    else:
+        onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+        runtimes.export_runtime(one_row, path, quantize)
+        [actual] = onnxruntime.InferenceSession(path).run(None, {"x": x})
+    difference = np.abs(actual - model(x)).max()
+    assert 1e-6 < difference < error
+    assert path.stat().st_size < size * 4 * model.count_params()
+
+
+def test_litert_is_hardly_larger_than_its_weights(tmp_path):
+    lstm = keras.layers.LSTM(128, return_sequences=True)
+    model = keras.Model(inputs := keras.Input((None, 123), name="x"), lstm(inputs))
+    litert(runtimes.whole(model).build(True), tmp_path / "whole.tflite")
+    assert (tmp_path / "whole.tflite").stat().st_size < 1.2 * 4 * model.count_params()
 
 
 def test_litert_refuses_a_loop_over_time(tmp_path):
-    """The limit that `runtimes` works around. Should this fail, it need not any more."""
+    """The limit that `serving/litert.py` works around. Should this fail, it need not any more."""
     interpreter = pytest.importorskip(
         "ai_edge_litert.interpreter", reason="the extra 'litert' is not installed"
     )
@@ -144,15 +242,22 @@ def test_any_model_beside_its_saved_model(tmp_path):
     pytest.importorskip("tf2onnx", reason="the extra 'onnx' is not installed")
     pytest.importorskip("ai_edge_litert", reason="the extra 'litert' is not installed")
     model = keras.Sequential([keras.Input((None, 3), name="values"), BatchNormGRU(2)])
-    serving.export(model, tmp_path / "exported", formats=["onnx", "litert"], litert_frames=4)
+    serving.export(model, tmp_path / "exported", formats=["onnx", "litert"])
     card = (tmp_path / "exported/MODEL_CARD.md").read_text()
     for file in ("whole.onnx", "whole.tflite"):
         assert (tmp_path / "exported" / file).stat().st_size
         assert f"| {file} |" in card
-    assert "`values` [1, 4, 3]" in card
+    assert "`values` [1, None, 3]" in card
 
 
 def test_missing_extras(monkeypatch):
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"keras-bnrnn\[onnx\]"):
         runtimes.check_formats(["onnx"])
+
+
+def test_unknown_quantization():
+    with pytest.raises(serving.ServingError, match="'int4' is not of dynamic, float16"):
+        runtimes.check_formats(["onnx"], "int4")
+    with pytest.raises(serving.ServingError, match="name formats"):
+        runtimes.check_formats([], "dynamic")

@@ -174,12 +174,6 @@ def test_samples_that_are_none(speech):
         serve(waveform=tf.constant(rows), lengths=tf.constant([4000, 4001]))
 
 
-# saved_model_cli as its command runs it; where strings are cut, after the import that brings the
-# tokenizer's operations (MODEL_CARD.md says so).
-CLI = "from tensorflow.python.tools.saved_model_cli import main; main()"
-
-
-# The others are among the commands of the model card.
 def test_a_live_frame_of_zeros_is_no_padding(speech):
     features = np.random.default_rng(0).normal(size=(1, 9, 123)).astype(np.float32)
     features[:, 4:6] = 0.0

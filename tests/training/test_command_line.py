@@ -1,5 +1,7 @@
 """What the scripts share: flags, `--help`, errors of one line, and who stops with whom."""
 
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +70,25 @@ def test_an_argument_that_is_no_flag_is_refused(run_command, script):
     assert errors == "error: unexpected argument 'stray'; every option is a --flag\n"
 
 
+@pytest.mark.parametrize("script", sorted({*SCRIPTS} - {"prepare_speech.py"}))
+def test_paths_are_of_this_machine(run_command, script, parse_flags, monkeypatch):
+    """Of every script; a URL would become a local folder."""
+    module = __import__(script.removesuffix(".py"))
+    parsers = {name: module.FLAGS[name].parser for name in module.FLAGS}
+    paths = [name for name, one in parsers.items() if isinstance(one, command_line.PathParser)]
+    named = [name for name in module.FLAGS if name.endswith("_dir")]
+    assert paths and {*named} <= {*paths}
+    monkeypatch.setenv("HOME", "/home/me")
+    for name in paths:
+        parse_flags(module, f"--{name}=~/a")
+        assert module.FLAGS[name].value == "/home/me/a"
+        if not parsers[name].remote:
+            code, _, errors = run_command(script, f"--{name}=gs://bucket/a")
+            assert code == 2 and errors.count("\n") == 1
+            assert f"flag --{name}=gs://bucket/a: this is a URL" in errors
+    parse_flags(module)
+
+
 def test_flags_that_are_wrong_end_with_code_2(run_command):
     for flag in ("--layers=0", "--model=bogus", "--nonsense"):
         code, _, errors = run_command("train_speech.py", flag)
@@ -120,3 +141,35 @@ def test_a_script_stops_with_what_had_started_it():
         # The child inherited the pipe, so this lasts until it ends.
         assert "stopped: SIGTERM" in parent.stdout.read()
         assert time.monotonic() - began < 30.0
+
+
+INTERRUPTED_AT_IMPORT = """
+import os, signal, sys
+import command_line
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "keras_bnrnn":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Slow())
+import keras_bnrnn
+"""
+
+
+def test_ctrl_c_during_imports_has_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT_IMPORT],
+        cwd=TRAINING,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "interrupted: the same command continues\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_import_it_before_tensorflow(script):
+    text = (TRAINING / script).read_text()
+    for name in ("tensorflow", "keras", "keras_bnrnn", "recipes", "paper", "kaldiio"):
+        for match in re.finditer(rf"^(import|from) {name}\b", text, re.MULTILINE):
+            assert text.index("\nimport command_line") < match.start()

@@ -1,8 +1,5 @@
 """compare.py: the table, the sentence and the picture, from run folders written here."""
 
-import csv
-import json
-
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -12,6 +9,7 @@ from command_line import CommandError
 from keras_bnrnn.fit.errors import FitError
 from paper import curves
 from recipes import measures
+from untrained import write_epochs
 
 SPEECH = ("train_fce", "train_fer", "dev_fce", "dev_fer")
 LANGUAGE = ("train_perplexity", "valid_perplexity")
@@ -19,23 +17,13 @@ LANGUAGE = ("train_perplexity", "valid_perplexity")
 
 def write_run(folder, model, columns, values, **best):
     """A run whose every column falls through `values`."""
-    folder.mkdir()
     rows = [
         {"epoch": epoch, **dict.fromkeys(columns, value), "learning_rate": 0.1}
         for epoch, value in enumerate(values, 1)
     ]
-    with (folder / "history.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    results = {
-        "model": model,
-        "config": {"model": model},
-        "task": "speech" if columns == SPEECH else "language",
-        "best": {**min(rows, key=lambda row: row[columns[0]]), **best},
-        "seconds_per_epoch": [9.0] + [2.0] * (len(rows) - 1),
-    }
-    (folder / "results.json").write_text(json.dumps(results))
+    best = {**min(rows, key=lambda row: row[columns[0]]), **best}
+    task = "speech" if columns == SPEECH else "language"
+    write_epochs(folder, rows, best, model=model, config={"model": model}, task=task)
     return folder
 
 

@@ -16,6 +16,7 @@ from keras_bnrnn.fit.run_folder import read_results
 from recipes import speech_task
 from recipes.speech_task import SpeechTask
 from recipes.tasks import EVALUATION_FILE
+from script_fixtures import write_text
 
 
 @pytest.fixture
@@ -70,16 +71,18 @@ def test_unseen_speakers_are_counted_apart(tiny_corpus, trained_speech, monkeypa
 
 
 @pytest.mark.slow
-def test_language(call_script, trained_language, tmp_path):
+def test_language(call_script, trained_language, tiny_text, tmp_path):
     run = shutil.copytree(trained_language / "run", tmp_path / "run")
-    call_script(evaluate, f"--run_dir={run}", f"--data_dir={trained_language}/text")
+    call_script(evaluate, f"--run_dir={run}", f"--data_dir={tiny_text}")
     found, best = read(run), read_results(run)["best"]
     assert found["moving_averages"]["perplexity"] == pytest.approx(
         best["valid_perplexity"], rel=1e-4
     )
     assert {"recalibrated", "batch_statistics"} <= found.keys()
+    (tmp_path / "other").mkdir()
+    write_text(tmp_path / "other", 140)
     with pytest.raises(CommandError, match="it was trained on another text"):
-        call_script(evaluate, f"--run_dir={run}")
+        call_script(evaluate, f"--run_dir={run}", f"--data_dir={tmp_path}/other")
 
 
 def test_scoring_leaves_the_model_as_it_was(tiny_corpus, trained_speech):

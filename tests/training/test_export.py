@@ -10,6 +10,8 @@ import untrained
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.errors import FitError
+from recipes.language_task import LanguageTask
+from recipes.training import training_section
 
 
 @pytest.fixture
@@ -40,14 +42,49 @@ def test_a_run_of_language(tmp_path, call_script, capsys):
     call_script(export, f"--run_dir={run}", f"--output_dir={tmp_path}/exported")
     assert "signatures score, next_token, step;" in capsys.readouterr().out
     names = tf.saved_model.load(str(tmp_path / "exported")).signatures.keys()
-    assert set(names) == {"score", "next_token", "step"}
+    assert set(names) == {"score", "next_token", "step", "serving_default"}
     description = json.loads((tmp_path / "exported/assets/language_model.json").read_text())
     assert description["words"] == untrained.WORDS
     card = (tmp_path / "exported/MODEL_CARD.md").read_text()
     assert card.startswith("# Language model\n") and "cut into words as running_text" in card
 
 
-def test_what_is_refused(run, call_script, tmp_path):
+def test_what_is_damaged_is_said(run, tmp_path, call_script):
+    output = f"--output_dir={tmp_path}/exported"
+    for name, message in (
+        ("phone_counts.json", r"phone_counts\.json"),
+        ("best.keras", r"best\.keras"),
+    ):
+        path = run / name
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises((CommandError, FitError), match=f"{message}.* is damaged"):
+            call_script(export, f"--run_dir={run}", output)
+        path.unlink()
+        with pytest.raises(
+            (CommandError, FitError), match=f"{message} is missing|has no {message}"
+        ):
+            call_script(export, f"--run_dir={run}", output)
+        path.write_bytes(content)
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_vocabulary_that_is_damaged_is_said(tmp_path):
+    path = tmp_path / "vocabulary.json"
+    for content, message in ((None, "is missing"), ("[", "is damaged"), ("{}", "lacks words")):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(CommandError, match=rf"vocabulary\.json {message}"):
+            LanguageTask.served(tmp_path, {})
+
+
+def test_a_card_says_that_a_run_is_not_finished():
+    results = {"best": {"epoch": 2, "dev_fce": 1.5}, "criterion": "dev_fce", "finished": False}
+    assert "**The run was not finished yet**" in training_section("Data.", results)
+    assert "not finished" not in training_section("Data.", results | {"finished": True})
+
+
+def test_what_is_refused(run, call_script, run_command, tmp_path):
     """Nothing is written then."""
     output = f"--output_dir={tmp_path}/exported"
     empty = tmp_path / "empty"
@@ -60,8 +97,8 @@ def test_what_is_refused(run, call_script, tmp_path):
     (empty / "results.json").write_text('{"task": "pixels", "config": {}}')
     with pytest.raises(CommandError, match="models of this task are not exported"):
         call_script(export, f"--run_dir={empty}", output)
-    with pytest.raises(CommandError, match="--formats=coreml is not of onnx, litert"):
-        call_script(export, f"--run_dir={run}", output, "--formats=coreml")
+    code, _, errors = run_command("export.py", f"--run_dir={run}", output, "--formats=coreml")
+    assert code == 1 and "error: --formats: coreml is not of onnx, litert" in errors
     assert not (tmp_path / "exported").exists()
-    with pytest.raises(CommandError, match=r"--output_dir=.*/run exists already"):
-        call_script(export, f"--run_dir={run}", f"--output_dir={run}")
+    code, _, errors = run_command("export.py", f"--run_dir={run}", f"--output_dir={run}")
+    assert code == 1 and f"error: --output_dir: {run} exists already" in errors

@@ -3,11 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 import inspect_speech
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech.corpus import file_checksum, make_example, verify_corpus
+from recipes.speech_task import SpeechTask
 
 PNG = b"\x89PNG"
 
@@ -38,6 +42,36 @@ def test_utterance_and_posteriors(show, trained_speech, tmp_path):
     smaller = picture.stat().st_size
     assert "frame error rate" in show(*arguments, f"--run_dir={trained_speech}/run")
     assert picture.read_bytes().startswith(PNG) and picture.stat().st_size > smaller
+
+
+def test_utterances_without_labels(call_script, tiny_corpus, tmp_path, capsys):
+    """A test set that is to be decoded: neither shown nor scored as if it had labels."""
+    corpus = shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    shard = corpus / "test.tfrecord"
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+        writer.write(make_example("test-0", "", "", np.zeros((4, 123)), [-1] * 4))
+    document = json.loads((corpus / "corpus.json").read_text())
+    entry = {"file": shard.name, "utterances": 1, "frames": 4, "bytes": shard.stat().st_size}
+    document["splits"]["test"] = {
+        **{"utterances": 1, "frames": 4, "lengths": {"4": 1}, "state_frames": [0] * 5},
+        **{"unlabelled": 1, "shards": [{**entry, "sha256": file_checksum(str(shard))}]},
+    }
+    (corpus / "corpus.json").write_text(json.dumps(document))
+    assert verify_corpus(corpus) == []
+    flags = [f"--data_dir={corpus}", "--utterance=test-0"]
+    assert call_script(inspect_speech, *flags) == 0
+    printed = capsys.readouterr().out
+    assert "0.04 s, without labels" in printed and "phones:" not in printed
+    with pytest.raises(CommandError, match="this utterance has none"):
+        call_script(inspect_speech, *flags, f"--picture={tmp_path}/x.png")
+    call_script(inspect_speech, flags[0], f"--picture={tmp_path}/corpus.png")
+    settings = dict.fromkeys(SpeechTask.setting_names) | {"batch_size": 2, "renorm": None}
+    task = SpeechTask(settings, corpus)
+    assert not task.has_test()
+    del document["splits"]["test"]["unlabelled"]
+    (corpus / "corpus.json").write_text(json.dumps(document))
+    assert "labels -1 to -1" in verify_corpus(corpus)[0]
+    assert SpeechTask(settings, corpus).has_test()
 
 
 def test_what_cannot_be_shown(show, trained_speech, trained_language, tmp_path):

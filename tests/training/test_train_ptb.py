@@ -18,15 +18,10 @@ pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed
 
 
 @pytest.fixture
-def text_dir(trained_language):
-    return trained_language / "text"
-
-
-@pytest.fixture
-def train(call_script, monkeypatch, tiny_recipe, text_dir):
+def train(call_script, monkeypatch, tiny_recipe, tiny_text):
     """Runs the script with the tiny recipe."""
     monkeypatch.setitem(RECIPES, "small", tiny_recipe)
-    return lambda *flags: call_script(train_ptb, f"--data_dir={text_dir}", *flags)
+    return lambda *flags: call_script(train_ptb, f"--data_dir={tiny_text}", *flags)
 
 
 def history(folder):
@@ -34,7 +29,7 @@ def history(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_run_writes_history_and_results(trained_language, text_dir):
+def test_a_run_writes_history_and_results(trained_language, tiny_text):
     folder = trained_language / "run"
     rows = history(folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -54,7 +49,7 @@ def test_a_run_writes_history_and_results(trained_language, text_dir):
 
     # The best model's file is whole: it gives the figure again, by itself.
     saved = keras.models.load_model(folder / "best.keras")
-    test = LanguageTask(results["config"], text_dir).batches("test")
+    test = LanguageTask(results["config"], tiny_text).batches("test")
     scores = saved.evaluate(test, callbacks=[ResetStates()], verbose=0, return_dict=True)
     assert scores["perplexity"] == pytest.approx(best["test_perplexity"], rel=1e-5)
 
@@ -81,34 +76,21 @@ def test_flags_change_the_recipe_and_the_layers(train, tmp_path, capsys):
     assert layer.get_config()["gamma_initializer"]["config"]["value"] == 0.25
 
 
-@pytest.mark.slow
-def test_a_finished_run_goes_on_when_asked_for_more(train, tmp_path, capsys):
-    folder = tmp_path / "run"
-    flags = [f"--output_dir={folder}", "--steps_per_epoch=4", "--model=baseline"]
-    train(*flags, "--epochs=1")
-    first = history(folder)
-    train(*flags, "--epochs=1")
-    assert history(folder) == first
-    assert "1 epoch is done already; epochs=1 asks for no more." in capsys.readouterr().out
-    train(*flags)  # As many as the recipe has.
-    assert history(folder)[:1] == first
-    assert len(history(folder)) == 2
-
-
-@pytest.mark.slow
-def test_two_devices(train, tmp_path):
-    folder = tmp_path / "run"
-    flags = [f"--output_dir={folder}", "--strategy=mirrored", "--steps_per_epoch=10"]
-    train(*flags, "--epochs=1")
-    train(*flags, "--epochs=2")
-    results = json.loads((folder / "results.json").read_text())
-    assert results["final"]["epoch"] == 2
-    assert 1 < results["best"]["test_perplexity"] < 14
-
-
-def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, text_dir):
+def test_words_that_are_cut_are_told(tiny_text, trained_language):
     config = json.loads((trained_language / "run" / "config.json").read_text())["config"]
-    task = LanguageTask({**config, "steps_per_epoch": 3}, text_dir)
+    assert "max_words" not in config
+    assert not any("different words" in line for line in LanguageTask(config, tiny_text).plan())
+    task = LanguageTask({**config, "max_words": 9}, tiny_text)
+    assert task.config["max_words"] == 9 and len(task.corpus.vocabulary) == 9
+    [line] = [line for line in task.plan() if "different words" in line]
+    share = task.corpus.unknown_share("test")
+    assert 0.2 < share < 0.6 and f"{share:.1%} of test" in line
+    assert line.startswith("The training text has 13 different words (--max_words); <unk> are")
+
+
+def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, tiny_text):
+    config = json.loads((trained_language / "run" / "config.json").read_text())["config"]
+    task = LanguageTask({**config, "steps_per_epoch": 3}, tiny_text)
     assert len(task.batches("train")) == 3
     for name in ("valid", "test"):
         counted = sum(weights.sum() for _, _, weights in task.batches(name).as_numpy_iterator())
@@ -136,18 +118,23 @@ def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, text_dir
         (["--size=huge"], "should be one of"),
         (["--epochs=0"], "--epochs=0"),
         (["--momentum=2"], "--momentum=2"),
+        (["--momentum=nan"], "--momentum=nan: not a finite number"),
+        (["--learning_rate=inf"], "--learning_rate=inf: not a finite number"),
+        (["--data_dir=s3://bucket/text"], "--data_dir=s3://bucket/text: this is a URL"),
+        (["--max_words=2"], "--max_words=2"),
+        (["--max_words=9"], "another configuration .*max_words=None there and 9 here"),
         (["--dropout=1"], "--dropout=1.0 must be below 1"),
         (["--decay=0.5"], "--decay=0.5 must be at least 1"),
     ],
 )
 def test_errors_are_one_line_before_the_first_step(
-    arguments, message, trained_language, text_dir, tiny_recipe, monkeypatch, run_command
+    arguments, message, trained_language, tiny_text, tiny_recipe, monkeypatch, run_command
 ):
     monkeypatch.setitem(RECIPES, "small", tiny_recipe)
     monkeypatch.setitem(RECIPES, "three", dataclasses.replace(tiny_recipe, batch_size=3))
     monkeypatch.setitem(RECIPES, "long", dataclasses.replace(tiny_recipe, timesteps=10_000))
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("training began"))
-    flags = [f"--data_dir={text_dir}", f"--output_dir={trained_language}/run"]
+    flags = [f"--data_dir={tiny_text}", f"--output_dir={trained_language}/run"]
     code, _, errors = run_command("train_ptb.py", *flags, *arguments)
     assert code in (1, 2)
     lines = [line for line in errors.splitlines() if line.startswith("error:")]

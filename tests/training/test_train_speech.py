@@ -77,22 +77,6 @@ def test_one_direction(task):
     assert np.abs(first[:, 5:] - second[:, 5:]).max() > 1e-3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "strategy", ["none", pytest.param("mirrored", marks=pytest.mark.exhaustive)]
-)
-def test_a_run_in_parts_ends_like_a_whole_one(call_script, tiny_corpus, tmp_path, strategy):
-    """The order of the data included: epoch 3 sees the third order, whoever trains it."""
-    # Rounding differs with the threads' order, and a frame more or less is wrong.
-    flags = [f"--data_dir={tiny_corpus}", *SMALL, f"--strategy={strategy}", "--deterministic"]
-    call_script(train_speech, *flags, f"--output_dir={tmp_path}/a", "--epochs=4")
-    for epochs in (1, 3, 4):
-        call_script(train_speech, *flags, f"--output_dir={tmp_path}/b", f"--epochs={epochs}")
-    rows, resumed = read_history(tmp_path / "a"), read_history(tmp_path / "b")
-    for row, other in zip(rows, resumed, strict=True):
-        assert other == pytest.approx(row, rel=1e-4)
-
-
 def test_orders_differ_between_epochs_and_seeds(task):
     def order(seed, epoch):
         batches = task(f"--seed={seed}").batches("train", Worker(), epoch)

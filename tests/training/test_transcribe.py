@@ -1,15 +1,19 @@
 """transcribe.py: a process without Keras, error rates, pictures, and files that are no speech."""
 
+import functools
+import os
 import re
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import tensorflow as tf
 
 import transcribe
 from command_line import CommandError
-from keras_bnrnn.data.speech.audio import LENGTHS
 from keras_bnrnn.data.speech.features import FRAME_SECONDS
 
 PHONES = {"SIL", "AH", "T", "OW"}
@@ -26,6 +30,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.fixture(scope="module")
 def exported(trained_speech):
     return trained_speech / "exported"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    """A SavedModel takes seconds to load."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.saved_model, "load", functools.cache(tf.saved_model.load))
+        yield
 
 
 @pytest.fixture
@@ -97,7 +109,6 @@ def test_transcripts_of_several_files(exported, audio, tmp_path, call_script, ca
 
 def test_what_transcribe_cannot_import_is_as_in_the_package():
     assert transcribe.FRAME_SECONDS == FRAME_SECONDS
-    assert transcribe.LENGTHS.pattern == LENGTHS.pattern
 
 
 def test_transcripts_of_any_length_and_name(tmp_path):
@@ -116,10 +127,127 @@ def test_transcripts_of_any_length_and_name(tmp_path):
         transcribe.read_transcripts(str(words), ["a.wav"])
 
 
-def test_a_recording_that_was_cut_off(audio):
+def test_a_recording_that_was_cut_off(exported, audio, call_script):
     audio.write_bytes(audio.read_bytes()[:30000])
     with pytest.raises(CommandError, match=r"was cut off: \d+ bytes are missing"):
-        transcribe.read_waveform(audio, 8000)
+        call_script(transcribe, f"--model={exported}", audio)
+
+
+def test_one_bad_file_of_several(exported, audio, tmp_path, call_script, capsys):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"no audio")
+    (tmp_path / "folder").mkdir()
+    paths = [bad, tmp_path / "folder", audio, "https://example.com/a.wav"]
+    with pytest.raises(CommandError, match="3 of 4 files could not be transcribed"):
+        call_script(transcribe, f"--model={exported}", *paths)
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{audio}: ")
+    for reason in (f"{bad}: not an audio file", "folder: a folder", "https://example.com/a.wav: a"):
+        assert f"error: {reason}" in captured.err or reason in captured.err
+
+
+def phones_and_times(text):
+    return [line.split() for line in text.splitlines()[1:]]
+
+
+def test_long_recordings_are_heard_in_parts(exported, tmp_path, call_script, capsys, monkeypatch):
+    path = tmp_path / "long.wav"
+    rng = np.random.default_rng(0)
+    level = np.repeat(rng.uniform(0.001, 0.3, size=40), 800)
+    soundfile.write(path, level * rng.normal(size=level.size), 8000)
+    call_script(transcribe, f"--model={exported}", path)
+    whole = capsys.readouterr().out
+    monkeypatch.setattr(transcribe, "WHOLE_SECONDS", 1)
+    monkeypatch.setattr(transcribe, "PART_FRAMES", 70)
+    monkeypatch.setattr(transcribe, "OVERLAP_FRAMES", 40)
+    monkeypatch.setattr(transcribe, "PARTS_AT_ONCE", 2)
+    monkeypatch.setattr(transcribe.recordings, "BLOCK_FRAMES", 3000)
+    call_script(transcribe, f"--model={exported}", f"--plot={tmp_path}", path)
+    captured = capsys.readouterr()
+    assert captured.out == whole
+    assert "is not drawn: 4 s, more than 1 s" in captured.err
+
+
+def test_parts_cover_every_frame_once():
+    samples = np.arange(50_123, dtype=np.float32)
+    for blocks in (np.array_split(samples, 17), [samples]):
+        parts = list(transcribe.parts_of(blocks, {"sample_rate": 8000}))
+        assert [(part.skip, part.frames, part.first, part.last) for part in parts] == [
+            (0, None, True, True)
+        ]
+    samples = np.arange(8000 * 61 + 77, dtype=np.float32)
+    parts = list(transcribe.parts_of(np.array_split(samples, 40), {"sample_rate": 8000}))
+    assert [part.first for part in parts] == [True, False, False]
+    assert sum(part.new_samples for part in parts) == len(samples)
+    own = [part.waveform[80 * part.skip :][: part.frames and 80 * part.frames] for part in parts]
+    np.testing.assert_array_equal(np.concatenate(own), samples)
+
+
+def test_formats(exported, audio, tmp_path, call_script, capsys):
+    from keras_bnrnn.data.speech.textgrid import read_textgrid
+
+    call_script(transcribe, f"--model={exported}", audio)
+    expected = phones_and_times(capsys.readouterr().out)
+    call_script(transcribe, f"--model={exported}", "--format=ctm", audio)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [[line[2], line[4]] for line in lines] == [[one[0], one[2]] for one in expected]
+    assert {(line[0], line[1]) for line in lines} == {("noise", "1")}
+    folder = tmp_path / "grids"
+    call_script(
+        transcribe, f"--model={exported}", "--format=textgrid", f"--output_dir={folder}", audio
+    )
+    intervals = read_textgrid(folder / "noise.TextGrid", "phones")
+    assert [interval.label for interval in intervals] == [one[2] for one in expected]
+    assert abs(intervals[-1].end - 0.5) < 1e-3
+    with pytest.raises(CommandError, match="name --output_dir"):
+        call_script(transcribe, f"--model={exported}", "--format=textgrid", audio, audio)
+
+
+def test_standard_input_and_pipes(exported, audio, tmp_path, call_script, capsys, monkeypatch):
+    call_script(transcribe, f"--model={exported}", audio)
+    expected = phones_and_times(capsys.readouterr().out)
+    with audio.open("rb") as file:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
+        call_script(transcribe, f"--model={exported}", "-")
+    assert phones_and_times(capsys.readouterr().out) == expected
+    os.mkfifo(tmp_path / "pipe.wav")
+    writer = threading.Thread(
+        target=lambda: (tmp_path / "pipe.wav").write_bytes(audio.read_bytes())
+    )
+    writer.start()
+    call_script(transcribe, f"--model={exported}", tmp_path / "pipe.wav")
+    writer.join()
+    assert phones_and_times(capsys.readouterr().out) == expected
+
+
+def test_channels(exported, tmp_path, call_script, capsys):
+    samples = 0.1 * np.random.default_rng(0).normal(size=(4000, 2))
+    both, first, opposite = (tmp_path / f"{name}.wav" for name in ("both", "first", "opposite"))
+    soundfile.write(both, samples, 8000)
+    soundfile.write(first, samples[:, 0], 8000)
+    soundfile.write(opposite, samples[:, :1] * [1, -1], 8000)
+    call_script(transcribe, f"--model={exported}", first)
+    expected = phones_and_times(capsys.readouterr().out)
+    call_script(transcribe, f"--model={exported}", "--channel=A", both)
+    captured = capsys.readouterr()
+    assert phones_and_times(captured.out) == expected and "averaged" not in captured.err
+    call_script(transcribe, f"--model={exported}", both, both)
+    assert capsys.readouterr().err.count("2 recordings have several channels") == 1
+    with pytest.raises(CommandError, match="channels cancel each other"):
+        call_script(transcribe, f"--model={exported}", opposite)
+    with pytest.raises(CommandError, match="channel 3 of 2"):
+        call_script(transcribe, f"--model={exported}", "--channel=3", both)
+    with pytest.raises(CommandError, match="neither 'mix' nor a number"):
+        call_script(transcribe, f"--model={exported}", "--channel=left", both)
+
+
+def test_another_bandwidth_than_in_training(capsys):
+    description = {"sample_rate": 16000, "recordings": {"sample_rates": {"44100": 3}}}
+    transcribe.warn_of_bandwidth("a.wav", 48000, description)
+    transcribe.warn_of_bandwidth("a.wav", 8000, {"sample_rate": 16000})
+    assert capsys.readouterr().err == ""
+    transcribe.warn_of_bandwidth("a.wav", 8000, description)
+    assert "up to 4000 Hz, the model was trained on speech up to 8000 Hz" in capsys.readouterr().err
 
 
 def test_plot_without_a_path(exported, audio, tmp_path, call_script, monkeypatch):

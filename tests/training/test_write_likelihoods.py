@@ -71,7 +71,7 @@ def test_continues_where_it_was_killed(
     assert not (scores / "train.scp").exists()
     written = (scores / "dev.ark").stat().st_mtime_ns
     # Killed while it wrote the other split.
-    (scores / "train.ark.partial").write_bytes(b"train-00 \0B")
+    (scores / "train.partial.ark").write_bytes(b"train-00 \0B")
     call(call_script, trained_speech, tiny_corpus, scores)
     assert (scores / "dev.ark").stat().st_mtime_ns == written
     assert "dev.scp is there already" in capsys.readouterr().out

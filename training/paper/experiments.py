@@ -134,26 +134,20 @@ PIXEL_CONFIGURATIONS = {
     ),
 }
 
+PIXELS = Experiment(
+    title="Images read pixel by pixel, in rows",
+    task=PixelTask,
+    data=None,
+    epochs=40,
+    arguments=(),
+    quick=("--units=8",),
+    configurations=PIXEL_CONFIGURATIONS,
+    note=PIXEL_NOTE,
+)
 EXPERIMENTS = {
-    "pixel-digits": Experiment(
-        title="Images read pixel by pixel, in rows",
-        task=PixelTask,
-        data=None,
-        epochs=40,
-        arguments=(),
-        quick=("--units=8",),
-        configurations=PIXEL_CONFIGURATIONS,
-        note=PIXEL_NOTE,
-    ),
-    "pixel-digits-permuted": Experiment(
-        title="Images read pixel by pixel, in a fixed random order",
-        task=PixelTask,
-        data=None,
-        epochs=40,
-        arguments=("--permuted",),
-        quick=("--units=8",),
-        configurations=PIXEL_CONFIGURATIONS,
-        note=PIXEL_NOTE,
+    "pixel-digits": PIXELS,
+    "pixel-digits-permuted": PIXELS._replace(
+        title="Images read pixel by pixel, in a fixed random order", arguments=("--permuted",)
     ),
     "digits-speech": Experiment(
         title="Spoken digits, 2 × 128 units, bidirectional",

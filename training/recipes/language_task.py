@@ -7,8 +7,8 @@ import json
 
 import keras
 
-from command_line import CommandError
-from keras_bnrnn.data.text import SPLITS, load_text, token_windows
+from command_line import CommandError, read_json
+from keras_bnrnn.data.text import MAX_WORDS, SPLITS, load_text, token_windows
 from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.serving.language import language_endpoints
 from recipes import measures
@@ -36,6 +36,7 @@ class LanguageTask(Task):
         *("model", "size", "recipe", "steps_per_epoch", "normalization", "normalize_recurrent"),
         *("gamma", "momentum", "mixed_precision", "synchronized", "seed"),
     )
+    optional_setting_names = (*Task.optional_setting_names, "max_words")
 
     @classmethod
     def settings_of(cls, options):
@@ -50,10 +51,13 @@ class LanguageTask(Task):
                 f"--decay={options.decay} must be at least 1: the rate is divided by it"
             )
         recipe = dataclasses.asdict(dataclasses.replace(RECIPES[options.size], **given))
-        return cls._named(options, recipe=recipe)
+        settings = cls._named(options, recipe=recipe)
+        if settings["max_words"] == MAX_WORDS:
+            del settings["max_words"]
+        return settings
 
     def read_data(self, data_dir):
-        self.corpus = read_text(data_dir)
+        self.corpus = read_text(data_dir, self.settings.max_words or MAX_WORDS)
         self.recipe = Recipe(**self.settings.recipe)
         self.batch_size, self.default_epochs = self.recipe.batch_size, self.recipe.epochs
         self.windows = {name: self._windows(name) for name in SPLITS}
@@ -74,8 +78,12 @@ class LanguageTask(Task):
                 start=self.corpus.eos_id,
                 keep_remainder=split != "train",
             )
-        except ValueError as error:
-            raise CommandError(f"{split} text of {self.corpus.source}: {error}") from None
+        except ValueError:
+            raise CommandError(
+                f"{split} text of {self.corpus.source}: Too little text, "
+                f"{len(getattr(self.corpus, split)):,} tokens for {self.batch_size} streams of "
+                f"windows of {self.recipe.timesteps} steps (--size); give a longer one"
+            ) from None
 
     def describe_data(self):
         corpus = self.corpus
@@ -146,7 +154,7 @@ class LanguageTask(Task):
 
     @staticmethod
     def served(run_dir, results):
-        description = json.loads((run_dir / VOCABULARY_FILE).read_text(encoding="utf-8"))
+        description = read_json(run_dir / VOCABULARY_FILE, ("words", "tokenization"))
         words, tokenization = description["words"], description["tokenization"]
         text = results["config"]["text"]
         data = (
@@ -167,6 +175,13 @@ class LanguageTask(Task):
         corpus, recipe, steps = self.corpus, self.recipe, len(self.windows["train"])
         counts = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in SPLITS)
         yield f"Text: {corpus.source}; {counts} tokens, {len(corpus.vocabulary):,} words."
+        unknown = {name: corpus.unknown_share(name) for name in SPLITS}
+        if any(unknown.values()):
+            shares = ", ".join(f"{share:.1%} of {name}" for name, share in unknown.items())
+            yield (
+                f"The training text has {corpus.distinct_words:,} different words (--max_words); "
+                f"<unk> are {shares}."
+            )
         used = steps * recipe.batch_size * recipe.timesteps
         yield (
             f"An epoch: {steps:,} windows of {recipe.batch_size} streams x {recipe.timesteps} "
@@ -196,9 +211,9 @@ class LanguageTask(Task):
         return self.settings.model == "batch_norm" and self.settings.normalize_recurrent
 
 
-def read_text(data_dir):
+def read_text(data_dir, max_words=MAX_WORDS):
     """`load_text`, with what the caller can put right as a `CommandError`."""
     try:
-        return load_text(data_dir)
+        return load_text(data_dir, max_words=max_words)
     except ValueError as error:
         raise CommandError(f"--data_dir={data_dir}: {error}") from None

@@ -10,6 +10,8 @@ Of the search nothing needs keras_bnrnn or Keras: `transcribe.py` runs where onl
 
 import collections
 import itertools
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,10 @@ DESCRIPTION_FILE = Path("assets") / "speech_model.json"  # Of an exported acoust
 BOUNDARY = "<utterance>"  # Stands before the first phone and after the last.
 BIGRAM_PRIOR = 2.0  # Observations that the unigram stands for in the bigram.
 LONGEST_STAY = 0.99
+# What Kaldi, the Montreal Forced Aligner, TIMIT and HTK call silence, pauses and noise.
+NOT_SPEECH = {"", "SIL", "SP", "SPN", "NSN", "LAU", "PAU", "EPI", "H#", "SSIL", "NOISE", "OOV"}
+NOT_SPEECH_BRACKETS = ("+", "<", "[", "(", "{")
+MARKS = re.compile(r"(?<=.)[012]?(_[BIES])?$")  # Of stress, and of the position in a word.
 
 
 class Segment(NamedTuple):
@@ -35,6 +41,47 @@ def unit_of(state):
     A state without a phone (Kaldi's pdf-ids) stands for itself.
     """
     return state.get("phone", state["name"]), state.get("position", -1)
+
+
+def plain_phone(phone: str) -> str:
+    """A phone in capitals, without marks of stress (`AH0`) or position in the word (`AH_B`)."""
+    return MARKS.sub("", phone, count=1).upper()
+
+
+def is_speech(phone: str) -> bool:
+    """Whether a phone is one of a word's, and neither silence nor noise."""
+    return plain_phone(phone) not in NOT_SPEECH and not phone.startswith(NOT_SPEECH_BRACKETS)
+
+
+def comparison(
+    phones: Iterable[str], dictionary: Iterable[str]
+) -> tuple[Callable[[str], str], str]:
+    """How a model's phones are compared with a dictionary's.
+
+    Args:
+        phones: the model's.
+        dictionary: all phones that its words can have.
+
+    Returns:
+        What to make of each of the model's phones, and that in words, empty where it is nothing.
+
+    Raises:
+        ValueError: the model's are none of the dictionary's.
+    """
+    spoken, dictionary = set(filter(is_speech, phones)), set(dictionary)
+    if spoken <= dictionary:
+        return str, ""
+    if {plain_phone(phone) for phone in spoken} <= dictionary:
+        example = min(spoken - dictionary)
+        return plain_phone, (
+            "the model's phones are compared without stress, position and case, which the "
+            f"dictionary lacks: {example} as {plain_phone(example)}"
+        )
+    foreign = sorted(phone for phone in spoken if plain_phone(phone) not in dictionary)
+    raise ValueError(
+        f"the model's phones ({', '.join(foreign[:5])}, …) are not the dictionary's "
+        f"({', '.join(sorted(dictionary)[:5])}, …), so that no error rate can be given"
+    )
 
 
 def phone_segments(states, labels):
@@ -159,33 +206,9 @@ class PhoneModel:
         Returns:
             A list of `Segment`, without a gap. An utterance shorter than any phone is one phone.
         """
-        time = len(log_posteriors)
-        if not time:
-            return []
-        scores = self._unit_scores(np.asarray(log_posteriors, np.float64))[:, self._unit]
-        here = np.arange(len(self._unit))
-        best = np.full(len(here), -np.inf)
-        best[self._first] = self._enter + scores[0, self._first]
-        back = np.zeros((time, len(here)), np.int32)
-        for frame in range(1, time):
-            leaving = best + self._leave
-            advanced = np.concatenate([[-np.inf], leaving[:-1]])
-            entered = leaving[self._last, np.newaxis] + self._follow
-            before = entered.argmax(axis=0)
-            advanced[self._first] = entered[before, np.arange(len(before))]
-            origin = here - 1
-            origin[self._first] = self._last[before]
-            stays = best + self._stay
-            back[frame] = np.where(stays >= advanced, here, origin)
-            best = np.maximum(stays, advanced) + scores[frame]
-        ends = best[self._last] + self._leave[self._last] + self._end
-        if not np.isfinite(ends).any():
-            per_phone = [scores[:, self._phone == k].max(axis=1).sum() for k in range(len(ends))]
-            return [Segment(self.phones[int(np.argmax(per_phone))], 0, time)]
-        path = [self._last[ends.argmax()]]
-        for frame in range(time - 1, 0, -1):
-            path.append(back[frame, path[-1]])
-        return self._segments(path[::-1])
+        search = Search(self)
+        search.extend(log_posteriors)
+        return search.finish()
 
     def _unit_scores(self, log_posteriors):
         scores = [
@@ -193,18 +216,91 @@ class PhoneModel:
         ]
         return np.stack(scores, axis=1) + self._unit_bias
 
-    def _segments(self, path):
-        """A path through the chains, as phones: one begins where the path enters a chain."""
-        first = set(self._first.tolist())
-        starts = [
-            frame
-            for frame, place in enumerate(path)
-            if frame == 0 or (place in first and path[frame - 1] != place)
-        ]
-        # A chain of one place begins anew only by leaving it for another.
+
+class Search:
+    """The best path through a `PhoneModel`, for an utterance that comes in pieces.
+
+    What all paths that are still possible have in common is kept as phones, so that memory does
+    not grow with the frames.
+
+    Args:
+        model: the `PhoneModel`.
+    """
+
+    def __init__(self, model: PhoneModel) -> None:
+        self._model = model
+        self._here = np.arange(len(model._unit))
+        self._best = None
+        self._scores = []  # Until there are more frames than the longest chain has places.
+        self._back = []  # Of the frames that are not settled: where each place was reached from.
+        self._frames = 0
+        self._starts, self._place = [], None
+
+    def extend(self, log_posteriors: np.ndarray) -> None:
+        """Goes on with the next frames, `[time, states]`."""
+        if not len(log_posteriors):
+            return
+        model, here = self._model, self._here
+        scores = model._unit_scores(np.asarray(log_posteriors, np.float64))[:, model._unit]
+        if self._frames < len(here):
+            self._scores.append(scores)
+        for frame in scores:
+            if self._best is None:
+                best = np.full(len(here), -np.inf)
+                best[model._first] = model._enter + frame[model._first]
+                self._back.append(here)
+            else:
+                leaving = self._best + model._leave
+                advanced = np.concatenate([[-np.inf], leaving[:-1]])
+                entered = leaving[model._last, np.newaxis] + model._follow
+                before = entered.argmax(axis=0)
+                advanced[model._first] = entered[before, np.arange(len(before))]
+                origin = here - 1
+                origin[model._first] = model._last[before]
+                stays = self._best + model._stay
+                self._back.append(np.where(stays >= advanced, here, origin).astype(np.int32))
+                best = np.maximum(stays, advanced) + frame
+            self._best = best
+        self._frames += len(scores)
+        self._settle()
+
+    def _settle(self):
+        """Keeps what all paths have in common."""
+        places = self._here[np.isfinite(self._best)]
+        for number in range(len(self._back) - 1, 0, -1):
+            places = np.unique(self._back[number][places])
+            if len(places) == 1:
+                self._keep(places[0], number)
+                return
+
+    def _keep(self, place, count):
+        """Follows the path back from a place in the last of the next `count` frames."""
+        path = [place]
+        for back in self._back[count - 1 : 0 : -1]:
+            path.append(back[path[-1]])
+        first = set(self._model._first.tolist())
+        for frame, place in enumerate(reversed(path), self._frames - len(self._back)):
+            # A chain of one place begins anew only by leaving it for another.
+            if self._place is None or (place in first and self._place != place):
+                self._starts.append((frame, self._model.phones[self._model._phone[place]]))
+            self._place = place
+        del self._back[:count]
+
+    def finish(self) -> list[Segment]:
+        """The `Segment`s of the whole utterance, without a gap."""
+        model, best = self._model, self._best
+        if best is None:
+            return []
+        ends = best[model._last] + model._leave[model._last] + model._end
+        if not np.isfinite(ends).any():
+            scores = np.concatenate(self._scores)
+            per_phone = [scores[:, model._phone == k].max(axis=1).sum() for k in range(len(ends))]
+            return [Segment(model.phones[int(np.argmax(per_phone))], 0, self._frames)]
+        self._keep(model._last[ends.argmax()], len(self._back))
+        ends = [start for start, _ in self._starts[1:]] + [self._frames]
         return [
-            Segment(self.phones[self._phone[path[start]]], start, end)
-            for start, end in itertools.pairwise([*starts, len(path)])
+            Segment(phone, start, end)
+            for (start, phone), end in zip(self._starts, ends, strict=True)
         ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from command_line import read_json
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.augmentation import SpecAugment
 from keras_bnrnn.data.speech.corpus import CORPUS_FILE, load_corpus, read_utterances
@@ -109,7 +110,7 @@ class SpeechTask(Task):
         return speech_metrics()
 
     def has_test(self):
-        return "test" in self.corpus.splits
+        return "test" in self.corpus.splits and self.corpus.has_labels("test")
 
     def files(self):
         corpus = self.corpus
@@ -174,7 +175,8 @@ class SpeechTask(Task):
             "mean": corpus.mean.tolist(),
             "variance": corpus.variance.tolist(),
             "states": corpus.states,
-            "phone_counts": json.loads((run_dir / PHONE_COUNTS_FILE).read_text()),
+            "recordings": corpus.document.get("recordings"),
+            "phone_counts": read_json(run_dir / PHONE_COUNTS_FILE, ("state_frames",)),
             **{key: results[key] for key in ("model", "config", "best", "versions")},
         }
         return {

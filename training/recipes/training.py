@@ -10,15 +10,18 @@ import tensorflow as tf
 import command_line
 from command_line import CommandError
 from keras_bnrnn.fit.distribution import (
+    agree,
     check_batch_size,
     make_strategy,
+    refusals_shared,
     rejoined_after_losing_a_worker,
     worker_of,
 )
 from keras_bnrnn.fit.errors import Stopped
 from keras_bnrnn.fit.loop import Splits, evaluate, train, watchers
 from keras_bnrnn.fit.precision import PRECISIONS
-from keras_bnrnn.fit.run_folder import RunFolder
+from keras_bnrnn.fit.run_folder import RunFolder, claim_in_turn
+from keras_bnrnn.gap import is_gap
 from recipes.measures import columns
 
 
@@ -43,6 +46,18 @@ class Task:
         batch_size: rows of a batch over all devices.
         examples: rows of the training split.
         default_epochs: to train where the flag does not say.
+
+    A subclass also defines:
+
+        read_data(data_dir)
+        describe_data(): what tells one data set from another: JSON values, with its `"sha256"`.
+        batches(split, worker, epoch=None): a worker's batches `(inputs, labels, weights)` in the
+            epoch's order, counted from 0, and with its augmentation; `None`: for scoring.
+        describe_batch(worker, epoch, step): names what is in a training batch.
+        build_model(replicas, **options): the compiled model; `options` are for `model.compile`.
+        metrics(): fresh Keras metrics, one for each of `measures`.
+        plan(): lines about the data and what will be made of them.
+        model_title()
     """
 
     optional_setting_names = ("renorm",)
@@ -82,45 +97,9 @@ class Task:
             describe=lambda epoch, step: self.describe_batch(worker, epoch, step),
         )
 
-    def read_data(self, data_dir):
-        raise NotImplementedError
-
-    def describe_data(self):
-        """What tells one data set from another: JSON values, with its `"sha256"`."""
-        raise NotImplementedError
-
-    def batches(self, split, worker, epoch=None):
-        """A worker's batches `(inputs, labels, weights)`.
-
-        Args:
-            split: its name.
-            worker: which of several.
-            epoch: whose order and augmentation to take, counted from 0; `None`: for scoring.
-        """
-        raise NotImplementedError
-
-    def describe_batch(self, worker, epoch, step):
-        """Names what is in a training batch."""
-        raise NotImplementedError
-
-    def build_model(self, replicas, **options):
-        """The compiled model; `options` are for `model.compile`."""
-        raise NotImplementedError
-
-    def metrics(self):
-        """Fresh Keras metrics, one for each of `measures`."""
-        raise NotImplementedError
-
     def check_devices(self, strategy):
         """Raises a `FitError` or `CommandError` where the batches cannot be dealt out."""
         check_batch_size(self.batch_size, self.examples, strategy)
-
-    def plan(self):
-        """Lines about the data and what will be made of them."""
-        raise NotImplementedError
-
-    def model_title(self):
-        raise NotImplementedError
 
     def next_commands(self, folder):
         """Commands to try on a finished run."""
@@ -180,25 +159,32 @@ def run_task(kind, options):
         if options.strategy not in ("none", "mirrored"):
             stack.enter_context(rejoined_after_losing_a_worker(options.output_dir))
         strategy = make_strategy(options.strategy)
-        set_up_tensorflow(options, strategy)
-        worker = worker_of(strategy)
-        task = kind(kind.settings_of(options), getattr(options, "data_dir", None))
-        task.check_devices(strategy)
-        # Before the run's folder is made: says what is wrong with the data.
-        splits = task.splits(worker)
-        splits.train(0)
-        run = RunFolder(
-            options.output_dir,
-            task.config,
-            columns(task.measures),
-            task.measures[0].validation,
-            worker,
-            task=task.name,
+        agree(strategy, command_line.values(options))
+        with refusals_shared(strategy):
+            set_up_tensorflow(options, strategy)
+            worker = worker_of(strategy)
+            task = kind(kind.settings_of(options), getattr(options, "data_dir", None))
+            task.check_devices(strategy)
+            # Before the run's folder is made: says what is wrong with the data.
+            splits = task.splits(worker)
+            splits.train(0)
+        run = claim_in_turn(
+            strategy,
+            lambda: RunFolder(
+                options.output_dir,
+                task.config,
+                columns(task.measures),
+                task.measures[0].validation,
+                worker,
+                task=task.name,
+                restart=options.restart,
+            ),
         )
         stack.enter_context(task.damage_explained())
-        for name, content in task.files().items():
-            if worker.is_chief and not (run.path / name).exists():
-                run.keep_file(name, content())
+        with refusals_shared(strategy):
+            for name, content in task.files().items():
+                if worker.is_chief and not (run.path / name).exists():
+                    run.keep_file(name, content())
         keras.utils.set_random_seed(options.seed)
         replicas = strategy.num_replicas_in_sync
         with strategy.scope():
@@ -226,7 +212,7 @@ def run_task(kind, options):
                 verbose=command_line.fit_verbosity(),
             )
         except Stopped as stopped:
-            raise command_line.Stopped(str(stopped)) from None
+            raise command_line.Stopped(str(stopped), stopped.signal) from None
         scores = task.trivial_scores()
         if task.has_test():
             with unchanged(model):
@@ -266,15 +252,21 @@ def set_up_tensorflow(options, strategy):
 def training_section(data, results):
     """What a model card says of the training: a paragraph on the data, and the best measures."""
     best = results["best"]
+    unfinished = ["**The run was not finished yet**: later epochs may be better.", ""]
     return "\n".join(
         [
             data,
             "",
+            *([] if results.get("finished", True) else unfinished),
             f"Weights of epoch {best['epoch']}, the best by {results['criterion']}:",
             "",
             "| measure | value |",
             "|---|---|",
-            *(f"| {name} | {value:.4g} |" for name, value in best.items() if name != "epoch"),
+            *(
+                f"| {name} | {value:.4g} |"
+                for name, value in best.items()
+                if name != "epoch" and not is_gap(name)
+            ),
         ]
     )
 

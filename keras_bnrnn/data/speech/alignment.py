@@ -5,13 +5,16 @@ two passes: words first, then phones and states within the words.
 """
 
 import itertools
+import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from keras_bnrnn.data.encodings import decoded
 from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
 
 SAMPLE_RATE = 16000
@@ -22,8 +25,17 @@ FRAME_TOLERANCE = 2
 # synthetic sentences, and a boundless one finds room for any transcript, also a wrong one.
 BEAMS = (1e-80, 1e-120)
 
+SILENT_PEAK = 16 / 32768
+WORST_SPAN = 150  # frames
+# Of pocketsphinx's acoustic scores: logarithms to the base 1.0001, divided by 1024.
+NATS = 1024 * math.log(1.0001)
+
 _LEXICON_LINE = re.compile(r"^(\S+?)(?:\(\d+\))?\s+(\S.*)$")
-_PUNCTUATION = re.compile(r"[.,;:!?\"“”„()\[\]…]+|(?<!\w)[-–—'’]+|[-–—'’]+(?!\w)")
+_LEXICON_COMMENT = re.compile(r";;;|(?:^|\s)#(?:\s|$)")
+_PUNCTUATION = re.compile(r"[.,;:!?\"“”„…]+|(?<!\w)[-–—'’]+|[-–—'’]+(?!\w)")
+# [NOISE], <unk>, {laugh}, (coughs twice), ++um++: what transcribers say of the recording.
+_ANNOTATION = re.compile(r"\[[^][]*\]|<[^<>]*>|\{[^{}]*\}|\([^()]*\)|\+\+?\w+\+\+?")
+_TOKEN = re.compile(rf"(?:{_ANNOTATION.pattern})(?!\S)|\S+")
 
 
 @dataclass(frozen=True, order=True)
@@ -78,6 +90,18 @@ class State:
         return self
 
 
+class Alignment(list):
+    """The `State` of every frame, in order.
+
+    Attributes:
+        score: how well it fits, 0 at best (`alignment_score`).
+    """
+
+    def __init__(self, states: Iterable[State], score: float) -> None:
+        super().__init__(states)
+        self.score = score
+
+
 class Aligner:
     """Forced alignment of one utterance at a time.
 
@@ -94,14 +118,32 @@ class Aligner:
         self._decoders = {}
         self._decoder(BEAMS[0])
 
-    def unknown_words(self, transcript):
-        """Words of a normalised transcript that are in no dictionary, in order."""
+    def words(self, transcript: str) -> list[str]:
+        """The words of a transcript, as the dictionary has them.
+
+        A token is looked up as it stands first (`'em`, `a.m.`), then without punctuation, then by
+        the parts between its hyphens. What stands in brackets is noise or speech that nobody
+        understood, and no word. A token that is in no dictionary is returned as it is.
+        """
+        known, found = self._decoder(BEAMS[0]).lookup_word, []
+        for token in _TOKEN.findall(transcript.lower().replace("’", "'")):
+            if known(token) is not None:
+                found.append(token)
+                continue
+            for word in normalize_transcript(_ANNOTATION.sub(" ", token)).split():
+                parts = word.split("-")
+                as_parts = known(word) is None and all(known(part) is not None for part in parts)
+                found += parts if as_parts else [word]
+        return found
+
+    def unknown_words(self, transcript: str) -> list[str]:
+        """Words of a transcript that are in no dictionary, in order."""
         decoder = self._decoder(BEAMS[0])
-        words = dict.fromkeys(transcript.split())
+        words = dict.fromkeys(self.words(transcript))
         return [word for word in words if decoder.lookup_word(word) is None]
 
     def pronunciations(self, word):
-        """All pronunciations of a word of a normalised transcript, lists of phones.
+        """All pronunciations of one of a transcript's `words`, lists of phones.
 
         Raises:
             UtteranceError: the word is in no dictionary.
@@ -123,14 +165,15 @@ class Aligner:
             transcript: as spoken; case and punctuation do not matter.
 
         Returns:
-            A list of `State`, one per frame: frame t is the 10 ms that begin at sample 160 t.
+            An `Alignment`: frame t is the 10 ms that begin at sample 160 t.
 
         Raises:
-            UtteranceError: a word is in no dictionary, or audio and transcript do not match.
+            UtteranceError: a word is in no dictionary, the audio is silent, or audio and transcript
+                do not match.
         """
-        transcript = normalize_transcript(transcript)
-        if not transcript:
-            raise UtteranceError("the transcript is empty")
+        words = self.words(transcript)
+        if not words:
+            raise UtteranceError("the transcript is empty of words")
         unknown = self.unknown_words(transcript)
         if unknown:
             raise UtteranceError(
@@ -138,23 +181,23 @@ class Aligner:
             )
         pcm = np.rint(np.asarray(samples) * 32768.0).astype(np.int16).tobytes()
         for beam in BEAMS:
-            alignment = self._two_passes(self._decoder(beam), pcm, transcript)
+            alignment = self._two_passes(self._decoder(beam), pcm, words)
             if alignment is not None:
-                return list(
-                    itertools.chain.from_iterable(
-                        itertools.repeat(state, frames) for state, frames in alignment
-                    )
-                )
+                require_sound(samples)
+                states, frames, scores = zip(*alignment, strict=True)
+                per_frame = np.repeat(NATS * np.divide(scores, frames), frames)
+                states = itertools.chain.from_iterable(map(itertools.repeat, states, frames))
+                return Alignment(states, alignment_score(per_frame))
         raise UtteranceError("audio and transcript do not align: no path through all words")
 
-    def _two_passes(self, decoder, pcm, transcript):
-        """`[(State, frames), …]`, or `None` where the search loses the transcript."""
+    def _two_passes(self, decoder, pcm, words):
+        """`[(State, frames, score), …]`, or `None` where the search loses the transcript."""
         try:
-            decoder.set_align_text(transcript)
+            decoder.set_align_text(" ".join(words))
             _decode(decoder, pcm)
             # A first pass that did not reach the end still gives a result, of fewer words.
-            found = [segment.word.partition("(")[0] for segment in decoder.seg() or ()]
-            if [word for word in found if word[0] not in "<["] != transcript.split():
+            found = [_without_number(segment.word) for segment in decoder.seg() or ()]
+            if [word for word in found if word[0] not in "<["] != list(map(_without_number, words)):
                 return None
             decoder.set_alignment()
             _decode(decoder, pcm)
@@ -162,7 +205,7 @@ class Aligner:
         except RuntimeError:
             return None
         return [
-            (State(int(state.name), phone.name, position), state.duration)
+            (State(int(state.name), phone.name, position), state.duration, state.score)
             for word in alignment
             for phone in word
             for position, state in enumerate(phone)
@@ -203,8 +246,8 @@ def read_lexicon(path):
     """Reads pronunciations in CMUdict's format.
 
     Args:
-        path: lines of `WORD  PHONE PHONE …`; `;;;` begins a comment, stress digits are ignored,
-            `WORD(2)` is another pronunciation of `WORD`.
+        path: lines of `WORD  PHONE PHONE …`; `;;;` and ` # ` begin a comment, stress digits are
+            ignored, `WORD(2)` is another pronunciation of `WORD`.
 
     Returns:
         A list of `(word, "PHONE PHONE …")`.
@@ -213,22 +256,53 @@ def read_lexicon(path):
         CorpusError: the file is missing or a line is not of this form.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = decoded(Path(path).read_bytes()).splitlines()
     except FileNotFoundError as error:
         raise CorpusError(f"lexicon={path}: there is no such file") from error
     except UnicodeDecodeError as error:
         raise CorpusError(f"lexicon={path}: not UTF-8 ({error})") from error
     words = []
     for number, line in enumerate(lines, start=1):
-        line = line.partition(";;;")[0].strip()
+        line = _LEXICON_COMMENT.split(line, maxsplit=1)[0].strip()
         if not line:
             continue
         match = _LEXICON_LINE.match(line)
         if not match:
             raise CorpusError(f"lexicon={path}, line {number}: not 'WORD  PHONE PHONE …': {line!r}")
         phones = re.sub(r"\d", "", match[2]).upper()
-        words.append((match[1].lower(), phones))
+        words.append((match[1].lower(), " ".join(phones.split())))
     return words
+
+
+def alignment_score(frame_scores: np.ndarray) -> float:
+    """How well an alignment fits, so that a part that does not fit tells.
+
+    Wrong words fit badly all over, words that are missing from the transcript badly for a while;
+    single frames fit badly in any recording.
+
+    Args:
+        frame_scores: `[frames]`, natural logarithms of the likelihood of each frame's state, less
+            that of the likeliest state in the search.
+
+    Returns:
+        Mean of their median, of their lower quartile, and of the second and a half that fits worst.
+
+    Example:
+
+    >>> alignment_score(np.full(200, -2.0))
+    -2.0
+    """
+    span = min(WORST_SPAN, len(frame_scores))
+    sums = np.concatenate([[0.0], np.cumsum(frame_scores)])
+    worst = (sums[span:] - sums[:-span]).min() / span
+    return float((np.median(frame_scores) + np.percentile(frame_scores, 25) + worst) / 3)
+
+
+def require_sound(samples: np.ndarray) -> None:
+    """Raises an UtteranceError where audio `[samples]` in -1…1 is silent all through."""
+    peak = np.abs(samples - np.mean(samples)).max() if len(samples) else 0.0
+    if peak < SILENT_PEAK:
+        raise UtteranceError("the audio is silent")
 
 
 def match_lengths(features, labels, tolerance=FRAME_TOLERANCE):
@@ -246,6 +320,11 @@ def match_lengths(features, labels, tolerance=FRAME_TOLERANCE):
     return features[:frames], labels[:frames]
 
 
+def _without_number(word):
+    """`the` of `the(2)`, its second pronunciation."""
+    return word.partition("(")[0]
+
+
 def _decode(decoder, pcm):
     # Without it a pass begins in the state that the utterance before has left, and its alignment
     # depends on which that was.
@@ -258,7 +337,7 @@ def _decode(decoder, pcm):
 
 
 def _add_words(decoder, words):
-    phones_known = _model_phones()
+    phones_known = model_phones()
     for word, phones in words:
         foreign = sorted(set(phones.split()) - phones_known)
         if foreign:
@@ -267,13 +346,14 @@ def _add_words(decoder, words):
                 f"does not know; it knows {' '.join(sorted(phones_known))}"
             )
         name, number = word, 1
-        while decoder.lookup_word(name) is not None:
+        while (there := decoder.lookup_word(name)) not in (None, phones):
             number += 1
             name = f"{word}({number})"
-        decoder.add_word(name, phones, True)
+        if there is None:
+            decoder.add_word(name, phones, False)  # Without an update of the search: none is yet.
 
 
-def _model_phones():
+def model_phones():
     """Phones of the dictionary that comes with the model."""
     from pocketsphinx import get_model_path
 

@@ -7,40 +7,72 @@ beforehand: resampled audio is rounded to them, which also keeps empty bands at 
 quantisation noise instead of the resampler's.
 """
 
+import contextlib
 import functools
-import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
+from keras_bnrnn.data.errors import CorpusError, UtteranceError, attempt, missing_extra
+from keras_bnrnn.data.speech.recordings import (
+    LENGTHS,
+    SIXTEEN_BIT,
+    AudioError,
+    Header,
+    OneChannel,
+    part_of,
+    read_blocks,
+    read_header,
+    resampled,
+    to_sixteen_bit,
+)
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph")
 DECODERS = ("auto", "tensorflow_io", "soundfile")
-SIXTEEN_BIT = 32768.0
-# What libsndfile says of a header that does not tell the length of the samples that follow.
-LENGTHS = re.compile(
-    r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE
-)
-UNKNOWN_LENGTH = 0x7FFF0000  # From here on, what programs put that write to a pipe.
 
 
-def read_audio(path, sample_rate=16000, decoder="auto"):
+class Take(NamedTuple):
+    """Which part of which channel of a recording.
+
+    Attributes:
+        path: an audio file.
+        channel: from 1; `None` averages all.
+        start: of the part, in seconds.
+        end: of the part; `None` is the recording's.
+    """
+
+    path: str
+    channel: int | None = None
+    start: float = 0.0
+    end: float | None = None
+
+
+def read_audio(
+    path: str | Path,
+    sample_rate: int = 16000,
+    decoder: str = "auto",
+    channel: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+) -> np.ndarray:
     """Reads one channel of speech at a sampling rate.
-
-    Several channels are averaged.
 
     Args:
         path: an audio file.
         sample_rate: wanted rate in Hz; other rates are resampled.
         decoder: `"tensorflow_io"`, `"soundfile"` or `"auto"`, the former where it loads and
             knows the format.
+        channel: which channel, from 1; by default several are averaged.
+        start, end: the part to read, in seconds; by default all.
 
     Returns:
         `[samples]`, float32 in -1…1, whole multiples of 1/32768.
 
     Raises:
-        UtteranceError: there is no such file, it is empty or cannot be decoded.
+        UtteranceError: there is no such file, it is empty or cut off, cannot be decoded, or holds
+            no audio: another scale, channels that cancel each other.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder={decoder!r} is not one of {DECODERS}")
@@ -48,47 +80,58 @@ def read_audio(path, sample_rate=16000, decoder="auto"):
     if decoder == "auto":
         known = tensorflow_io_audio() is not None and is_native(header)
         decoder = "tensorflow_io" if known else "soundfile"
-    if decoder == "tensorflow_io":
-        samples = _decode_with_tensorflow_io(path, header)
-    else:
-        samples = _decode_with_soundfile(path)
-    samples = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    if not np.isfinite(samples).all():
-        raise UtteranceError(f"{path}: samples that are not finite numbers")
-    return to_sixteen_bit(resample(samples, header.samplerate, sample_rate))
+    _require_soxr()
+    with _utterance_errors():
+        if decoder == "tensorflow_io":
+            first, last = part_of(path, header, start, end)
+            taken = OneChannel(path, header.channels, channel)
+            samples = taken.take(_decode_with_tensorflow_io(path, header)[first:last])
+            taken.close()
+            blocks = resampled([samples], header, sample_rate)
+        else:
+            blocks = read_blocks(path, sample_rate, channel, start, end)
+        samples = np.concatenate(list(blocks))
+    if not len(samples):
+        raise UtteranceError(f"{path}: too short for a single sample at {sample_rate} Hz")
+    return samples
 
 
-def read_audio_files(paths, sample_rate=16000):
-    """Reads many files, through `audio_dataset` where tensorflow-io decodes.
+def read_audio_files(
+    takes: Iterable[Take | str | Path], sample_rate: int = 16000
+) -> Iterator[np.ndarray | UtteranceError]:
+    """Reads many recordings, through `audio_dataset` where tensorflow-io decodes.
 
     Args:
-        paths: list of audio files.
+        takes: what to read of which audio files; a path alone is all of it.
         sample_rate: wanted rate in Hz.
 
     Yields:
-        For each path what `read_audio` returns, or the `UtteranceError` that it raises.
+        For each of them what `read_audio` returns, or the `UtteranceError` that it raises.
     """
+    takes = [take if isinstance(take, Take) else Take(take) for take in takes]
     if tensorflow_io_audio() is None:
-        yield from (_samples_or_error(path, sample_rate) for path in paths)
+        yield from (_samples_or_error(take, sample_rate) for take in takes)
         return
     import tensorflow as tf
 
     readable = []
-    for path in paths:
-        try:
-            readable.append(is_native(audio_header(path)))
-        except UtteranceError:
-            readable.append(False)
-    native = [path for path, known in zip(paths, readable, strict=True) if known]
+    for take in takes:
+        header = attempt(audio_header, take.path)
+        readable.append(isinstance(header, Header) and _is_native_and_whole(take, header))
+    native = [take.path for take, known in zip(takes, readable, strict=True) if known]
     decoded = iter(audio_dataset(native, sample_rate)) if native else iter(())
-    for path, known in zip(paths, readable, strict=True):
+    for take, known in zip(takes, readable, strict=True):
         if known:
             try:
                 yield next(decoded).numpy()
                 continue
             except tf.errors.OpError:
                 pass  # The other way of reading tells what is wrong with this file.
-        yield _samples_or_error(path, sample_rate)
+        yield _samples_or_error(take, sample_rate)
+
+
+def _is_native_and_whole(take, header):
+    return is_native(header) and header.channels == 1 and take[1:] == (None, 0.0, None)
 
 
 def audio_dataset(paths, sample_rate=16000):
@@ -133,38 +176,36 @@ def audio_dataset(paths, sample_rate=16000):
     return dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _samples_or_error(path, sample_rate):
-    try:
-        return read_audio(path, sample_rate)
-    except UtteranceError as error:
-        return error
+def _samples_or_error(take, sample_rate):
+    path, *part = take
+    return attempt(read_audio, path, sample_rate, "auto", *part)
 
 
-def audio_header(path):
-    """Format, sampling rate and length of an audio file that is there and not empty."""
-    soundfile = _soundfile()
-    path = Path(path)
+def audio_header(path: str | Path) -> Header:
+    """Format, sampling rate and length of an audio file that is there, whole and not empty.
+
+    Raises:
+        UtteranceError: it is not.
+    """
     try:
-        if path.stat().st_size == 0:
-            raise UtteranceError(f"{path}: the audio file is empty (0 bytes)")
-        header = soundfile.info(str(path))
-    except FileNotFoundError as error:
-        raise UtteranceError(f"{path}: there is no such audio file") from error
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise UtteranceError(f"{path}: not an audio file that can be read ({error})") from error
-    missing = bytes_cut_off(header.extra_info)
-    if missing:
-        raise UtteranceError(
-            f"{path}: {missing} bytes fewer than its header says: the file was cut off"
-        )
-    if header.frames == 0:
-        raise UtteranceError(f"{path}: the audio file holds no samples")
-    return header
+        import soundfile  # noqa: F401  what read_header needs
+    except ImportError as error:
+        raise missing_extra("soundfile", "reading audio") from error
+    with _utterance_errors():
+        return read_header(path)
+
+
+@contextlib.contextmanager
+def _utterance_errors():
+    try:
+        yield
+    except AudioError as error:
+        raise UtteranceError(str(error)) from error
 
 
 def is_native(header):
     """Whether tensorflow-io decodes a file with this header to the samples soundfile gives."""
-    told = not LENGTHS.search(header.extra_info)
+    told = header.frames is not None and not LENGTHS.search(header.extra_info)
     return header.format in ("WAV", "FLAC") and header.subtype == "PCM_16" and told
 
 
@@ -185,28 +226,15 @@ def resample(samples, from_rate, to_rate):
     """Band-limited resampling of `[samples]` floats, in soxr's high quality."""
     if from_rate == to_rate:
         return samples
+    return _require_soxr().resample(samples.astype(np.float64), from_rate, to_rate)
+
+
+def _require_soxr():
     try:
         import soxr
     except ImportError as error:
         raise missing_extra("soxr", "resampling audio") from error
-    return soxr.resample(samples.astype(np.float64), from_rate, to_rate)
-
-
-def to_sixteen_bit(samples):
-    """Rounds to the grid of 16-bit samples, `[samples]` float32; louder than full scale is cut."""
-    scaled = np.clip(np.rint(np.asarray(samples, np.float64) * SIXTEEN_BIT), -32768, 32767)
-    return (scaled / SIXTEEN_BIT).astype(np.float32)
-
-
-def _decode_with_soundfile(path):
-    soundfile = _soundfile()
-    try:
-        samples, _ = soundfile.read(str(path), dtype="float64", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise UtteranceError(f"{path}: the audio cannot be decoded ({error})") from error
-    if len(samples) == 0:
-        raise UtteranceError(f"{path}: the audio file holds no samples")
-    return samples
+    return soxr
 
 
 def _decode_with_tensorflow_io(path, header):
@@ -243,14 +271,6 @@ def _native_header(path, header=None):
     return header
 
 
-def bytes_cut_off(account):
-    """How many bytes of samples a file lacks, by libsndfile's `account` of its header."""
-    for told, there in LENGTHS.findall(account):
-        if int(there) < int(told) < UNKNOWN_LENGTH:
-            return int(told) - int(there)
-    return 0
-
-
 def _silent_wav():
     """One 16-bit sample of silence as a WAV file's bytes."""
     import io
@@ -263,11 +283,3 @@ def _silent_wav():
             file.setframerate(8000)
             file.writeframes(b"\0\0")
         return contents.getvalue()
-
-
-def _soundfile():
-    try:
-        import soundfile
-    except ImportError as error:
-        raise missing_extra("soundfile", "reading audio") from error
-    return soundfile

@@ -5,7 +5,9 @@
     train-00000-of-00002.tfrecord   `tf.train.Example`s, one per utterance
 
 An example holds `id`, `speaker`, `gender` and `transcript` (bytes), `features` (float32, `[T * D]`,
-not normalised) and `labels` (int64, `[T]`: indices into the states of `corpus.json`).
+not normalised), `labels` (int64, `[T]`: indices into the states of `corpus.json`, or -1 in an
+utterance that nothing aligns, to be decoded) and, where labels were aligned, `alignment_score`
+(float32, `[1]`: per frame, 0 at best).
 """
 
 import hashlib
@@ -28,6 +30,7 @@ FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
 FAILURES_FILE = "failures.tsv"
 SPLITS = ("train", "dev", "test")
+UNLABELLED = -1  # The label of every frame of an utterance that nothing aligns.
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Corpus:
         features: the set-up of the features, among it `"dimension"`.
         states: `states[k]` says what label k stands for (`"name"` and, where known, `"phone"`,
             `"position"`, `"senone"` or `"pdf"`).
-        splits: `{"train": {"utterances", "frames", "shards": […], …}, "dev": …}`.
+        splits: `{"train": {"utterances", "frames", "shards": […], …}, "dev": …}`; of a test split
+            also `"unlabelled"`, how many utterances nothing aligns, if there are any.
         mean, variance: of the training split's features, `[dimension]`, float32.
         document: the whole of `corpus.json`.
     """
@@ -78,9 +82,11 @@ class Corpus:
             labels: `[T]`, integers.
 
         Returns:
-            A list of phone names. States without a phone (Kaldi's pdf-ids) stand for themselves.
+            A list of phone names. States without a phone (Kaldi's pdf-ids) stand for themselves;
+            frames without a label (-1) have none.
         """
-        names = [self.states[k].get("phone", self.states[k]["name"]) for k in np.asarray(labels)]
+        states = [self.states[k] for k in np.asarray(labels) if k != UNLABELLED]
+        names = [state.get("phone", state["name"]) for state in states]
         return [name for name, _ in itertools.groupby(names)]
 
     def split(self, name: str) -> dict[str, Any]:
@@ -92,6 +98,10 @@ class Corpus:
         if name not in self.splits:
             raise CorpusError(f"{self.path}: no split {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
+
+    def has_labels(self, split: str) -> bool:
+        """Whether every utterance of a split is labelled, so that models can be scored on it."""
+        return not self.split(split).get("unlabelled")
 
     def shard_paths(self, split: str) -> list[str]:
         """Paths of a split's shards, in order."""
@@ -198,7 +208,7 @@ def verify_corpus(data_dir):
                 continue
             if file_checksum(path) != shard["sha256"]:
                 problems.append(f"{path}: the checksum differs from corpus.json's")
-            problems.extend(_verify_records(path, shard, corpus, seen))
+            problems.extend(_verify_records(path, shard, corpus, seen, entry.get("unlabelled")))
         if len(seen) != entry["utterances"]:
             problems.append(
                 f"{corpus.path}: {split} has {len(seen)} readable utterances, corpus.json says "
@@ -216,13 +226,16 @@ def file_checksum(path):
     return digest.hexdigest()
 
 
-def make_example(utterance_id, speaker, transcript, features, labels, gender=""):
+def make_example(
+    utterance_id, speaker, transcript, features, labels, gender="", alignment_score=None
+):
     """Serialises an utterance.
 
     Args:
         utterance_id, speaker, transcript, gender: strings, empty where unknown.
         features: `[T, D]`, float32.
         labels: `[T]`, integers.
+        alignment_score: of an `Alignment`; `None` where there is none.
 
     Returns:
         Bytes of a `tf.train.Example`.
@@ -246,6 +259,8 @@ def make_example(utterance_id, speaker, transcript, features, labels, gender="")
             }
         )
     )
+    if alignment_score is not None:
+        example.features.feature["alignment_score"].float_list.value.append(alignment_score)
     return example.SerializeToString(deterministic=True)
 
 
@@ -253,8 +268,8 @@ def read_example(record, dimension):
     """The reverse of `make_example`, in NumPy.
 
     Returns:
-        A dictionary with `id`, `speaker`, `gender`, `transcript`, `features` `[T, D]` and `labels`
-        `[T]`.
+        A dictionary with `id`, `speaker`, `gender`, `transcript`, `features` `[T, D]`, `labels`
+        `[T]` and `alignment_score`, which is `None` where there is none.
 
     Raises:
         CorpusError: the number of features is not frames times dimension.
@@ -269,6 +284,7 @@ def read_example(record, dimension):
             f"{dimension}"
         )
     return {
+        "alignment_score": next(iter(fields["alignment_score"].float_list.value), None),
         **{
             name: b"".join(fields[name].bytes_list.value).decode("utf-8")
             for name in ("id", "speaker", "gender", "transcript")
@@ -291,6 +307,33 @@ def read_utterances(corpus: Corpus, split: str) -> Iterator[dict[str, Any]]:
                 yield read_example(record.numpy(), corpus.dimension)
         except tf.errors.DataLossError as error:
             raise CorpusError(f"{path}: damaged record ({error.message})") from error
+
+
+def read_alignment_scores(corpus: Corpus, split: str) -> list[tuple[float, str]]:
+    """`(score, id)` of a split's utterances, worst first; empty where labels were not aligned.
+
+    Raises:
+        CorpusError: a shard is missing or damaged.
+    """
+    corpus.check_shards(split)
+    wanted = {
+        "id": tf.io.FixedLenFeature([], tf.string),
+        "alignment_score": tf.io.FixedLenFeature([], tf.float32, np.nan),
+    }
+    found = []
+    for path in corpus.shard_paths(split):
+        try:
+            for record in tf.data.TFRecordDataset(path).batch(256):
+                fields = tf.io.parse_example(record, wanted)
+                scores, ids = fields["alignment_score"].numpy(), fields["id"].numpy()
+                found += [
+                    (float(score), name.decode())
+                    for score, name in zip(scores, ids, strict=True)
+                    if not np.isnan(score)
+                ]
+        except tf.errors.DataLossError as error:
+            raise CorpusError(f"{path}: damaged record ({error.message})") from error
+    return sorted(found)
 
 
 def find_utterance(corpus, utterance_id):
@@ -329,7 +372,7 @@ def _check_names(path, splits):
                 raise CorpusError(f"{path}: {name!r} does not name a file in this folder")
 
 
-def _verify_records(path, shard, corpus, seen):
+def _verify_records(path, shard, corpus, seen, unlabelled):
     problems, frames, utterances = [], 0, 0
     try:
         for record in tf.data.TFRecordDataset(path):
@@ -347,6 +390,8 @@ def _verify_records(path, shard, corpus, seen):
             if not np.isfinite(utterance["features"]).all():
                 problems.append(f"{name}: features that are not finite numbers")
             labels = utterance["labels"]
+            if unlabelled and (labels == UNLABELLED).all():
+                continue
             if len(labels) and not 0 <= labels.min() <= labels.max() < corpus.num_states:
                 problems.append(
                     f"{name}: labels {labels.min()} to {labels.max()}, but there are "

@@ -63,7 +63,8 @@ def speech_dataset(
     Returns:
         A `tf.data.Dataset` of `({"features", "lengths"}, labels, mask)`: float32
         `[batch, time, dimension]`, int32 `[batch]`, int32 `[batch, time]`, bool `[batch, time]`;
-        under `with_ids` a string `[batch]` as well.
+        under `with_ids` a string `[batch]` as well. Labels are -1 where the corpus has none
+        (`Corpus.has_labels`): predict such a split, do not evaluate it.
 
     Raises:
         CorpusError: there is no such corpus or split, or a shard is missing or truncated.

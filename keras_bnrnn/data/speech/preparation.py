@@ -4,46 +4,60 @@ The utterances are listed and dealt out in parts of fixed size before anything i
 turn each part into a file of records beside a JSON file with its counts and statistics; the
 latter is put in place last, by a rename, and says that the part is whole. When all parts are
 there the labels are known, and runs of parts become shards. What a part or a shard holds depends
-on nothing but the listing, so neither the number of workers nor a kill changes a byte.
+on nothing but the listing, so neither the number of workers nor a kill changes a byte. What has
+changed since, by size and time, is prepared anew.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import threading
+import time
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from keras_bnrnn.data.errors import CorpusError, UtteranceError
+from keras_bnrnn.data.errors import CorpusError, UtteranceError, attempt, missing_extra
 from keras_bnrnn.data.speech.alignment import State
 from keras_bnrnn.data.speech.corpus import (
     CORPUS_FILE,
     FAILURES_FILE,
     FORMAT_VERSION,
     SPLITS,
+    UNLABELLED,
     file_checksum,
     load_corpus,
     make_example,
 )
 from keras_bnrnn.data.speech.sources import Failure
 from keras_bnrnn.data.speech.splits import take_utterances
-from keras_bnrnn.files import PARTIAL, lock_folder, write_aside, written_aside
+from keras_bnrnn.files import PARTIAL, local_path, lock_folder, write_aside, written_aside
 
 PLAN_FILE = "preparation.json"
 PARTS_FOLDER = "parts"
 PART_UTTERANCES = 32
 SHARD_BYTES = 100_000_000
+DIMENSION_SAMPLE = 9  # Utterances that say how many features there are, where the source does not.
+CONTROLS = re.compile(r"[\0-\x1f\x7f]")
+SECONDS_TO_CONNECT = 30
+SECONDS_TO_APPEAR = 60  # How long a shared file system may hide a new file.
+JOBS_AHEAD = 1000
+_ONE_JOB = threading.Lock()
+FILES = "files"  # What preparation.json says of the files that the corpus was made of.
 PACKAGES = ("tensorflow", "keras", "numpy", "pocketsphinx", "espeakng-loader", "soxr", "kaldiio")
 
 
@@ -55,6 +69,7 @@ def prepare_corpus(
     workers=1,
     shard_bytes=SHARD_BYTES,
     progress=None,
+    scheduler=None,
 ):
     """Prepares a corpus; continues where an earlier, killed call stopped.
 
@@ -66,6 +81,9 @@ def prepare_corpus(
         workers: processes; 1 works in this one. The result is the same.
         shard_bytes: a shard is closed when it reaches this size.
         progress: called as `progress(done, total, failed)`, counted in utterances.
+        scheduler: address of a Dask scheduler, whose workers do the work then. They see the same
+            files under the same paths, and have the same versions of everything. The result is the
+            same.
 
     Returns:
         The `Corpus`. If it was there already, made with the same settings, that one.
@@ -86,20 +104,25 @@ def prepare_corpus(
     for split in ("train", "dev"):
         if not any(u.split == split for u in listed):
             reasons = f"; {failures[0].id}: {failures[0].reason}" if failures else ""
+            if getattr(source, "splits", "") == "layout":
+                reasons += "; splits can name folders or shares instead of the layout"
             raise CorpusError(f"the source has no {split} utterances{reasons}")
-    output_dir = Path(output_dir)
+    try:
+        output_dir = local_path(output_dir)
+    except ValueError as error:
+        raise CorpusError(f"output_dir: {error}") from error
     plan = _plan(source, listed, seed, shard_bytes)
     with _disk_errors(output_dir):
         _claim(output_dir, plan)
-        parts_dir, made = output_dir / PARTS_FOLDER, output_dir / CORPUS_FILE
-        if not made.exists():
+        parts_dir = output_dir / PARTS_FOLDER
+        parts, files = _parts(parts_dir, listed, source)
+        if not _is_made(output_dir, files):
             parts_dir.mkdir(exist_ok=True)
             with _lock(parts_dir):
-                if not made.exists():  # By another process, meanwhile.
-                    parts = _parts(parts_dir, listed)
-                    _make_parts(source, parts, workers, len(failures), progress)
-                    summaries = [_read_summary(part.path) for part in parts]
-                    _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
+                if not _is_made(output_dir, files):  # By another process, meanwhile.
+                    where = _Where(workers, scheduler)
+                    _make(source, output_dir, plan, parts, failures, where, progress)
+                    _write_plan(output_dir, {**plan, FILES: files})
         # After the lock: where folders are shared, an open file's does not go away.
         shutil.rmtree(parts_dir, ignore_errors=True)
         corpus = load_corpus(output_dir)
@@ -108,11 +131,49 @@ def prepare_corpus(
     return corpus
 
 
+def _is_made(output_dir, files):
+    """Whether the corpus is there, made of the files that are there now."""
+    if not (output_dir / CORPUS_FILE).exists():
+        return False
+    # Plans of before say nothing of files.
+    return _read_plan(output_dir).get(FILES, files) == files
+
+
+def _make(source, output_dir, plan, parts, failures, where, progress):
+    shards = set()
+    # Without a checksum of its files, the process that made it was killed when all was done.
+    if (output_dir / CORPUS_FILE).exists() and _read_plan(output_dir)[FILES]:
+        print(
+            f"{output_dir}: files have changed since it was prepared; preparing it anew", flush=True
+        )
+        corpus = load_corpus(output_dir)
+        shards = {Path(path) for split in corpus.splits for path in corpus.shard_paths(split)}
+    _make_parts(source, parts, where, len(failures), progress)
+    summaries = [_finished_summary(part) for part in parts]
+    _write_corpus(source, output_dir, plan, parts, summaries, failures, where)
+    corpus = load_corpus(output_dir)
+    for path in shards.difference(
+        Path(path) for split in corpus.splits for path in corpus.shard_paths(split)
+    ):
+        path.unlink(missing_ok=True)
+    for path in output_dir.glob(f"*{PARTIAL}*"):
+        path.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """Where jobs are done: by how many processes here, or by whose workers."""
+
+    workers: int
+    scheduler: str | None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Part:
     path: Path
     split: str
     utterances: list
+    files: str  # A checksum of the names, sizes and times of what it is made of.
 
 
 def _in_shard_order(listed, seed):
@@ -151,13 +212,9 @@ def _plan(source, listed, seed, shard_bytes):
 
 def _claim(output_dir, plan):
     """Makes the folder this plan's, or refuses if it is another one's."""
-    path = output_dir / PLAN_FILE
     plan = json.loads(json.dumps(plan))
-    if path.exists():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CorpusError(f"{path}: not readable as JSON ({error})") from error
+    if (output_dir / PLAN_FILE).exists():
+        there = _read_plan(output_dir)
         # Older plans say nothing of the lexicon, nor of newer settings.
         there["settings"] = plan["settings"] | there.get("settings", {})
         changed = sorted(key for key in plan if there.get(key, plan[key]) != plan[key])
@@ -170,7 +227,20 @@ def _claim(output_dir, plan):
     if output_dir.exists() and any(PARTIAL not in one.suffixes for one in output_dir.iterdir()):
         raise CorpusError(f"output_dir={output_dir} is not empty and holds no preparation")
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_aside(path, (json.dumps(plan, indent=1, sort_keys=True) + "\n").encode())
+    _write_plan(output_dir, {**plan, FILES: ""})
+
+
+def _read_plan(output_dir):
+    path = output_dir / PLAN_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorpusError(f"{path}: not readable as JSON ({error})") from error
+
+
+def _write_plan(output_dir, plan):
+    text = json.dumps(plan, indent=1, sort_keys=True) + "\n"
+    write_aside(output_dir / PLAN_FILE, text.encode())
 
 
 def _lock(parts_dir):
@@ -180,27 +250,58 @@ def _lock(parts_dir):
         raise CorpusError(f"{error}, or choose another output_dir") from None
 
 
-def _parts(parts_dir, listed):
-    parts = []
+def _parts(parts_dir, listed, source):
+    """The parts, and a checksum of the files of all, which does not depend on the parts."""
+    parts, stamp, of_all = [], functools.cache(_stamp), hashlib.sha256()
     for split in SPLITS:
         members = [u for u in listed if u.split == split]
         for start in range(0, len(members), PART_UTTERANCES):
             path = parts_dir / f"{split}-{start // PART_UTTERANCES:05d}.tfrecord"
-            parts.append(_Part(path, split, members[start : start + PART_UTTERANCES]))
-    return parts
+            some, of_part = members[start : start + PART_UTTERANCES], hashlib.sha256()
+            for utterance in some:
+                stamps = repr([stamp(file) for file in source.files(utterance) if file]).encode()
+                of_part.update(stamps)
+                of_all.update(stamps)
+            parts.append(_Part(path, split, some, of_part.hexdigest()))
+    return parts, of_all.hexdigest()
 
 
-def _make_parts(source, parts, workers, failed, progress):
+def _stamp(file):
+    """What tells that a file has changed; nothing where there is none."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _dimension(source, parts):
+    """Features per frame: what the source says, or what most of a few utterances have."""
+    told = source.feature_settings().get("dimension")
+    if told:
+        return told
+    train = [u for part in parts if part.split == "train" for u in part.utterances]
+    some = train[:: len(train) // DIMENSION_SAMPLE or 1][:DIMENSION_SAMPLE]
+    counts = collections.Counter(
+        frames.features.shape[-1]
+        for frames in source.prepare_all(some)
+        if not isinstance(frames, UtteranceError)
+    )
+    return max(counts, key=counts.get, default=None)
+
+
+def _make_parts(source, parts, where, failed, progress):
     total = sum(len(part.utterances) for part in parts)
     done = 0
     pending = []
     for part in parts:
-        summary = _read_summary(part.path)
+        summary = _read_summary(part)
         if summary is None:
-            pending.append((part, source))
+            pending.append(part)
         else:
             done += len(part.utterances)
             failed += len(summary["failures"])
+    dimension = _dimension(source, parts) if pending else None
 
     def report(summary, part):
         nonlocal done, failed
@@ -211,18 +312,22 @@ def _make_parts(source, parts, workers, failed, progress):
 
     if progress:
         progress(done, total, failed)
-    for (part, _), summary in _run(_make_part, pending, workers):
+    jobs = [(part, source, dimension) for part in pending]
+    for (part, *_), summary in _run(_make_part, jobs, where):
         report(summary, part)
 
 
-def _run(function, jobs, workers):
-    """Yields `(job, result)` as the jobs end, in this process or in several."""
-    if workers == 1 or len(jobs) < 2:
+def _run(function, jobs, where):
+    """Yields `(job, result)` as the jobs end: in this process, in several, or on a cluster."""
+    if where.scheduler:
+        yield from _run_on_cluster(function, jobs, where.scheduler)
+        return
+    if where.workers == 1 or len(jobs) < 2:
         for job in jobs:
             yield job, function(*job)
         return
     executor = concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(workers, len(jobs)),
+        max_workers=min(where.workers, len(jobs)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
     )
@@ -233,10 +338,63 @@ def _run(function, jobs, workers):
     except concurrent.futures.process.BrokenProcessPool as error:
         raise CorpusError(
             f"a worker was killed, perhaps for want of memory: run the same command again with "
-            f"fewer than workers={workers}, it continues"
+            f"fewer than workers={where.workers}, it continues"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_on_cluster(function, jobs, scheduler):
+    """The same on the workers of a Dask cluster, which gives a lost worker's jobs to others."""
+    try:
+        import distributed
+    except ImportError as error:
+        raise missing_extra("distributed", "working on a cluster", "cluster") from error
+    try:
+        client = distributed.Client(scheduler, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"scheduler={scheduler}: no Dask scheduler answers ({error})") from error
+    waiting, job_of = iter(jobs), {}
+    versions = _versions()
+
+    def submit(count):
+        for job in itertools.islice(waiting, count):
+            future = client.submit(_on_a_worker, versions, function, *job, pure=False)
+            job_of[future] = job
+            yield future
+
+    try:
+        # A scheduler keeps what it has been given in memory.
+        running = distributed.as_completed(list(submit(JOBS_AHEAD)), loop=client.loop)
+        for future in running:
+            job, result = job_of.pop(future), future.result()
+            for another in submit(1):
+                running.add(another)
+            yield job, result
+    except (distributed.scheduler.KilledWorker, concurrent.futures.CancelledError) as error:
+        raise CorpusError(
+            f"scheduler={scheduler}: workers died of the same part again and again, or the "
+            f"scheduler is gone ({error}); run the same command again, it continues"
+        ) from error
+    finally:
+        client.cancel(list(job_of))
+        client.close()
+
+
+def _on_a_worker(versions, function, *job):
+    here = _versions()
+    if here != versions:
+        differences = ", ".join(
+            f"{name} {here.get(name)} instead of {versions.get(name)}"
+            for name in sorted({*here, *versions})
+            if here.get(name) != versions.get(name)
+        )
+        raise CorpusError(
+            f"the worker on {platform.node()} would make another corpus: it has {differences}"
+        )
+    # The aligner is one in a process, however many threads the worker has.
+    with _ONE_JOB:
+        return function(*job)
 
 
 def _start_worker():
@@ -257,28 +415,37 @@ def _start_worker():
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _make_part(part, source):
+def _make_part(part, source, dimension):
     """Prepares a part's utterances; returns its summary, which is on disk then."""
     labels_of, failures, lengths, counts = {}, [], [], {}
+    rates, mixed, unlabelled = collections.Counter(), 0, 0
     moments = _Moments()
     with (
         _disk_errors(part.path),
-        written_aside(part.path) as aside,
+        written_aside(part.path, _this_process()) as aside,
         tf.io.TFRecordWriter(str(aside)) as writer,
     ):
         prepared = source.prepare_all(part.utterances)
         for utterance, frames in zip(part.utterances, prepared, strict=True):
-            if not isinstance(frames, UtteranceError) and not np.isfinite(frames.features).all():
-                frames = UtteranceError("features that are not finite numbers")
+            if not isinstance(frames, UtteranceError):
+                frames = attempt(_checked, frames, dimension)
             if isinstance(frames, UtteranceError):
-                file, reason = source.file(utterance), str(frames)
+                file, reason = str(source.file(utterance)), str(frames)
                 failures.append([utterance.id, reason if file in reason else f"{file}: {reason}"])
                 continue
-            labels = [labels_of.setdefault(state, len(labels_of)) for state in frames.states]
+            if frames.states is None:
+                unlabelled += 1
+                labels = [UNLABELLED] * len(frames.features)
+            else:
+                labels = [labels_of.setdefault(state, len(labels_of)) for state in frames.states]
             for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-                counts[int(label)] = counts.get(int(label), 0) + int(count)
+                if label != UNLABELLED:
+                    counts[int(label)] = counts.get(int(label), 0) + int(count)
             moments.add(frames.features)
             lengths.append(len(labels))
+            mixed += frames.mixed
+            if frames.file_rate:
+                rates[str(frames.file_rate)] += 1
             writer.write(
                 make_example(
                     utterance.id,
@@ -287,26 +454,57 @@ def _make_part(part, source):
                     frames.features,
                     labels,
                     utterance.gender,
+                    frames.alignment_score,
                 )
             )
     summary = {
         "bytes": part.path.stat().st_size,
+        FILES: part.files,
         "states": [state.entry() for state in labels_of],
         "state_frames": [counts[k] for k in range(len(labels_of))],
         "lengths": lengths,
+        "file_rates": rates,
+        "mixed": mixed,
+        "unlabelled": unlabelled,
         "failures": failures,
         "moments": moments.document(),
     }
-    with _disk_errors(part.path):
-        write_aside(_summary_path(part.path), json.dumps(summary).encode())
+    place = _summary_path(part.path)
+    with _disk_errors(part.path), written_aside(place, _this_process()) as aside:
+        aside.write_text(json.dumps(summary), encoding="utf-8")
     return summary
 
 
-def _read_summary(path):
-    """A finished part's summary, or `None`."""
+def _checked(frames, dimension):
+    """The same `LabelledFrames`; UtteranceError where they do not fit into the corpus."""
+    if dimension and frames.features.shape[-1] != dimension:
+        raise UtteranceError(
+            f"{frames.features.shape[-1]} features per frame, where others have {dimension}"
+        )
+    if not np.isfinite(frames.features).all():
+        raise UtteranceError("features that are not finite numbers")
+    return frames
+
+
+def _finished_summary(part):
+    """The summary of a part that somebody has just finished."""
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    while (summary := _read_summary(part)) is None:
+        if time.monotonic() > deadline:
+            raise CorpusError(
+                f"{part.path} is not there, though a worker has made it: the workers need the same "
+                "shared file system"
+            )
+        time.sleep(1.0)
+    return summary
+
+
+def _read_summary(part):
+    """A finished part's summary; `None` where it has to be prepared, also where files changed."""
     try:
-        summary = json.loads(_summary_path(path).read_text(encoding="utf-8"))
-        return summary if path.stat().st_size == summary["bytes"] else None
+        summary = json.loads(_summary_path(part.path).read_text(encoding="utf-8"))
+        whole = part.path.stat().st_size == summary["bytes"]
+        return summary if whole and summary.get(FILES, part.files) == part.files else None
     except (FileNotFoundError, ValueError):
         return None
 
@@ -343,7 +541,7 @@ class _Moments:
         return [self.count, self.mean.tolist(), self.squares.tolist()]
 
 
-def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers):
+def _write_corpus(source, output_dir, plan, parts, summaries, failures, where):
     failures = [[failure.id, failure.reason] for failure in failures]
     failures += [failure for summary in summaries for failure in summary["failures"]]
     _write_failures(output_dir / FAILURES_FILE, failures)
@@ -383,6 +581,9 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
             "state_frames": state_frames.tolist(),
             "shards": [],
         }
+        unlabelled = sum(summary.get("unlabelled", 0) for _, summary in members)
+        if unlabelled:
+            splits[split]["unlabelled"] = unlabelled
         groups = _group_by_bytes(members, plan["shard_bytes"])
         for number, group in enumerate(groups):
             file = f"{split}-{number:05d}-of-{len(groups):05d}.tfrecord"
@@ -395,7 +596,7 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
             splits[split]["shards"].append(
                 {"file": file, "utterances": len(lengths), "frames": int(sum(lengths))}
             )
-    written = {job[0].name: result for job, result in _run(_write_shard, jobs, workers)}
+    written = {job[0].name: result for job, result in _run(_write_shard, jobs, where)}
     for entry in splits.values():
         for shard in entry["shards"]:
             shard.update(written[shard["file"]])
@@ -407,7 +608,7 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
         "seed": plan["seed"],
         "sample_rate": source.sample_rate,
         "features": source.feature_settings(),
-        "states": [state.entry() for state in states],
+        "states": [source.described(state).entry() for state in states],
         "splits": splits,
         "failures": len(failures),
         "mean": moments.mean.tolist(),
@@ -415,7 +616,20 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, workers)
         "versions": plan["versions"],
     }
     document["features"]["dimension"] = len(document["mean"])
+    rates = sum(
+        (collections.Counter(s.get("file_rates", {})) for s in summaries), collections.Counter()
+    )
+    if rates:
+        document["recordings"] = {
+            "sample_rates": {rate: rates[rate] for rate in sorted(rates, key=int)},
+            "mixed": sum(s.get("mixed", 0) for s in summaries),
+        }
     write_aside(output_dir / CORPUS_FILE, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _this_process():
+    """For names of unfinished files: a worker that counts as lost may write on beside another."""
+    return f".{platform.node()}-{os.getpid()}"
 
 
 def _group_by_bytes(members, limit):
@@ -433,7 +647,7 @@ def _write_shard(path, pieces):
     """Joins parts to a shard, giving their labels the corpus's numbers."""
     with (
         _disk_errors(path),
-        written_aside(path) as aside,
+        written_aside(path, _this_process()) as aside,
         tf.io.TFRecordWriter(str(aside)) as writer,
     ):
         for part_path, label_of in pieces:
@@ -441,7 +655,9 @@ def _write_shard(path, pieces):
                 for record in tf.data.TFRecordDataset(str(part_path)):
                     example = tf.train.Example.FromString(record.numpy())
                     labels = example.features.feature["labels"].int64_list
-                    labels.value[:] = [label_of[label] for label in labels.value]
+                    labels.value[:] = [
+                        label if label == UNLABELLED else label_of[label] for label in labels.value
+                    ]
                     writer.write(example.SerializeToString(deterministic=True))
             except tf.errors.DataLossError as error:
                 raise CorpusError(
@@ -454,8 +670,8 @@ def _write_shard(path, pieces):
 def _write_failures(path, failures):
     rows = ["id\treason"]
     rows += [
-        f"{utterance_id}\t{' '.join(str(reason).split())}"
-        for utterance_id, reason in sorted(failures)
+        "\t".join(CONTROLS.sub("\ufffd", " ".join(str(cell).split())) for cell in failure)
+        for failure in sorted(failures)
     ]
     text = "\n".join(rows) + "\n"
     # Names of files are not always UTF-8.

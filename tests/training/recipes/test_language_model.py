@@ -198,29 +198,3 @@ def test_perplexity_scores_every_token_of_an_uneven_text_once(normalized):
         surprise.extend(-log_p[np.arange(end - begin), tokens[begin:end]])
     assert len(surprise) == 67
     assert logs["perplexity"] == pytest.approx(np.exp(np.mean(surprise)), rel=1e-5)
-
-
-@pytest.mark.slow
-def test_two_replicas_carry_their_own_streams():
-    """Without clipping, two replicas with half the streams each train as one device does."""
-    tokens = tiny_tokens(4 * 5 * 4 + 3)
-    train = token_windows(tokens, 4, 5, start=0)
-    valid = token_windows(tokens[:67], 4, 5, start=0, keep_remainder=True)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        mirrored = tiny_model(False, replicas=2)
-    single = tiny_model(False)
-    logs = []
-    for model in (single, mirrored):
-        history = model.fit(
-            train,
-            validation_data=valid,
-            callbacks=[ResetStates()],
-            verbose=0,
-            shuffle=False,
-        )
-        logs.append(history.history)
-    for got, want in zip(mirrored.trainable_variables, single.trainable_variables, strict=True):
-        np.testing.assert_allclose(got.numpy(), want.numpy(), atol=1e-5)
-    assert logs[1]["perplexity"] == pytest.approx(logs[0]["perplexity"], rel=1e-5)
-    assert logs[1]["val_perplexity"] == pytest.approx(logs[0]["val_perplexity"], rel=1e-5)

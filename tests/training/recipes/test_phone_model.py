@@ -8,6 +8,9 @@ import pytest
 from recipes.phone_model import (
     BOUNDARY,
     PhoneModel,
+    Search,
+    comparison,
+    is_speech,
     log_priors,
     phone_counts,
     phone_errors,
@@ -162,3 +165,38 @@ def test_the_pronunciation_that_fits_best_counts():
         ]
         assert found[0] == min(ways)[0]
         assert found in ways
+
+
+def test_an_utterance_in_pieces_is_the_same_utterance():
+    rng = np.random.default_rng(0)
+    for time in (1, 3, 400):
+        scores = np.log(rng.dirichlet(np.full(5, 0.3), size=time) + 1e-9)
+        search, longest = Search(model()), 0
+        for piece in np.split(scores, sorted(rng.integers(time + 1, size=9))):
+            search.extend(piece)
+            longest = max(longest, len(search._back))
+        assert search.finish() == model().decode(scores)
+    assert longest < 100  # What is settled is not kept.
+
+
+@pytest.mark.parametrize(
+    ("phone", "speech"),
+    [("AH0", True), ("T_B", True), ("ə", True), ("s", True)]
+    + [(name, False) for name in ("SIL", "sil", "sp", "spn", "SPN_S", "+NSN+", "<eps>", "h#", "")],
+)
+def test_silence_and_noise_are_no_speech(phone, speech):
+    assert is_speech(phone) == speech
+
+
+def test_marks_that_the_dictionary_lacks_are_left_out_and_it_is_said():
+    dictionary = {"AH", "T", "OW", "SIL"}
+    rule, note = comparison(["AH", "T", "SIL", "+NSN+"], dictionary)
+    assert rule("AH") == "AH" and note == ""
+    rule, note = comparison(["AH0", "AH1", "T", "sil", "sp", "spn"], dictionary)
+    assert [rule(phone) for phone in ("AH0", "AH1", "T")] == ["AH", "AH", "T"]
+    assert "AH0 as AH" in note
+    rule, _ = comparison(["ah_B", "t_I", "ow1_E", "SIL"], dictionary)
+    assert [rule(phone) for phone in ("ah_B", "t_I", "ow1_E")] == ["AH", "T", "OW"]
+    for phones in (["ə", "t"], ["pdf-3", "AH"]):
+        with pytest.raises(ValueError, match="not the dictionary's"):
+            comparison(phones, dictionary)

@@ -58,15 +58,16 @@ def test_the_whole_configuration(trained_speech, trained_language):
         assert len(recorded["config"][task.data]["sha256"]) == 16
 
 
-@pytest.mark.parametrize(
-    "name", ["speech", "pixels", pytest.param("language", marks=pytest.mark.slow)]
-)
-def test_renorm_is_every_layers_and_recorded_only_where_it_is_on(name, parse_flags, tiny_corpus):
+@pytest.mark.parametrize("name", TASKS)
+def test_renorm_is_every_layers_and_recorded_only_where_it_is_on(
+    name, parse_flags, tiny_corpus, tiny_text
+):
+    data_dir = {"speech": tiny_corpus, "language": tiny_text}.get(name)
     kind = TASKS[name]
     script = __import__(kind.script.removesuffix(".py"))
     for asked in (False, True):
         parse_flags(script, f"--renorm={asked}")
-        task = kind(kind.settings_of(script.FLAGS), tiny_corpus if name == "speech" else None)
+        task = kind(kind.settings_of(script.FLAGS), data_dir)
         assert task.config.get("renorm") is (asked or None)
         layers = flattened_layers(task.build_model(1))
         found = {one.renorm for one in layers if isinstance(one, keras_bnrnn.BatchNormLSTM)}

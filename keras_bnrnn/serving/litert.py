@@ -1,0 +1,165 @@
+"""LiteRT models: one sequence of any length, in loops over time that its interpreter runs.
+
+TensorFlow's loops gather their outputs in lists. The converter turns a list of a known size into a
+tensor only where the batch is known, and then each write copies the whole list. So the batch is one
+row, and frames are gathered a chunk at a time: time and memory grow with the length alone.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from keras_bnrnn.layers import BatchNormGRU, BatchNormLSTM, BatchNormRNN, BatchNormSimpleRNN
+from keras_bnrnn.recurrence.loop import StepContext
+
+CHUNK = 32  # Frames; an array of zeros of this length is part of the file.
+QUANTIZATIONS = ("dynamic", "float16")
+
+
+class OneSequence(keras.layers.Layer):
+    """A recurrent layer on one row, all of whose frames count.
+
+    Args:
+        layer: a `keras.layers.RNN`, of this package or not.
+
+    Call arguments:
+        sequences: `[1, time, features]`; with one frame at least.
+        initial_state: list of `[1, units]`, zeros by default.
+    """
+
+    def __init__(self, layer: keras.layers.RNN):
+        super().__init__(name=layer.name)
+        self.layer = projecting(layer)
+        self.built = True
+
+    def compute_output_shape(self, sequences_shape, initial_state_shape=None):
+        return self.layer.compute_output_shape(sequences_shape)
+
+    def call(self, sequences, initial_state=None):
+        layer, cell = self.layer, self.layer.cell
+        x = tf.transpose(sequences, [1, 0, 2])
+        x = tf.reverse(x, [0]) if layer.go_backwards else x
+        if initial_state is None:
+            initial_state = layer.get_initial_state(1)
+        states = [tf.convert_to_tensor(state) for state in keras.tree.flatten(initial_state)]
+        if isinstance(layer, BatchNormRNN):
+            x = cell.project_inputs(x)
+
+            def step(z_t, states, time):
+                output, states, _ = cell.step(z_t, states, StepContext(time=time))
+                return output, states
+        else:
+
+            def step(x_t, states, time):
+                states = keras.tree.pack_sequence_as(cell.state_size, states)
+                output, states = cell(x_t, states)
+                return output, keras.tree.flatten(states)
+
+        output, states = over_time(step, x, states, cell.output_size, layer.return_sequences)
+        return [output, *states] if layer.return_state else output
+
+
+def one_sequence(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A layer that does what a recurrent or a `Bidirectional` one does, on one row."""
+    if isinstance(layer, keras.layers.RNN):
+        return OneSequence(layer)
+    copy = type(layer).from_config(layer.get_config())
+    copy.forward_layer = OneSequence(layer.forward_layer)
+    copy.backward_layer = OneSequence(layer.backward_layer)
+    copy.built = True
+    return copy
+
+
+def projecting(layer: keras.layers.RNN) -> keras.layers.RNN:
+    """The layer, or for a plain one its namesake here, which projects all frames at once."""
+    for kind in (BatchNormSimpleRNN, BatchNormLSTM, BatchNormGRU):
+        if type(layer) is kind.plain_class:
+            copy = kind.from_config({**layer.get_config(), "normalization": None})
+            copy.build((1, None, layer.cell.kernel.shape[0]))
+            copy.set_weights(layer.get_weights())
+            return copy
+    return layer
+
+
+def over_time(
+    step: Callable, inputs: tf.Tensor, states: Sequence, units: int, all_outputs: bool
+) -> tuple:
+    """Runs `step` over the frames of one row.
+
+    Args:
+        step: maps `(inputs_t, states, time)` to `(output, states)`.
+        inputs: `[time, 1, channels]`.
+        states: list of `[1, units]`.
+        units: size of the output.
+        all_outputs: whether every output is wanted, and not only the last.
+
+    Returns:
+        `[1, time, units]`, or `[1, units]` of the last frame; and the final states.
+    """
+    timesteps = tf.shape(inputs)[0]
+
+    def frames(first, count, states, gathered):
+        """`count` frames from `first` on; `gathered` is an array, or the last output."""
+
+        def body(index, states, gathered):
+            output, after = step(inputs[first + index], states, first + index)
+            output.set_shape([1, units])
+            for new, old in zip(after, states, strict=True):
+                new.set_shape(old.shape)
+            gathered = gathered.write(index, output) if all_outputs else output
+            return index + 1, after, gathered
+
+        _, states, gathered = tf.while_loop(
+            lambda index, *_: index < count, body, (0, list(states), gathered)
+        )
+        return states, gathered
+
+    if not all_outputs:
+        states, output = frames(0, timesteps, states, tf.zeros([1, units]))
+        return output, states
+
+    def array(size, shape):
+        return tf.TensorArray(tf.float32, size, element_shape=shape)
+
+    def body(index, states, chunks):
+        first = index * CHUNK
+        count = tf.minimum(CHUNK, timesteps - first)
+        states, chunk = frames(first, count, states, array(CHUNK, [1, units]))
+        return index + 1, states, chunks.write(index, tf.reshape(chunk.stack(), [CHUNK, units]))
+
+    count = (timesteps + CHUNK - 1) // CHUNK
+    _, states, chunks = tf.while_loop(
+        lambda index, *_: index < count, body, (0, list(states), array(count, [CHUNK, units]))
+    )
+    return tf.reshape(chunks.stack(), [1, -1, units])[:, :timesteps], states
+
+
+def convert(model: keras.Model, path: Path, quantize: str | None = None) -> None:
+    """Writes a model of one row as a `.tflite` file.
+
+    Its signature takes inputs by their names, and returns `output_0`, `output_1`, … in the order of
+    the model's outputs.
+
+    Args:
+        model: from `one_sequence` layers and others that LiteRT runs.
+        path: of the file.
+        quantize: of `QUANTIZATIONS`: `"dynamic"`, weights of 8 bits, or `"float16"`.
+    """
+    signature = [tf.TensorSpec(one.shape, one.dtype, one.name) for one in model.inputs]
+
+    @tf.function(input_signature=signature, autograph=False)
+    def run(*inputs):
+        outputs = keras.tree.flatten(model(list(inputs), training=False))
+        return {f"output_{index}": output for index, output in enumerate(outputs)}
+
+    function = run.get_concrete_function()
+    module = tf.Module()  # A function without its variables has no signature.
+    module.run, module.weights = run, list(function.variables)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+    if quantize is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+    path.write_bytes(converter.convert())
