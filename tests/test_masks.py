@@ -79,7 +79,7 @@ def test_a_mask_with_a_last_axis(case):
     """`[batch, time, 1]`, as Keras's own layers take it."""
     rng = np.random.default_rng(9)
     weights = case.weights(rng)
-    layer = _built(case, weights)
+    layer = case.built(weights)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     mask = conformance.masks()["right"]
     expected = _run(case, layer, weights, x, mask, True)
