@@ -315,10 +315,10 @@ class BatchNormCell:
         """Whether the inputs are normalised with this call's moments, not the population's."""
         return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
 
-    def projects_frames(self, training):
-        """Whether `frame_projection` does what `project_inputs` does."""
-        unchanged = self._has("project_inputs", beside="frame_projection")
-        return unchanged and not self.takes_input_moments(training)
+    @property
+    def projects_frames(self):
+        """Whether `frame_projection` does what `project_inputs` does at inference."""
+        return self._has("project_inputs", beside="frame_projection")
 
     def frame_projection(self):
         """`project_inputs` with the population's statistics, for any frames by themselves.

@@ -388,6 +388,27 @@ def test_gradients_with_a_large_mean(case):
         )
 
 
+@pytest.mark.parametrize("case", [c for c in MAIN_CASES if "sequence" in c.mode], ids=str)
+def test_features_that_move_together(case):
+    """Level to spread 10000 : 1, and kernels that see the differences of features alone."""
+    rng = np.random.default_rng(10)
+    level, spread = rng.normal(size=(16, 12, 1)), rng.normal(size=(16, 12, FEATURES))
+    x = (1e4 * (1 + level) + spread).astype("float32")
+    weights = {name: value.astype("float32") for name, value in case.weights(rng).items()}
+    weights["kernel"] -= weights["kernel"].mean(0)
+    found = []
+    for dtype in ("float32", "float64"):
+        layer = case.built(weights, dtype=dtype)
+        outputs, states, gradients = conformance.call_and_differentiate(layer, x, training=True)
+        found.append({"outputs": outputs, **gradients, **conformance.statistics(case, layer)})
+        found[-1] |= {f"state {k}": state for k, state in enumerate(states)}
+    single, double = found
+    for name, expected in double.items():
+        if name != "moving_mean":  # x W itself, as exact as the product is in single precision
+            atol = 1e-3 * max(1.0, np.abs(expected).max())
+            np.testing.assert_allclose(single[name], expected, rtol=1e-3, atol=atol, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("case", "sequences"),
     conformance.parameters(
