@@ -303,9 +303,19 @@ def _run(equations, project, x, arrays, states, live, all_outputs):
         )
         first += turns * count
         if all_outputs:
-            frames = tf.concat([[turns * count], tf.shape(states[0])], 0)
-            pieces.append(tf.reshape(kept[0].stack()[:turns], frames))
+            rows = tf.shape(states[0])
+            stacked = _stacked(kept[0], tf.concat([[count], rows], 0))[:turns]
+            pieces.append(tf.reshape(stacked, tf.concat([[turns * count], rows], 0)))
     return tf.concat(pieces, 0) if all_outputs else None, states
+
+
+def _stacked(array, shape):
+    """What is in a TensorArray, if need be nothing of that shape, which a graph may not know."""
+    if tf.executing_eagerly() or array.element_shape.is_fully_defined():
+        return array.stack()
+    return tf.raw_ops.TensorListStack(
+        input_handle=array.flow, element_shape=shape, element_dtype=array.dtype
+    )
 
 
 def _run_and_save(equations, z, states, live):
