@@ -32,6 +32,7 @@ TEST = [
     "pytest-xdist>=3.5,<4",
     "ruff>=0.9,<1",
     "setuptools>=77,<81",
+    "tabulate>=0.9,<1",
 ]
 
 

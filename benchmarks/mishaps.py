@@ -31,7 +31,7 @@ from keras_bnrnn.fit import (
     read_results,
 )
 
-EPOCHS, STEPS, ROWS = 12, 4, 4
+EPOCHS, STEPS, ROWS = 8, 4, 4
 MOST_BATCHES = 9  # Between two events.
 SMALLEST, LARGEST = 1_000, 30_000  # Sizes of files: of a configuration, of a model.
 
@@ -426,6 +426,8 @@ def meet(folder, count, rng):
         How often each event came, by name.
     """
     tf.config.experimental.enable_op_determinism()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background has it ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     kept = WeightsOfEpochs()
     undisturbed = Run(folder / "undisturbed", None, None)
     with quiet():

@@ -314,10 +314,10 @@ class BatchNormCell:
         """Whether the inputs are normalised with this call's moments, not the population's."""
         return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
 
-    def projects_frames(self, training):
-        """Whether `frame_projection` does what `project_inputs` does."""
-        unchanged = self._has("project_inputs", beside="frame_projection")
-        return unchanged and not self.takes_input_moments(training)
+    @property
+    def projects_frames(self):
+        """Whether `frame_projection` does what `project_inputs` does at inference."""
+        return self._has("project_inputs", beside="frame_projection")
 
     def frame_projection(self):
         """`project_inputs` with the population's statistics, for any frames by themselves.
@@ -505,7 +505,9 @@ def _is_frozen(normalizer):
 
 
 def _dropped(x, mask):
-    return [x * gate_mask for gate_mask in mask] if isinstance(mask, list) else x * mask
+    # Keras makes the mask in the dtype of the layer, which may be set to another than its cell's.
+    dropped = [x * tf.cast(one, x.dtype) for one in tf.nest.flatten(mask)]
+    return dropped if isinstance(mask, list) else dropped[0]
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")

@@ -303,16 +303,19 @@ def _run(equations, project, x, arrays, states, live, all_outputs):
         )
         first += turns * count
         if all_outputs:
-            rows = tf.shape(states[0])
-            stacked = _stacked(kept[0], tf.concat([[count], rows], 0))[:turns]
-            pieces.append(tf.reshape(stacked, tf.concat([[turns * count], rows], 0)))
+            frames = tf.concat([[turns * count], tf.shape(states[0])], 0)
+            pieces.append(tf.reshape(_stacked(kept[0], count, states[0])[:turns], frames))
     return tf.concat(pieces, 0) if all_outputs else None, states
 
 
-def _stacked(array, shape):
-    """What is in a TensorArray, if need be nothing of that shape, which a graph may not know."""
-    if tf.executing_eagerly() or array.element_shape.is_fully_defined():
+def _stacked(array, count, like):
+    """A TensorArray of `[count, batch, units]` as one tensor, also where nothing was written.
+
+    TensorFlow then has to be told the shape, of which a graph may know the batch size only later.
+    """
+    if tf.executing_eagerly():
         return array.stack()
+    shape = tf.concat([[count], tf.shape(like)], 0)
     return tf.raw_ops.TensorListStack(
         input_handle=array.flow, element_shape=shape, element_dtype=array.dtype
     )
