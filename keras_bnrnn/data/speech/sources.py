@@ -537,7 +537,8 @@ class ManifestSource(RecordedSource):
         path = row["audio_path"]
         if not path:
             raise _BadLine(row.get("id", ""), "no audio_path")
-        name = str(Path(os.path.splitext(path)[0]))
+        name = os.path.splitext(path)[0]
+        name = name if URL.match(path) else str(Path(name))
         split = row.get("split") or split
         if split and split not in SPLITS:
             raise _BadLine(row.get("id") or name, f"split {split!r} is not in {', '.join(SPLITS)}")
