@@ -267,18 +267,19 @@ class BatchNormCell:
                 specs += [tf.TensorSpec(s, dtype) for s in (shape, shape, (1,))]
         return specs
 
-    def read_statistics(self):
-        """The `Statistics` of each of the loop's normalisers; read before the loop."""
-        return [normalizer.read() for normalizer in self.loop_normalizers]
+    def read_statistics(self, training):
+        """Those of the loop's normalisers that take moments, each with its `Statistics` so far."""
+        return [
+            (normalizer, normalizer.read())
+            for normalizer in self.loop_normalizers
+            if normalizer.normalizes_by_batch(training)
+        ]
 
-    def update_statistics(self, moments, statistics, first_time=0):
-        """Updates the loop's normalisers with the moments that `step` took, stacked over time."""
-        moments = [Moments(*moments[i : i + 3]) for i in range(0, len(moments), 3)]
-        if moments:
-            for normalizer, batch, old in zip(
-                self.loop_normalizers, moments, statistics, strict=True
-            ):
-                normalizer.update(batch, old, first_time)
+    def update_statistics(self, moments, read, first_time=0):
+        """Updates what `read_statistics` gave with the moments that `step` took, over time."""
+        for index, (normalizer, statistics) in enumerate(read):
+            batch = Moments(*moments[3 * index : 3 * index + 3])
+            normalizer.update(batch, statistics, first_time)
 
     @property
     def has_equations(self):
@@ -489,7 +490,7 @@ class StandaloneCell(BatchNormCell):
         x = self.drop_inputs(tf.convert_to_tensor(inputs), training)
         x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
         z = self.project_inputs(x, training=training, first_time=time)[0]
-        statistics = self.read_statistics()
+        statistics = self.read_statistics(training)
         output, states, moments = self.step(z, states, StepContext(None, time, training))
         self.update_statistics([value[tf.newaxis] for value in moments], statistics, time)
         states = states + [count + 1 for count in counter]

@@ -69,7 +69,7 @@ def run(cell, x, states, mask, call):
 
 def general(cell, x, states, mask, call):
     """Any cell, differentiated by TensorFlow."""
-    statistics = cell.read_statistics()
+    statistics = cell.read_statistics(call.training)
 
     def step(z_t, states, mask_t, time):
         return cell.step(z_t, states, StepContext(mask_t, time, call.training))
