@@ -307,7 +307,10 @@ FEW = {
 }
 
 
-@pytest.mark.parametrize("form", FEW)
+@pytest.mark.parametrize(
+    "form",
+    [form if form == "function" else pytest.param(form, marks=pytest.mark.slow) for form in FEW],
+)
 def test_a_few_programs_equal_the_numpy_model(form, strategy, tmp_path):
     check_program(FEW[form], 0, form, strategy, tmp_path)
 
