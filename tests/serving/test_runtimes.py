@@ -220,7 +220,9 @@ def test_litert_of_an_acoustic_model(models, runtime_models, tmp_path):
         np.testing.assert_allclose(run(features=features)["output_0"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("quantize, size, error", [("dynamic", 0.45, 0.03), ("float16", 0.65, 2e-3)])
+@pytest.mark.parametrize(
+    ("quantize", "size", "error"), [("dynamic", 0.45, 0.03), ("float16", 0.65, 2e-3)]
+)
 @pytest.mark.parametrize("kind", ["tflite", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_quantized(kind, quantize, size, error, tmp_path):
     lstm = keras.layers.LSTM(128, return_sequences=True)
