@@ -17,6 +17,7 @@ SPEECH = [
     "soxr>=0.5,<2",
     "tqdm>=4.60,<5",
 ]
+CLUSTER = ["distributed>=2024.5"]
 TEXT = ["tensorflow-text>=2.16.1,<3"]
 TFIO = ["tensorflow-io[tensorflow]>=0.37.1,<0.38"]
 ONNX = ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "tf2onnx>=1.16.1,<2"]
@@ -31,6 +32,7 @@ TEST = [
     "pytest-xdist>=3.5,<4",
     "ruff>=0.9,<1",
     "setuptools>=77,<81",
+    "tabulate>=0.9,<1",
 ]
 
 
@@ -73,13 +75,14 @@ setup(
     install_requires=["tensorflow>=2.16.1,<3", "keras>=3.10,<4", "numpy>=1.26,<3"],
     extras_require={
         "speech": SPEECH,
+        "cluster": CLUSTER,
         "text": TEXT,
         "tfio": TFIO,
         "train": TRAIN,
         "onnx": ONNX,
         "litert": LITERT,
         "experiments": EXPERIMENTS,
-        "dev": sorted({*SPEECH, *TEXT, *TRAIN, *EXPERIMENTS, *TEST}),
+        "dev": sorted({*SPEECH, *CLUSTER, *TEXT, *TRAIN, *EXPERIMENTS, *TEST}),
     },
     classifiers=[
         "Development Status :: 4 - Beta",

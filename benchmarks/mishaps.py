@@ -31,7 +31,7 @@ from keras_bnrnn.fit import (
     read_results,
 )
 
-EPOCHS, STEPS, ROWS = 12, 4, 4
+EPOCHS, STEPS, ROWS = 8, 4, 4
 MOST_BATCHES = 9  # Between two events.
 SMALLEST, LARGEST = 1_000, 30_000  # Sizes of files: of a configuration, of a model.
 
@@ -72,7 +72,7 @@ def build_model():
     model = keras.Sequential(
         [
             keras.Input((3, 2)),
-            BatchNormGRU(3, momentum=0.9),
+            BatchNormGRU(3, momentum=0.9, name="gru"),
             keras.layers.Dropout(0.5),
             keras.layers.Dense(1),
         ]
@@ -123,7 +123,8 @@ class Run:
     def check(self):
         """Nothing is lost, nothing is mixed."""
         rows = self.read()
-        assert rows == self.rows[: len(rows)], "history.csv is of another run"
+        for row, expected in zip(rows, self.rows, strict=False):
+            assert row == expected, f"history.csv has {row} where {expected} is due"
         assert len(rows) >= self.least, f"{self.least - len(rows)} epochs are lost"
         self.least = len(rows)
         if not rows:
@@ -425,6 +426,8 @@ def meet(folder, count, rng):
         How often each event came, by name.
     """
     tf.config.experimental.enable_op_determinism()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background has it ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     kept = WeightsOfEpochs()
     undisturbed = Run(folder / "undisturbed", None, None)
     with quiet():

@@ -267,18 +267,19 @@ class BatchNormCell:
                 specs += [tf.TensorSpec(s, dtype) for s in (shape, shape, (1,))]
         return specs
 
-    def read_statistics(self):
-        """The `Statistics` of each of the loop's normalisers; read before the loop."""
-        return [normalizer.read() for normalizer in self.loop_normalizers]
+    def read_statistics(self, training):
+        """Those of the loop's normalisers that take moments, each with its `Statistics` so far."""
+        return [
+            (normalizer, normalizer.read())
+            for normalizer in self.loop_normalizers
+            if normalizer.normalizes_by_batch(training)
+        ]
 
-    def update_statistics(self, moments, statistics, first_time=0):
-        """Updates the loop's normalisers with the moments that `step` took, stacked over time."""
-        moments = [Moments(*moments[i : i + 3]) for i in range(0, len(moments), 3)]
-        if moments:
-            for normalizer, batch, old in zip(
-                self.loop_normalizers, moments, statistics, strict=True
-            ):
-                normalizer.update(batch, old, first_time)
+    def update_statistics(self, moments, read, first_time=0):
+        """Updates what `read_statistics` gave with the moments that `step` took, over time."""
+        for index, (normalizer, statistics) in enumerate(read):
+            batch = Moments(*moments[3 * index : 3 * index + 3])
+            normalizer.update(batch, statistics, first_time)
 
     @property
     def has_equations(self):
@@ -314,10 +315,10 @@ class BatchNormCell:
         """Whether the inputs are normalised with this call's moments, not the population's."""
         return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
 
-    def projects_frames(self, training):
-        """Whether `frame_projection` does what `project_inputs` does."""
-        unchanged = self._has("project_inputs", beside="frame_projection")
-        return unchanged and not self.takes_input_moments(training)
+    @property
+    def projects_frames(self):
+        """Whether `frame_projection` does what `project_inputs` does at inference."""
+        return self._has("project_inputs", beside="frame_projection")
 
     def frame_projection(self):
         """`project_inputs` with the population's statistics, for any frames by themselves.
@@ -489,7 +490,7 @@ class StandaloneCell(BatchNormCell):
         x = self.drop_inputs(tf.convert_to_tensor(inputs), training)
         x = [part[tf.newaxis] for part in x] if isinstance(x, list) else x[tf.newaxis]
         z = self.project_inputs(x, training=training, first_time=time)[0]
-        statistics = self.read_statistics()
+        statistics = self.read_statistics(training)
         output, states, moments = self.step(z, states, StepContext(None, time, training))
         self.update_statistics([value[tf.newaxis] for value in moments], statistics, time)
         states = states + [count + 1 for count in counter]
@@ -505,7 +506,9 @@ def _is_frozen(normalizer):
 
 
 def _dropped(x, mask):
-    return [x * gate_mask for gate_mask in mask] if isinstance(mask, list) else x * mask
+    # Keras makes the mask in the dtype of the layer, which may be set to another than its cell's.
+    dropped = [x * tf.cast(one, x.dtype) for one in tf.nest.flatten(mask)]
+    return dropped if isinstance(mask, list) else dropped[0]
 
 
 @keras.saving.register_keras_serializable(package="keras_bnrnn")

@@ -34,6 +34,18 @@ def _rolled(x, shift):
     return rolled
 
 
+def _frame_mask(mask):
+    """A mask `[batch, time]`, or with a last axis of 1 as Keras takes it too, as Boolean."""
+    mask = tf.cast(mask, tf.bool)
+    if len(mask.shape) == 2:
+        return mask
+    if len(mask.shape) != 3 or mask.shape[2] not in (1, None):
+        raise ValueError(
+            f"mask must have the shape [batch, time] or [batch, time, 1]. Received: {mask.shape}"
+        )
+    return tf.squeeze(mask, 2)
+
+
 class BatchNormRNN(keras.layers.RNN):
     """What the batch-normalised layers share.
 
@@ -98,10 +110,11 @@ class BatchNormRNN(keras.layers.RNN):
                 self.supports_jit = False  # As in Keras: XLA does not have the kernel.
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        # Wrappers such as TimeDistributed come here under a scope of their own.
-        with autocast_scope(self.compute_dtype):
-            x = tf.cast(sequences, self.compute_dtype)
-            mask = None if mask is None else tf.cast(tf.nest.flatten(mask)[0], tf.bool)
+        # Wrappers such as TimeDistributed come here under a scope of their own, and a policy that
+        # is set on a layer leaves its cell's, as in Keras. Keras casts what comes out.
+        with autocast_scope(self.cell.compute_dtype):
+            x = tf.cast(sequences, self.cell.compute_dtype)
+            mask = None if mask is None else _frame_mask(tf.nest.flatten(mask)[0])
             passed = None
             if self.go_backwards:
                 x = tf.reverse(x, [1])

@@ -85,25 +85,28 @@ def product(x, kernel, bias=None):
 
 
 @tf.custom_gradient
-def wide_product(x, kernel, bias):
+def wide_product(x, kernel, *bias):
     """`product` in x's dtype, of a kernel and bias that are wider, as are their gradients' sums."""
     narrow = tf.cast(kernel, x.dtype)
 
     def gradient(dz):
         rows, dz_rows = (tf.cast(_rows(value), kernel.dtype) for value in (x, dz))
         d_kernel = tf.matmul(rows, dz_rows, transpose_a=True)
-        return product(dz, tf.transpose(narrow)), d_kernel, tf.reduce_sum(dz_rows, 0)
+        d_bias = [tf.reduce_sum(dz_rows, 0) for _ in bias]
+        return product(dz, tf.transpose(narrow)), d_kernel, *d_bias
 
-    return product(x, narrow, tf.cast(bias, x.dtype)), gradient
+    return product(x, narrow, *(tf.cast(b, x.dtype) for b in bias)), gradient
 
 
 def project(x, kernel, bias):
     """Plain projection `x W + bias` of `[..., features]`, or of a list of such, one for a gate."""
+    wide = statistics_dtype(kernel.dtype)
+    weights = [tf.cast(value, wide) for value in (kernel, bias) if value is not None]
+    multiply = product if kernel.dtype == wide else wide_product
     if not isinstance(x, list):
-        return product(x, kernel, bias)
-    kernels = tf.split(kernel, len(x), axis=1)
-    z = tf.concat([product(*pair) for pair in zip(x, kernels, strict=True)], -1)
-    return z if bias is None else z + bias
+        return multiply(x, *weights)
+    parts = (tf.split(value, len(x), -1) for value in weights)
+    return tf.concat([multiply(*part) for part in zip(x, *parts, strict=True)], -1)
 
 
 def plain_projection(kernel, bias):
@@ -297,11 +300,11 @@ class _Normalization:
                 k, c, d_bias, d_gamma = derivative(d_sum, d_dot)
                 # In this order one array less is made than in dz s + a k.
                 da = (dz_wide + tf.cast(a, wide) * self.spread(k)) * self.spread(s)
+                d_W = tf.matmul(tf.cast(_rows(x_c), wide), _rows(da), transpose_a=True)
                 da = tf.cast(da, x.dtype)
-                d_W = tf.matmul(_rows(x_c), _rows(da), transpose_a=True)
                 shift = tf.cast(product(c, tf.transpose(wide_W)), x.dtype)
                 d_x = product(da, tf.transpose(W)) + self.spread(shift)
-                return self.live(d_x), d_W, d_bias, d_gamma
+                return self.live(d_x), tf.cast(d_W, W.dtype), d_bias, d_gamma
 
             return (z, *batch), gradient
 

@@ -226,6 +226,7 @@ def test_replicas_take_their_shares(strategy):
         np.testing.assert_allclose(of_layer, np.mean(expected, 0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_is_large_where_a_model_fails_at_inference():
     """Frames that differ by orders of magnitude, and statistics that all of them share."""
     rng = np.random.default_rng(5)

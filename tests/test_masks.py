@@ -75,6 +75,21 @@ def test_how_long_the_padding_is_moves_nothing(case, training):
 
 @pytest.mark.by_route
 @pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_mask_with_a_last_axis(case):
+    """`[batch, time, 1]`, as Keras's own layers take it."""
+    rng = np.random.default_rng(9)
+    weights = case.weights(rng)
+    layer = case.built(weights)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    mask = conformance.masks()["right"]
+    expected = _run(case, layer, weights, x, mask, True)
+    _assert_same(_run(case, layer, weights, x, mask[..., None], True), expected)
+    with pytest.raises(ValueError, match="mask must have the shape"):
+        layer(x, mask=np.ones((BATCH, TIME, FEATURES), bool))
+
+
+@pytest.mark.by_route
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_wholly_masked_rows_move_nothing(case):
     rng = np.random.default_rng(2)
     weights = case.weights(rng)

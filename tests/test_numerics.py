@@ -67,6 +67,77 @@ def test_precision(case, policy):
         assert keras.backend.standardize_dtype(weight.dtype) == variable_dtype
 
 
+@pytest.mark.by_route
+@pytest.mark.parametrize("case", MAIN_CASES, ids=str)
+def test_a_policy_set_on_a_built_layer(case):
+    """It says in what dtype the layer answers; the cell computes as it was made, as in Keras."""
+    x = np.random.default_rng(2).normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+    layer = case.layer(dtype="float32")
+    for training in (False, True):
+        layer.dtype_policy = "float32"
+        layer.build(x.shape)
+        conformance.set_weights(layer, case.weights(np.random.default_rng(3)))
+        expected = layer(x, training=training)
+        conformance.set_weights(layer, case.weights(np.random.default_rng(3)))
+        layer.dtype_policy = "mixed_bfloat16"
+        for found, value in zip(layer(x, training=training), expected, strict=True):
+            assert found.dtype == tf.bfloat16
+            np.testing.assert_allclose(tf.cast(found, "float32"), value, rtol=0, atol=0.1)
+    dropping = case.layer(dtype="float32", dropout=0.5)
+    dropping.dtype_policy = "mixed_bfloat16"
+    assert dropping(x, training=True)[0].dtype == tf.bfloat16
+
+
+HALF = {"mixed_float16": 1e-2, "mixed_bfloat16": 5e-2}
+
+
+@pytest.mark.by_route
+@pytest.mark.parametrize(
+    ("case", "policy"),
+    conformance.parameters(
+        itertools.product(CASES, HALF),
+        [
+            (conformance.find("lstm-sequence"), "mixed_bfloat16"),
+            (conformance.find("gru-frame"), "mixed_float16"),
+            (conformance.find("simple_rnn-none"), "mixed_bfloat16"),
+            (conformance.find("gru_reset_before-frame_recurrent_steps"), "mixed_float16"),
+        ],
+    ),
+    ids=str,
+)
+def test_gradients_in_half_precision(case, policy):
+    """Of 64 x 300 frames: a sum in half precision would stop growing at one per cent of them."""
+    if case.kwargs.get("unroll"):
+        pytest.skip("300 steps written out")
+    rng = np.random.default_rng(1)
+    weights = case.weights(rng)
+    weights["recurrent_kernel"] *= 0.3  # so that rounding errors die away from step to step
+    if "recurrent_gamma" in weights:
+        weights["recurrent_gamma"] *= 0.1
+    x = rng.normal(size=(64, 300, FEATURES)).astype("float16")
+
+    def gradients(dtype):
+        layer = case.layer(dtype=dtype, return_state=False)
+        layer.build(x.shape)
+        conformance.set_weights(layer, weights)
+        names = [weight.name for weight in layer.trainable_weights]
+
+        @tf.function(autograph=False)
+        def gradients():
+            with tf.GradientTape() as tape:
+                outputs = layer(x.astype(layer.compute_dtype), training=True)
+                loss = 100.0 * tf.reduce_mean(tf.cast(outputs, "float64"))
+            return tape.gradient(loss, [weight.value for weight in layer.trainable_weights])
+
+        return dict(zip(names, gradients(), strict=True))
+
+    exact = gradients("float64")
+    for name, gradient in gradients(policy).items():
+        scale = np.abs(exact[name]).max()
+        error = np.abs(np.asarray(gradient, "float64") - exact[name]).max()
+        assert error < HALF[policy] * scale, f"{name}: {error / scale}"
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("normalization", ["sequence", "frame"])
 def test_moments_of_half_precision_are_taken_in_single(normalization, policy):
@@ -317,18 +388,41 @@ def test_gradients_with_a_large_mean(case):
         )
 
 
+@pytest.mark.parametrize("case", [c for c in MAIN_CASES if "sequence" in c.mode], ids=str)
+def test_features_that_move_together(case):
+    """Level to spread 10000 : 1, and kernels that see the differences of features alone."""
+    rng = np.random.default_rng(10)
+    level, spread = rng.normal(size=(16, 12, 1)), rng.normal(size=(16, 12, FEATURES))
+    x = (1e4 * (1 + level) + spread).astype("float32")
+    weights = {name: value.astype("float32") for name, value in case.weights(rng).items()}
+    weights["kernel"] -= weights["kernel"].mean(0)
+    found = []
+    for dtype in ("float32", "float64"):
+        layer = case.built(weights, dtype=dtype)
+        outputs, states, gradients = conformance.call_and_differentiate(layer, x, training=True)
+        found.append({"outputs": outputs, **gradients, **conformance.statistics(case, layer)})
+        found[-1] |= {f"state {k}": state for k, state in enumerate(states)}
+    single, double = found
+    for name, expected in double.items():
+        if name != "moving_mean":  # x W itself, as exact as the product is in single precision
+            atol = 1e-3 * max(1.0, np.abs(expected).max())
+            np.testing.assert_allclose(single[name], expected, rtol=1e-3, atol=atol, err_msg=name)
+
+
 @pytest.mark.parametrize(
-    ("name", "mode"),
+    ("case", "sequences"),
     conformance.parameters(
-        itertools.product(
-            ["simple_rnn", "lstm", "gru"], ["sequence", "frame", "frame_steps", "none"]
-        ),
-        [("simple_rnn", "sequence")],  # XLA takes many seconds for each
+        itertools.product(CASES, [True, False]),
+        [  # XLA takes many seconds for each
+            (conformance.find("simple_rnn-sequence"), True),
+            (conformance.find("simple_rnn-sequence"), False),
+        ],
     ),
+    ids=str,
 )
-def test_xla_infers(name, mode):
-    case = conformance.find(f"{name}-{mode}")
-    layer = case.built(case.weights(np.random.default_rng(2)), **case.for_xla)
+def test_xla_infers(case, sequences):
+    weights = case.weights(np.random.default_rng(2))
+    layer = case.built(weights, return_sequences=sequences, **case.for_xla)
     x = np.random.default_rng(3).normal(size=(BATCH, TIME, FEATURES))
     mask = conformance.masks()["right"]
     infer = tf.function(lambda x, mask: layer(x, mask=mask, training=False), jit_compile=True)

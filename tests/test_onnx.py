@@ -49,7 +49,7 @@ def agrees(model, path, lengths):
     ("container", "name"),
     [
         # A pair of statistics for each step: no folding helps.
-        (bidirectional, "gru-frame_steps"),
+        pytest.param(bidirectional, "gru-frame_steps", marks=pytest.mark.slow),
         *(pytest.param(stacked, case.name, marks=pytest.mark.exhaustive) for case in CASES),
         *(
             pytest.param(bidirectional, name, marks=pytest.mark.exhaustive)

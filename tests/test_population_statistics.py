@@ -121,6 +121,20 @@ def test_a_frozen_layer_is_at_inference(case):
         assert np.any(value != weights[name]), f"unfrozen, the layer learns {name} again"
 
 
+@pytest.mark.parametrize("name", ["normalizer", "recurrent_normalizer", "cell_normalizer"])
+def test_one_normaliser_frozen_by_itself(name):
+    """It keeps its statistics, and the others move."""
+    case = conformance.find("lstm-sequence_recurrent_cell")
+    rng = np.random.default_rng(15)
+    layer, weights = _built(case, rng)
+    getattr(layer.cell, name).trainable = False
+    layer(rng.normal(size=(BATCH, TIME, FEATURES)), training=True)
+    prefix = name.removesuffix("normalizer")
+    for statistic, value in conformance.statistics(case, layer).items():
+        kept = statistic in (f"{prefix}moving_mean", f"{prefix}moving_variance")
+        assert np.all(value == weights[statistic]) == kept, statistic
+
+
 def test_a_layer_frozen_at_construction_or_by_its_model():
     rng = np.random.default_rng(4)
     x = rng.normal(size=(BATCH, TIME, FEATURES)).astype("float32")

@@ -69,6 +69,16 @@ def test_kernel_in_pieces_equals_whole_kernel(monkeypatch, name, timesteps, trai
     assert pieces and all(len(parts) > 1 for parts in pieces)
 
 
+def test_lengths_that_some_loops_take_nothing_of():
+    """In a graph that knows no batch size: each of the three loops may have no turn."""
+    layer = BatchNormLSTM(UNITS, return_sequences=True, use_cudnn=False)
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 21, 4)), tf.float32)
+    layer.build(x.shape)
+    run = tf.function(lambda x: layer(x), input_signature=[tf.TensorSpec([None, None, 4])])
+    for timesteps in (1, 4, 16, 17, 20, 21):
+        assert_all_close(run(x[:, :timesteps]), layer(x[:, :timesteps]))
+
+
 def test_few_rows_meet_the_whole_kernel():
     kernel = tf.zeros([256, 1024])
     assert not differentiated.divides(kernel, rows=1)

@@ -436,3 +436,14 @@ def test_a_normaliser_that_is_frozen_by_itself_stays_so(tmp_path):
     ):
         assert again.layers[-1].cell.frozen_normalizers == ["normalizer", "cell_normalizer"]
         assert trainable(again) == trainable(model)[-len(again.weights) :]
+
+
+def test_an_exported_layer_takes_any_batch_and_length(tmp_path):
+    """Unfolded: which of its loops have a turn depends on the length."""
+    layer = keras_bnrnn.BatchNormLSTM(UNITS, return_sequences=True)
+    model = keras.Sequential([keras.Input((None, FEATURES)), layer])
+    model.export(tmp_path / "it", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "it")
+    for time in (1, 4, 21):
+        x = _inputs(time=time) if time > 3 else np.ones((BATCH, time, FEATURES), "float32")
+        np.testing.assert_allclose(loaded.serve(x), model(x), rtol=0, atol=1e-6)

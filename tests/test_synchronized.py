@@ -125,6 +125,7 @@ def test_two_replicas_are_one_batch(case, mask_name, strategy):
         np.testing.assert_allclose(gradients[name], value, rtol=0, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.by_route
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_call_in_a_graph_updates_on_all_replicas(case, strategy):

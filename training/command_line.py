@@ -17,6 +17,7 @@ if __name__ == "__main__":
 """
 
 import ctypes
+import json
 import logging
 import math
 import os
@@ -68,14 +69,19 @@ class Stopped(Exception):
 class PathParser(flags.ArgumentParser):
     """Expands `~`; refuses URLs, which would become local folders, unless they may be `remote`.
 
-    As `keras_bnrnn.files.local_path`, which not every script has.
+    As `keras_bnrnn.files.local_path`, which not every script has. `several` may be separated by
+    commas.
     """
 
-    def __init__(self, remote=False):
+    def __init__(self, remote=False, several=False):
         super().__init__()
-        self.remote = remote
+        self.remote, self.several = remote, several
 
     def parse(self, argument):
+        parts = argument.split(",") if self.several else [argument]
+        return ",".join(map(self._parse_one, parts))
+
+    def _parse_one(self, argument):
         path = os.path.expanduser(argument)
         if URL.match(path) and not self.remote:
             raise ValueError(
@@ -86,14 +92,15 @@ class PathParser(flags.ArgumentParser):
         return path
 
 
-def define_path(name, default, help_text, flag_values, remote=False):
+def define_path(name, default, help_text, flag_values, **kinds):
     """Defines a flag that is a path.
 
     Args:
         name, default, help_text, flag_values: as absl's `flags.DEFINE_string` has them.
-        remote: whether URLs will do, since the path is read by way of `tf.io.gfile` alone.
+        **kinds: `remote=True`: URLs will do, since the path is read by way of `tf.io.gfile` alone;
+            `several=True`: there may be several, separated by commas.
     """
-    flags.DEFINE(PathParser(remote), name, default, help_text, flag_values=flag_values)
+    flags.DEFINE(PathParser(**kinds), name, default, help_text, flag_values=flag_values)
 
 
 def define_run_flags(flag_values):
@@ -337,6 +344,20 @@ def call(script, arguments):
 def stop(number, frame):
     """What such a signal does where there is nothing to save."""
     raise Stopped(f"{signal.Signals(number).name}; the same command continues", number)
+
+
+def read_json(path, keys):
+    """A file that holds an object with these keys; a `CommandError` where it does not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CommandError(f"{path} is missing; put a copy of it back") from None
+    except ValueError as error:
+        raise CommandError(f"{path} is damaged ({error}); put a copy of it back") from None
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise CommandError(f"{path} lacks {', '.join(missing)}; put a copy of it back")
+    return found
 
 
 def child_environment():

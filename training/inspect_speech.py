@@ -3,9 +3,10 @@
     inspect_speech.py --data_dir=corpus --picture=corpus.png
     inspect_speech.py --data_dir=corpus --utterance=dev-00003 --run_dir=runs/bn --picture=utt.png
 
-Without --utterance: the sizes of the splits, and a picture of how long utterances are and how
-often each state occurs. With it: the utterance's phones, and a picture of its features with the
-phones' boundaries, its labels and, given a run, the model's posteriors.
+Without --utterance: the sizes of the splits, the utterances whose transcripts fit worst, and a
+picture of how long utterances are and how often each state occurs. With it: the utterance's phones,
+and a picture of its features with the phones' boundaries, its labels and, given a run, the model's
+posteriors.
 """
 
 from pathlib import Path
@@ -15,7 +16,12 @@ from absl import flags
 
 import command_line
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech.corpus import UNLABELLED, find_utterance, load_corpus
+from keras_bnrnn.data.speech.corpus import (
+    UNLABELLED,
+    find_utterance,
+    load_corpus,
+    read_alignment_scores,
+)
 from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
 from keras_bnrnn.data.speech.pipelines import kept_lengths
 from keras_bnrnn.fit.errors import FitError
@@ -26,6 +32,7 @@ from recipes.tasks import task_of
 
 FREQUENT_STATES = 10
 MOST_STATES_SHOWN = 40
+WORST_SHOWN = 10
 
 FLAGS = flags.FlagValues()
 command_line.define_path("data_dir", None, "Folder of the prepared corpus.", FLAGS, remote=True)
@@ -76,6 +83,16 @@ def show_corpus(corpus):
     print(f"commonest states in train ({(counts == 0).sum()} never occur there):")
     for state in np.argsort(-counts, kind="stable")[:FREQUENT_STATES]:
         print(f"  {corpus.states[state]['name']:14} {counts[state] / train['frames']:6.2%}")
+    scores = sorted(
+        (score, f"{name}/{utterance}")
+        for name in corpus.splits
+        for score, utterance in read_alignment_scores(corpus, name)
+    )
+    if scores:
+        median = np.median([score for score, _ in scores])
+        print(f"alignment scores, worst first (0 at best, median {median:.2f}):")
+        for score, utterance in scores[:WORST_SHOWN]:
+            print(f"  {score:6.2f}  {utterance}")
     if not FLAGS.picture:
         return
     figure, (durations, labels) = new_figure(1, 2, (11, 4))
@@ -101,6 +118,8 @@ def show_utterance(corpus):
     labelled = not (labels == UNLABELLED).any()
     states = f"{len(np.unique(labels))} different states" if labelled else "without labels"
     print(f"{len(labels) * FRAME_SECONDS:.2f} s, {states}")
+    if utterance["alignment_score"] is not None:
+        print(f"alignment score: {utterance['alignment_score']:.2f}")
     if labelled:
         print(f"phones:     {' '.join(corpus.phones(labels))}")
     posteriors = None

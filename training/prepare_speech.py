@@ -57,22 +57,24 @@ flags.DEFINE_enum(
     "and an alignment directory.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("input_dir", None, "Folder of the source's data.", flag_values=FLAGS)
-flags.DEFINE_string(
+command_line.define_path("input_dir", None, "Folder of the source's data.", FLAGS)
+command_line.define_path(
     "manifest",
     None,
     "manifest: file of audio_path<TAB>transcript; with a header also id, speaker, split, channel, "
     "start and end (in seconds). Common Voice's tsv as it is. Several are separated by commas; "
     "- is standard input.",
-    flag_values=FLAGS,
+    FLAGS,
+    several=True,
 )
-flags.DEFINE_string(
+command_line.define_path(
     "alignment_dir",
     None,
     "kaldi: folder, or several separated by commas, with archives ali* of transition-ids beside "
     "their final.mdl, or pdf* of pdf-ids. textgrid: folder of the TextGrids, where they are not "
     "beside the audio.",
-    flag_values=FLAGS,
+    FLAGS,
+    several=True,
 )
 flags.DEFINE_enum(
     "cmvn", "none", CMVN_KINDS, "kaldi: what of cmvn.scp's statistics to apply.", flag_values=FLAGS
@@ -90,7 +92,7 @@ flags.DEFINE_string(
     "textgrid: the tier that holds the phones, or what follows the speaker in it: `s1 - phones`.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("output_dir", None, "Folder of the prepared corpus.", flag_values=FLAGS)
+command_line.define_path("output_dir", None, "Folder of the prepared corpus.", FLAGS)
 flags.DEFINE_integer(
     "utterances",
     None,
@@ -107,11 +109,11 @@ flags.DEFINE_enum(
     "What aligned frames are labelled with.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string(
+command_line.define_path(
     "lexicon",
     None,
     "File of extra pronunciations for the aligner, in CMUdict's format: WORD  PHONE PHONE …",
-    flag_values=FLAGS,
+    FLAGS,
 )
 flags.DEFINE_float(
     "min_alignment_score",
@@ -157,8 +159,8 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "shard_megabytes", 100, "Size at which a shard is closed.", lower_bound=1, flag_values=FLAGS
 )
-flags.DEFINE_string(
-    "verify", None, "Check this corpus instead and name what is damaged.", flag_values=FLAGS
+command_line.define_path(
+    "verify", None, "Check this corpus instead and name what is damaged.", FLAGS, remote=True
 )
 
 

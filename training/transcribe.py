@@ -17,7 +17,6 @@ look up a transcript's words.
 
 import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -327,7 +326,7 @@ def read_description(folder):
         raise CommandError(
             f"{folder / DESCRIPTION_FILE} is missing: no acoustic model that export.py wrote"
         )
-    description = json.loads((folder / DESCRIPTION_FILE).read_text())
+    description = command_line.read_json(folder / DESCRIPTION_FILE, ("signatures", "states"))
     if "serve_waveform" not in description["signatures"]:
         raise CommandError(
             f"--model={folder} takes features and no audio: its training corpus came with features "

@@ -77,7 +77,7 @@ def read_description(model_dir, corpus):
     path = model_dir / DESCRIPTION_FILE
     if not path.is_file():
         raise CommandError(f"--model={model_dir} is no acoustic model that export.py wrote")
-    description = json.loads(path.read_text())
+    description = command_line.read_json(path, ("states", "mean", "variance", "phone_counts"))
     if description["states"] != corpus.states:
         raise CommandError(
             f"--model={model_dir} knows {len(description['states'])} states and {corpus.path} "

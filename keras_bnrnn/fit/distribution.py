@@ -8,6 +8,7 @@ rows that are missing at the end of an epoch are filled up with zeros, so of len
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -152,7 +153,9 @@ def meet(own: str, others: dict[int, str]) -> None:
             server = _listening(port)
             break
         except OSError as error:
-            say(f"Waiting for port {port}: {error.strerror}.")
+            if error.errno != errno.EADDRINUSE:
+                raise
+            say(f"Waiting for port {port}, which another process has.")
             time.sleep(POLL_SECONDS)
     with server:
         while not all(answers(address) for address in others.values()):
@@ -164,9 +167,13 @@ def meet(own: str, others: dict[int, str]) -> None:
 
 
 def _listening(port):
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    """A server on all addresses; of IPv4 alone where there is no other."""
+    try:
+        server = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise
+        server = socket.create_server(("", port))
     server.setblocking(False)
     return server
 

@@ -404,7 +404,7 @@ class RunFolder:
         try:
             lost = len(read_history(self.path)) > self.completed_epochs
             best = read_results(self.path)["best"]
-        except FitError:
+        except (FitError, KeyError):
             return False
         if lost and self.rows and best["epoch"] > self.completed_epochs:
             self._lost_best = [{key: best[key] for key in self.rows[0] if key in best}]

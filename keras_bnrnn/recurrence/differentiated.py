@@ -127,11 +127,20 @@ def _side_by_side(x, kernels):
     return products[0] if len(products) == 1 else tf.concat(products, -1)
 
 
+def _wide_rows(x):
+    """`[time, batch, channels]` as rows, in a dtype in which the sum over them stays exact."""
+    rows = tf.reshape(x, [-1, x.shape[-1]])
+    return tf.cast(rows, tf.float32) if x.dtype.size < 4 else rows
+
+
 def _outer(h, d):
     """The sum over all rows of `h^T d`."""
-    return tf.matmul(
-        tf.reshape(h, [-1, h.shape[-1]]), tf.reshape(d, [-1, d.shape[-1]]), transpose_a=True
-    )
+    return tf.cast(tf.matmul(_wide_rows(h), _wide_rows(d), transpose_a=True), d.dtype)
+
+
+def bias_gradient(d):
+    """The gradient for a bias, from that for what it was added to, `[time, batch, channels]`."""
+    return tf.cast(tf.reduce_sum(_wide_rows(d), 0), d.dtype)
 
 
 def recur(make_equations, parameters, z, states, mask=None):
@@ -295,8 +304,21 @@ def _run(equations, project, x, arrays, states, live, all_outputs):
         first += turns * count
         if all_outputs:
             frames = tf.concat([[turns * count], tf.shape(states[0])], 0)
-            pieces.append(tf.reshape(kept[0].stack()[:turns], frames))
+            pieces.append(tf.reshape(_stacked(kept[0], count, states[0])[:turns], frames))
     return tf.concat(pieces, 0) if all_outputs else None, states
+
+
+def _stacked(array, count, like):
+    """A TensorArray of `[count, batch, units]` as one tensor, also where nothing was written.
+
+    TensorFlow then has to be told the shape, of which a graph may know the batch size only later.
+    """
+    if tf.executing_eagerly():
+        return array.stack()
+    shape = tf.concat([[count], tf.shape(like)], 0)
+    return tf.raw_ops.TensorListStack(
+        input_handle=array.flow, element_shape=shape, element_dtype=array.dtype
+    )
 
 
 def _run_and_save(equations, z, states, live):

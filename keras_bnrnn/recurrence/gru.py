@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_bnrnn.recurrence.differentiated import (
     RecurrentProduct,
+    bias_gradient,
     sigmoid_gradient,
     tanh_gradient,
 )
@@ -64,7 +65,7 @@ class ResetAfterGRUEquations:
         (d_u,) = further
         gradients = [self.recurrent.kernel_gradient(h_before, d_u)]
         if self.biases is not None:
-            gradients.append(tf.reduce_sum(d_u, [0, 1]))
+            gradients.append(bias_gradient(d_u))
         return gradients
 
 

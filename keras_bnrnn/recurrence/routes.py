@@ -62,14 +62,14 @@ def run(cell, x, states, mask, call):
         raise ValueError(CUDNN_REFUSED)
     if call.unroll or not cell.has_equations:
         return general(cell, x, states, mask, call)
-    if call.training or not cell.projects_frames(call.training):
+    if call.training or cell.takes_input_moments(call.training):
         return differentiated(cell, x, states, mask, call)
-    return inference(cell, x, states, mask, call)
+    return (inference if cell.projects_frames else general)(cell, x, states, mask, call)
 
 
 def general(cell, x, states, mask, call):
     """Any cell, differentiated by TensorFlow."""
-    statistics = cell.read_statistics()
+    statistics = cell.read_statistics(call.training)
 
     def step(z_t, states, mask_t, time):
         return cell.step(z_t, states, StepContext(mask_t, time, call.training))

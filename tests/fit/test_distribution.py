@@ -270,6 +270,7 @@ def test_what_is_made_before_machines_connect_is_said(monkeypatch):
         raise RuntimeError("Collective ops must be configured at program startup")
 
     monkeypatch.setenv("TF_CONFIG", distribution.TF_CONFIG_EXAMPLE)
+    monkeypatch.setattr(distribution, "meet", lambda own, others: None)
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", too_late)
     with pytest.raises(FitError, match="make datasets and tensors later, in functions"):
         make_strategy()

@@ -578,6 +578,7 @@ def test_tensorboard_can_be_read_back(folder):
     assert any(tag.endswith("gamma") for tag in events.Tags()["tensors"])
 
 
+@pytest.mark.slow
 def test_the_statistics_gap_is_recorded(tmp_path, monkeypatch, capsys):
     """It is the same after a kill; the epochs of a run from before there was one go without."""
 

@@ -108,6 +108,18 @@ def test_workers_meet(capsys):
     assert sorted(met) == [0, 1, 2]
 
 
+def test_a_port_that_another_process_has_is_waited_for(capsys):
+    [port] = free_ports(1)
+    with socket.create_server(("", port)):
+        thread = threading.Thread(target=distribution.meet, args=(f"localhost:{port}", {}))
+        thread.start()
+        while f"Waiting for port {port}" not in capsys.readouterr().out:
+            time.sleep(0.01)
+        assert thread.is_alive()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+
+
 @pytest.mark.slow
 def test_a_worker_that_waits_can_be_ended(silent):
     config = {

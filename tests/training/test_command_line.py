@@ -70,7 +70,7 @@ def test_an_argument_that_is_no_flag_is_refused(run_command, script):
     assert errors == "error: unexpected argument 'stray'; every option is a --flag\n"
 
 
-@pytest.mark.parametrize("script", sorted({*SCRIPTS} - {"prepare_speech.py"}))
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_paths_are_of_this_machine(run_command, script, parse_flags, monkeypatch):
     """Of every script; a URL would become a local folder."""
     module = __import__(script.removesuffix(".py"))

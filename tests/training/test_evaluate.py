@@ -119,5 +119,5 @@ def test_what_is_refused(call_script, tiny_corpus, run, tmp_path):
     with pytest.raises(CommandError, match="it was trained on another corpus"):
         call_script(evaluate, f"--run_dir={run}", f"--data_dir={other}")
     (run / "best.keras").unlink()
-    with pytest.raises(CommandError, match=r"no best\.keras"):
+    with pytest.raises(FitError, match=r"no best\.keras"):
         call_script(evaluate, f"--run_dir={run}", f"--data_dir={tiny_corpus}")

@@ -11,6 +11,7 @@ import inspect_speech
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import file_checksum, make_example, verify_corpus
+from keras_bnrnn.fit.errors import FitError
 from recipes.speech_task import SpeechTask
 
 PNG = b"\x89PNG"
@@ -83,7 +84,7 @@ def test_what_cannot_be_shown(show, trained_speech, trained_language, tmp_path):
         show("--utterance=dev-00", f"--run_dir={trained_language}/run")
     run = shutil.copytree(trained_speech / "run", tmp_path / "run")
     (run / "best.keras").unlink()
-    with pytest.raises(CommandError, match=r"no best\.keras"):
+    with pytest.raises(FitError, match=r"no best\.keras"):
         show("--utterance=dev-00", f"--run_dir={run}")
     document = json.loads((run / "corpus.json").read_text())
     document["states"][0]["name"] = "other"

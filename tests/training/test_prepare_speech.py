@@ -3,6 +3,7 @@
 import pytest
 
 import command_line
+import inspect_speech
 import prepare_speech
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus
@@ -31,6 +32,15 @@ def test_synthetic_needs_no_input(corpus_dir, run, capsys):
     assert "train: 5 utterances" in printed and "states, 123 features" in printed
     with pytest.raises(CorpusError, match="another listing"):
         run(*arguments, "--seed=1")
+
+
+def test_alignment_scores_are_shown_worst_first(corpus_dir, call_script, capsys):
+    call_script(inspect_speech, f"--data_dir={corpus_dir}")
+    lines = capsys.readouterr().out.partition("alignment scores, worst first")[2].splitlines()[1:]
+    scores = [float(line.split()[0]) for line in lines]
+    assert len(scores) == 6 and scores == sorted(scores)
+    call_script(inspect_speech, f"--data_dir={corpus_dir}", f"--utterance={lines[0].split()[1]}")
+    assert f"alignment score: {scores[0]:.2f}" in capsys.readouterr().out
 
 
 def test_verify(corpus_dir, run, capsys):

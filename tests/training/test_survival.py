@@ -20,6 +20,7 @@ from conformance import parameters
 from keras_bnrnn.fit import loop
 from keras_bnrnn.fit.errors import FitError
 from keras_bnrnn.fit.run_folder import read_history
+from keras_bnrnn.gap import is_gap
 from recipes import language_model
 from script_fixtures import write_text
 
@@ -151,8 +152,11 @@ def test_a_run_goes_on_with_other_devices(train, at, tmp_path):
         train("language", tmp_path / "moved", "--strategy=none")
     train("language", tmp_path / "moved", "--strategy=mirrored")
     rows = zip(read_history(tmp_path / "whole"), read_history(tmp_path / "moved"), strict=True)
-    for row, other in rows:
-        assert other == pytest.approx(row, rel=0.02)  # Dropout draws anew.
+    for row, other in rows:  # Dropout draws anew, which moves the statistics' gap most.
+        assert {name: other[name] for name in row} == {
+            name: pytest.approx(value, rel=0.1 if is_gap(name) else 0.02)
+            for name, value in row.items()
+        }
 
 
 @pytest.mark.slow

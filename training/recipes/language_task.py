@@ -7,7 +7,7 @@ import json
 
 import keras
 
-from command_line import CommandError
+from command_line import CommandError, read_json
 from keras_bnrnn.data.text import MAX_WORDS, SPLITS, load_text, token_windows
 from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.serving.language import language_endpoints
@@ -19,7 +19,7 @@ from recipes.language_model import (
     build_language_model,
     language_metrics,
 )
-from recipes.training import Task, read_kept, training_section
+from recipes.training import Task, training_section
 
 VOCABULARY_FILE = "vocabulary.json"
 DESCRIPTION_FILE = "language_model.json"  # among the assets of an exported model
@@ -154,7 +154,7 @@ class LanguageTask(Task):
 
     @staticmethod
     def served(run_dir, results):
-        description = read_kept(run_dir / VOCABULARY_FILE, ("words", "tokenization"))
+        description = read_json(run_dir / VOCABULARY_FILE, ("words", "tokenization"))
         words, tokenization = description["words"], description["tokenization"]
         text = results["config"]["text"]
         data = (

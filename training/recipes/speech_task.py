@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from command_line import read_json
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.augmentation import SpecAugment
 from keras_bnrnn.data.speech.corpus import CORPUS_FILE, load_corpus, read_utterances
@@ -26,7 +27,7 @@ from recipes.speech_model import (
     speech_metrics,
     with_lengths,
 )
-from recipes.training import Task, read_kept, training_section
+from recipes.training import Task, training_section
 
 PHONE_COUNTS_FILE = "phone_counts.json"
 
@@ -175,7 +176,7 @@ class SpeechTask(Task):
             "variance": corpus.variance.tolist(),
             "states": corpus.states,
             "recordings": corpus.document.get("recordings"),
-            "phone_counts": read_kept(run_dir / PHONE_COUNTS_FILE, ("state_frames",)),
+            "phone_counts": read_json(run_dir / PHONE_COUNTS_FILE, ("state_frames",)),
             **{key: results[key] for key in ("model", "config", "best", "versions")},
         }
         return {

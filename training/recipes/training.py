@@ -1,7 +1,6 @@
 """Trains a task: all that the training scripts have in common."""
 
 import contextlib
-import json
 from types import SimpleNamespace
 
 import keras
@@ -270,20 +269,6 @@ def training_section(data, results):
             ),
         ]
     )
-
-
-def read_kept(path, keys):
-    """A JSON file that `Task.files` has put into a run's folder; a `CommandError` if it is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in keys if key not in found]
-    except FileNotFoundError:
-        raise CommandError(f"{path} is missing; put a copy of it back") from None
-    except (ValueError, TypeError) as error:
-        raise CommandError(f"{path} is damaged ({error}); put a copy of it back") from None
-    if missing:
-        raise CommandError(f"{path} lacks {', '.join(missing)}; put a copy of it back")
-    return found
 
 
 @contextlib.contextmanager

@@ -104,6 +104,8 @@ def prepare_corpus(
     for split in ("train", "dev"):
         if not any(u.split == split for u in listed):
             reasons = f"; {failures[0].id}: {failures[0].reason}" if failures else ""
+            if getattr(source, "splits", "") == "layout":
+                reasons += "; splits can name folders or shares instead of the layout"
             raise CorpusError(f"the source has no {split} utterances{reasons}")
     try:
         output_dir = local_path(output_dir)

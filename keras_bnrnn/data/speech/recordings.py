@@ -34,6 +34,8 @@ MP3_KILOBITS = {  # By MPEG version 1 or later: of a frame of layer III.
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+MP3_FRAME_SAMPLES = 576  # Or twice as many.
+MP3_SLACK = 1.1
 MP3_RATES = (44100, 48000, 32000)
 
 
@@ -79,7 +81,8 @@ def read_header(path: str | Path) -> Header:
         raise AudioError(
             f"{path}: not an audio file, it cannot be read as audio ({error})"
         ) from error
-    frames = info.frames if info.frames < 1 << 62 else None
+    # Of MP3 it is an estimate.
+    frames = None if info.frames >= 1 << 62 or info.format == "MP3" else info.frames
     header = Header(
         info.format, info.subtype, info.samplerate, info.channels, frames, info.extra_info
     )
@@ -88,8 +91,7 @@ def read_header(path: str | Path) -> Header:
         raise AudioError(f"{path}: the file was cut off: {missing} bytes are missing at its end")
     if frames == 0:
         raise AudioError(f"{path}: the audio file holds no samples")
-    if not whole(Path(path), header.format):
-        raise AudioError(f"{path}: the file was cut off, its end is missing")
+    checked_end(Path(path), header.format, info.frames)
     return header
 
 
@@ -101,25 +103,42 @@ def bytes_cut_off(account: str) -> int:
     return 0
 
 
-def whole(path: Path, kind: str) -> bool:
-    """Whether a file of a format whose end libsndfile does not check has its end."""
-    check = {"OGG": _is_whole_ogg, "MP3": _is_whole_mp3, "NIST": _is_whole_sphere}.get(kind)
+def checked_end(path: Path, kind: str, frames: int) -> None:
+    """Checks the end of a file of a format whose end libsndfile does not check.
+
+    Args:
+        path: of the file.
+        kind: libsndfile's name of the format.
+        frames: how many samples libsndfile will read.
+
+    Raises:
+        AudioError: it is missing, or would not be read.
+    """
+    check = {"OGG": _end_of_ogg, "MP3": _end_of_mp3, "NIST": _end_of_sphere}.get(kind)
     if check is None:
-        return True
+        return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-        return check(contents)
+        samples = check(contents)
+    if samples is None:
+        raise AudioError(f"{path}: the file was cut off, its end is missing")
+    if samples > MP3_SLACK * frames:
+        raise AudioError(
+            f"{path}: MP3 of varying bit rate without a header that tells its length, of which "
+            "only a part would be read: convert it to another format"
+        )
 
 
-def _is_whole_ogg(contents):
+def _end_of_ogg(contents):
     place = contents.rfind(b"OggS")
     page = contents[place:]
     if place < 0 or len(page) < 27 or len(page) < 27 + page[26]:
-        return False
-    return bool(page[5] & OGG_END) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return None
+    whole = len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    return 0 if whole and page[5] & OGG_END else None
 
 
-def _is_whole_mp3(contents):
-    """Whether the last frame is whole, and there are as many as the first one says."""
+def _end_of_mp3(contents):
+    """Samples in all frames, if the last is whole and there are as many as the first one says."""
     place = 0
     if contents[:3] == b"ID3":
         size = contents[6:10]
@@ -130,11 +149,13 @@ def _is_whole_mp3(contents):
             first = contents[place : place + size]
             tag = max(first.find(b"Xing", 0, 64), first.find(b"Info", 0, 64))
             if tag > 0 and first[tag + 7] & 1:
-                told = 1 + int.from_bytes(first[tag + 8 : tag + 12], "big")
+                told = int.from_bytes(first[tag + 8 : tag + 12], "big")
         frames += 1
         place += size
     # What follows whole frames is a tag, or the rest of a file that is no plain row of frames.
-    return place <= len(contents) and (told is None or frames >= told)
+    if place > len(contents) or (told is not None and frames < told):
+        return None
+    return 0 if told is not None else frames * MP3_FRAME_SAMPLES
 
 
 def _mp3_frame_size(header):
@@ -150,14 +171,15 @@ def _mp3_frame_size(header):
     return (144 if first else 72) * bits // samples_per_second + (header[2] >> 1 & 1)
 
 
-def _is_whole_sphere(contents):
+def _end_of_sphere(contents):
     fields = dict(re.findall(rb"(?m)^(\w+) -\w+ (\S+)", contents[:SPHERE_HEADER]))
     names = (b"sample_count", b"channel_count", b"sample_n_bytes")
     if not all(fields.get(name, b"").isdigit() for name in names):
-        return True
+        return 0
     count, channels, width = (int(fields[name]) for name in names)
     coding = fields.get(b"sample_coding", b"pcm").split(b",")
-    return len(coding) > 1 or len(contents) >= SPHERE_HEADER + count * channels * width
+    whole = len(coding) > 1 or len(contents) >= SPHERE_HEADER + count * channels * width
+    return 0 if whole else None
 
 
 def parse_channel(text: str) -> int | None:
@@ -270,7 +292,7 @@ def _decoded(path, header, channel, start, end, watch):
         raise AudioError(f"{path}: the audio cannot be decoded ({error})") from error
     if place == first:
         raise AudioError(f"{path}: the audio file holds no samples")
-    if last is not None and place < last and header.format != "MP3":
+    if last is not None and place < last:
         raise AudioError(
             f"{path}: {place / rate:.2f} s of samples instead of {last / rate:.2f} s: the file "
             "was cut off"

@@ -250,18 +250,15 @@ class RecordedSource(AlignedSource):
         path, *part = self.take(utterance)
         return read_audio(path, self.sample_rate, "auto", *part)
 
-    def prepare(self, utterance):
-        return self.heard(utterance, self.waveform(utterance))
-
     def prepare_all(self, utterances):
         waveforms = read_audio_files(map(self.take, utterances), self.sample_rate)
         for utterance, samples in zip(utterances, waveforms, strict=True):
             error = isinstance(samples, UtteranceError)
-            yield samples if error else attempt(self.heard, utterance, samples)
+            yield samples if error else attempt(self.label, utterance, samples)
 
-    def heard(self, utterance, samples):
+    def label(self, utterance, samples):
         """`LabelledFrames` of an utterance's samples, with what its file says of itself."""
-        frames, take = self.label(utterance, samples), self.take(utterance)
+        frames, take = super().label(utterance, samples), self.take(utterance)
         header = audio_header(take.path)
         mixed = header.channels > 1 and take.channel is None
         return replace(frames, file_rate=header.samplerate, mixed=mixed)
@@ -537,7 +534,8 @@ class ManifestSource(RecordedSource):
         path = row["audio_path"]
         if not path:
             raise _BadLine(row.get("id", ""), "no audio_path")
-        name = str(Path(os.path.splitext(path)[0]))
+        name = os.path.splitext(path)[0]
+        name = name if URL.match(path) else str(Path(name))
         split = row.get("split") or split
         if split and split not in SPLITS:
             raise _BadLine(row.get("id") or name, f"split {split!r} is not in {', '.join(SPLITS)}")

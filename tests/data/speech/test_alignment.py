@@ -10,6 +10,7 @@ from keras_bnrnn.data.speech import synthesis
 from keras_bnrnn.data.speech.alignment import (
     Aligner,
     State,
+    alignment_score,
     match_lengths,
     normalize_transcript,
     read_lexicon,
@@ -118,3 +119,65 @@ def test_lengths_may_differ_by_two_frames():
     assert [len(x) for x in match_lengths(features, list(range(8)))] == [8, 8]
     with pytest.raises(UtteranceError, match="10 frames of features but 7"):
         match_lengths(features, list(range(7)))
+
+
+def test_annotations_are_no_words(aligner):
+    for text in ("[NOISE]", "(LAUGHTER)", "<unk>", "{laugh}", "++um++", "[background noise]"):
+        assert aligner.words(f"one {text} two") == ["one", "two"]
+    assert aligner.words("well(laughs), yes") == ["well", "yes"]
+    # Half an annotation is a mistake that somebody has to look at.
+    assert aligner.unknown_words("one [noise two") == ["[noise"]
+
+
+def test_a_token_is_looked_up_as_it_stands_first(aligner):
+    assert aligner.words("'EM at a.m. the(2)") == ["'em", "at", "a.m.", "the(2)"]
+    assert aligner.pronunciations(*aligner.words("'EM")) == [["AH", "M"]]
+    assert aligner.words("Rock-n-roll, twenty-one!") == ["rock", "n", "roll", "twenty-one"]
+    assert aligner.unknown_words("zyxgrub-roll") == ["zyxgrub-roll"]
+
+
+def test_annotations_do_not_disturb(aligner, samples):
+    expected = aligner.align(samples, SENTENCE)
+    assert aligner.align(samples, f"[NOISE] {SENTENCE.upper()} (coughs)") == expected
+    with pytest.raises(UtteranceError, match="empty of words"):
+        aligner.align(samples, "[NOISE] (coughs)")
+
+
+def test_silence_is_refused(aligner, samples):
+    for silence in (0 * samples, np.full(len(samples), 0.01, np.float32)):
+        with pytest.raises(UtteranceError, match=r"silent|do not align"):
+            aligner.align(silence, "one two three")
+
+
+def test_wrong_words_score_less(aligner, samples):
+    right = aligner.align(samples, SENTENCE).score
+    words = SENTENCE.split()
+    assert -8 < right < 0
+    for wrong in (words[::-1], ["seven", *words[1:-1], "boat"]):
+        try:
+            assert aligner.align(samples, " ".join(wrong)).score < right - 0.3
+        except UtteranceError as error:
+            assert "do not align" in str(error)
+
+
+def test_a_part_that_does_not_fit_tells():
+    good = np.full(600, -1.0)
+    bad = good.copy()
+    bad[200:340] = -10.0
+    assert alignment_score(good) == -1.0
+    assert alignment_score(bad) < -3.5
+    bad[:] = good
+    bad[300] = -100.0
+    assert alignment_score(bad) > -1.5
+    assert alignment_score(np.array([-2.0])) == -2.0
+
+
+def test_lexica_of_today(tmp_path):
+    """CMUdict with comments, in whatever encoding."""
+    lexicon = tmp_path / "lexicon.dict"
+    text = "# all of it\naalborg AO1 L B AO0 R G # place, danish\nzyx(2) Z IH1 K S\n;;; old\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le"):
+        lexicon.write_text(text, encoding=encoding)
+        assert read_lexicon(lexicon) == [("aalborg", "AO L B AO R G"), ("zyx", "Z IH K S")]
+    lexicon.write_text("the  DH AH0\nthe  DH IY0\nthe  DH EH1\n")
+    assert Aligner(str(lexicon)).pronunciations("the") == [["DH", "AH"], ["DH", "IY"], ["DH", "EH"]]

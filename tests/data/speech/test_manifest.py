@@ -1,5 +1,9 @@
 """Manifests: with and without a header, and lines that cannot be used."""
 
+import io
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from keras_bnrnn.data.errors import CorpusError
@@ -94,3 +98,88 @@ def test_manifests_that_cannot_be_used(tmp_path, text, reason):
 def test_missing_manifest(tmp_path):
     with pytest.raises(CorpusError, match="no such file"):
         ManifestSource(manifest=str(tmp_path / "none.tsv")).utterances()
+
+
+LISTED = "audio_path\ttranscript\tsplit\n"
+
+
+def test_utf_16_and_standard_input(tmp_path, monkeypatch):
+    text = LISTED + "a.wav\tone\ttrain\n"
+    for encoding in ("utf-16", "utf-16-le"):
+        manifest = write(tmp_path, text.encode(encoding))
+        [utterance], failures = ManifestSource(manifest=manifest).utterances()
+        assert (utterance.id, utterance.transcript, failures) == ("a", "one", [])
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    [utterance], _ = ManifestSource(manifest="-").utterances()
+    assert utterance.location == "a.wav"
+
+
+def test_paths_that_are_no_audio_are_failures(tmp_path, recordings):
+    manifest = write(
+        tmp_path,
+        LISTED + f"a.wav\t{recordings[0]}\ttrain\nb.ogg\t{recordings[1]}\tdev\n"
+        ".\tone\ttrain\n/\ttwo\ttrain\nx\0y.wav\tthree\ttrain\n"
+        "https://example.com/c.wav\tfour\ttrain\n",
+    )
+    prepare_corpus(ManifestSource(manifest=manifest), tmp_path / "corpus")
+    lines = (tmp_path / "corpus" / "failures.tsv").read_text().splitlines()
+    assert len(lines) == 5
+    assert sum("a folder" in line for line in lines) == 2
+    assert any("https://example.com/c.wav: a URL" in line for line in lines)
+
+
+def test_parts_and_channels_of_a_call(tmp_path, recordings, capsys):
+    """Two speakers of a telephone call, each on a channel."""
+    calls = [soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b.ogg")]
+    samples = np.zeros((max(map(len, calls)) + 22050, 2))
+    for channel, call in enumerate(calls):
+        samples[22050 : 22050 + len(call), channel] = call
+    soundfile.write(tmp_path / "call.wav", samples, 22050)
+    end = len(samples) / 22050
+    header = "audio_path\ttranscript\tsplit\tchannel\tstart\tend\n"
+    rows = [
+        f"call.wav\t{recordings[0]}\ttrain\tA\t1.0\t{end:.2f}\n",
+        f"call.wav\t{recordings[1]}\tdev\t2\t1.0\t\n",
+        f"call.wav\t{recordings[1]}\tdev\t3\t1.0\t{end:.2f}\n",
+        "call.wav\tone\tdev\t1\t2.0\t1.0\n",
+        "call.wav\tone\tdev\t1\tnow\t1.0\n",
+        "call.wav\tone\tdev\tleft\t1.0\t2.0\n",
+    ]
+    manifest = write(tmp_path, header + "".join(rows))
+    corpus = prepare_corpus(ManifestSource(manifest=manifest), tmp_path / "corpus")
+    [train], [dev] = (list(read_utterances(corpus, split)) for split in ("train", "dev"))
+    assert (train["id"], dev["id"]) == (f"call-0000100-{100 * end:07.0f}", "call-0000100")
+    assert abs(len(train["labels"]) - 100 * (end - 1)) < 6
+    assert train["alignment_score"] < 0
+    assert corpus.document["recordings"] == {"sample_rates": {"22050": 2}, "mixed": 0}
+    failures = (tmp_path / "corpus" / "failures.tsv").read_text()
+    for reason in ("channel 3 of 2", "no part from 2.0 to 1.0", "'now' is no time", "'left'"):
+        assert reason in failures
+
+
+def test_common_voice_as_it_is(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / "clips" / f"{name}.mp3", np.zeros(800), 16000)
+    header = "client_id\tpath\tsentence_id\tsentence\tup_votes\tage\tgender\tlocale\n"
+    for split, name, gender in (("train", "a", "female_feminine"), ("dev", "b", "")):
+        line = f"c{name}\t{name}.mp3\t9\tOne, two.\t2\tteens\t{gender}\ten\n"
+        (tmp_path / f"{split}.tsv").write_text(header + line)
+    manifests = f"{tmp_path}/train.tsv,{tmp_path}/dev.tsv"
+    listed, failures = ManifestSource(manifest=manifests).utterances()
+    assert failures == []
+    assert [(u.id, u.speaker, u.split, u.gender, u.transcript) for u in listed] == [
+        ("a", "ca", "train", "f", "One, two."),
+        ("b", "cb", "dev", "", "One, two."),
+    ]
+    assert listed[0].location == str(tmp_path / "clips" / "a.mp3")
+
+
+def test_what_hardly_matches_is_a_failure(tmp_path, recordings):
+    lines = [f"a.wav\t{recordings[0]}\ttrain\n", f"b.ogg\t{recordings[1]}\tdev\n"]
+    manifest = write(tmp_path, LISTED + "".join(lines))
+    source = ManifestSource(manifest=manifest, min_alignment_score=-0.1)
+    with pytest.raises(
+        CorpusError, match=r"score is -\d\.\d\d, less than min_alignment_score=-0\.1"
+    ):
+        prepare_corpus(source, tmp_path / "corpus")

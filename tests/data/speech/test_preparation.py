@@ -21,6 +21,7 @@ from keras_bnrnn.data.speech import preparation, sources, splits
 from keras_bnrnn.data.speech.corpus import (
     find_utterance,
     load_corpus,
+    read_alignment_scores,
     read_utterances,
     verify_corpus,
 )
@@ -500,3 +501,77 @@ def test_a_killed_worker_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
     with pytest.raises(CorpusError, match=r"worker was killed.*workers=2"):
         prepare_corpus(DeadlySource(count=12), tmp_path / "corpus", workers=2)
+
+
+def test_whatever_goes_wrong_with_one_utterance_is_one_line(source, tmp_path, monkeypatch):
+    good = SyntheticSource.prepare
+
+    def faulty(self, utterance):
+        frames = good(self, utterance)
+        if utterance.id == "train-00001":
+            raise IndexError("list index out of range")
+        if utterance.id == "train-00003":
+            return dataclasses.replace(frames, features=frames.features[:, :40])
+        if utterance.id == "dev-00001":
+            return dataclasses.replace(frames, features=frames.features[:, :13])
+        return frames
+
+    monkeypatch.setattr(SyntheticSource, "prepare", faulty)
+    corpus = prepare_corpus(source, tmp_path / "corpus")
+    assert failures_of(tmp_path / "corpus") == {
+        "train-00001": "list index out of range (IndexError)",
+        "train-00003": "40 features per frame, where others have 123",
+        "dev-00001": "13 features per frame, where others have 123",
+    }
+    assert verify_corpus(tmp_path / "corpus") == [] and corpus.dimension == 123
+
+
+def test_the_worst_alignments_are_found(prepared):
+    corpus = load_corpus(prepared)
+    scores = read_alignment_scores(corpus, "train")
+    assert len(scores) == 10 and scores == sorted(scores) and scores[-1][0] < 0
+    expected = {u["id"]: u["alignment_score"] for u in read_utterances(corpus, "train")}
+    assert {name: score for score, name in scores} == expected
+
+
+@pytest.fixture
+def cluster():
+    """A Dask scheduler and a worker with two threads, in this process."""
+    distributed = pytest.importorskip("distributed", reason="the extra 'cluster' is missing")
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2}
+    with distributed.LocalCluster(dashboard_address=None, **options) as here:
+        yield here
+
+
+def test_a_cluster_changes_no_byte(prepared, source, tmp_path, monkeypatch, cluster):
+    monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
+    monkeypatch.setattr(preparation, "JOBS_AHEAD", 2)
+    prepare_corpus(source, tmp_path / "two", scheduler=cluster.scheduler_address)
+    assert corpus_bytes(tmp_path / "two") == corpus_bytes(prepared)
+
+
+def test_no_scheduler_and_other_versions(source, tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
+    monkeypatch.setattr(preparation, "SECONDS_TO_CONNECT", 0.2)
+    with pytest.raises(CorpusError, match="no Dask scheduler answers"):
+        prepare_corpus(source, tmp_path / "corpus", scheduler="tcp://127.0.0.1:9")
+    versions = {**preparation._versions(), "tensorflow": "1.0"}
+    with pytest.raises(CorpusError, match=r"tensorflow \S+ instead of 1\.0"):
+        preparation._on_a_worker(versions, print)
+
+
+@pytest.mark.slow
+def test_a_lost_worker_changes_no_byte(prepared, source, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="the extra 'cluster' is missing")
+    monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
+    options = {"processes": True, "n_workers": 2, "threads_per_worker": 1}
+    with distributed.LocalCluster(dashboard_address=None, **options) as cluster:
+        victims = [next(iter(cluster.workers.values())).pid]
+
+        def kill(done, total, failed):
+            if done and victims:
+                os.kill(victims.pop(), signal.SIGKILL)
+
+        folder = tmp_path / "two"
+        prepare_corpus(source, folder, scheduler=cluster.scheduler_address, progress=kill)
+    assert not victims and corpus_bytes(folder) == corpus_bytes(prepared)

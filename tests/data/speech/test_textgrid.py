@@ -1,5 +1,7 @@
 """TextGrids in both of Praat's forms, and audio labelled by them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -138,3 +140,88 @@ def test_empty_folder_and_settings_of_no_use(tmp_path):
         TextGridSource(input_dir=str(tmp_path)).utterances()
     with pytest.raises(CorpusError, match="no senones"):
         TextGridSource(input_dir=str(tmp_path), labels="senones")
+
+
+def test_one_rule_for_all_gaps(tmp_path):
+    """Also for the one before the first interval, whose label does not reach back to 0."""
+    path = tmp_path / "a.TextGrid"
+    path.write_text(SHORT.replace('3\n0\n0.1\n""\n', "2\n"), encoding="utf-8")
+    with pytest.raises(UtteranceError, match=r"do not join at 0 s, where one from 0\.1"):
+        read_textgrid(path, "phones")
+    path.write_text(SHORT.replace("0\n0.1\n", "0.0005\n0.1\n", 1), encoding="utf-8")
+    assert len(read_textgrid(path, "phones")) == 3
+
+
+def test_tiers_by_what_follows_the_speaker(tmp_path):
+    path = tmp_path / "a.TextGrid"
+    path.write_text(LONG.replace('"phones"', '"s1 - phones"'), encoding="utf-8")
+    assert read_textgrid(path, "phones") == INTERVALS
+    path.write_text(
+        LONG.replace('"phones"', '"s1 - phones"').replace('"words"', '"s2 - phones"'),
+        encoding="utf-8",
+    )
+    with pytest.raises(UtteranceError, match=r"several tiers.*s2 - phones, s1 - phones; name one"):
+        read_textgrid(path, "phones")
+    assert read_textgrid(path, "s1 - phones") == INTERVALS
+
+
+def test_labels_at_another_rate():
+    labels = frame_labels(INTERVALS, 4000, 8000)
+    assert labels == frame_labels(INTERVALS, 8000, 16000)
+
+
+def test_textgrids_in_a_folder_of_their_own_at_8_kHz(tmp_path):
+    for place in ("train/anna/one", "train/bert/one", "dev/carl/two"):
+        write_speech(tmp_path / "audio" / Path(place).parent, Path(place).name)
+        grid = tmp_path / "audio" / f"{place}.TextGrid"
+        (tmp_path / "grids" / place).parent.mkdir(parents=True)
+        grid.rename(tmp_path / "grids" / f"{place}.TextGrid")
+    source = TextGridSource(
+        input_dir=str(tmp_path / "audio"),
+        alignment_dir=str(tmp_path / "grids"),
+        sample_rate=8000,
+    )
+    corpus = prepare_corpus(source, tmp_path / "corpus")
+    assert corpus.sample_rate == corpus.features["sample_rate"] == 8000
+    assert corpus.document["failures"] == 0
+    assert corpus.document["recordings"] == {"sample_rates": {"22050": 3}, "mixed": 0}
+    train = list(read_utterances(corpus, "train"))
+    assert sorted(u["id"] for u in train) == ["train/anna/one", "train/bert/one"]
+    assert corpus.phones(train[0]["labels"]) == ["SIL", "AH0", "ə"]
+
+
+def test_what_was_corrected_is_prepared_anew(tmp_path, capsys):
+    for split in ("train", "dev"):
+        write_speech(tmp_path / "mfa" / split / "anna", "one")
+    source = TextGridSource(input_dir=str(tmp_path / "mfa"))
+    prepare_corpus(source, tmp_path / "corpus")
+    before = (tmp_path / "corpus" / "corpus.json").stat().st_mtime_ns
+    prepare_corpus(source, tmp_path / "corpus")
+    assert (tmp_path / "corpus" / "corpus.json").stat().st_mtime_ns == before
+    grid = tmp_path / "mfa" / "train" / "anna" / "one.TextGrid"
+    grid.write_text(SHORT.replace('"AH0"', '"AA1"'), encoding="utf-8")
+    corpus = prepare_corpus(source, tmp_path / "corpus")
+    assert "files have changed since it was prepared" in capsys.readouterr().out
+    assert [state["name"] for state in corpus.states] == ["AA1", "AH0", "SIL", "ə"]
+    assert corpus.phones(next(iter(read_utterances(corpus, "train")))["labels"])[1] == "AA1"
+    assert not list((tmp_path / "corpus").glob("parts"))
+
+
+def test_silence_with_phones_is_a_failure(tmp_path):
+    for split in ("train", "dev"):
+        write_speech(tmp_path / "mfa" / split / "anna", "one")
+    write_speech(tmp_path / "mfa" / "train" / "anna", "nothing")
+    soundfile.write(tmp_path / "mfa/train/anna/nothing.wav", np.zeros(8000), 16000)
+    prepare_corpus(TextGridSource(input_dir=str(tmp_path / "mfa")), tmp_path / "corpus")
+    failures = (tmp_path / "corpus" / "failures.tsv").read_text()
+    assert "nothing.wav: the audio is silent" in failures and failures.count("\n") == 2
+
+
+def test_output_folders_elsewhere_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_speech(tmp_path / "mfa" / "train" / "anna", "one")
+    write_speech(tmp_path / "mfa" / "dev" / "anna", "one")
+    for folder in ("gs://bucket/corpus", "memory://corpus"):
+        with pytest.raises(CorpusError, match="is a URL"):
+            prepare_corpus(TextGridSource(input_dir="mfa"), folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["mfa"]

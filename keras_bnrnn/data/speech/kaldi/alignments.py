@@ -42,7 +42,13 @@ class PdfIds:
 
     def read(self):
         """`[frames]`, int32."""
-        return np.fromfile(self.file, np.int32, self.frames, offset=self.offset)
+        try:
+            return np.fromfile(self.file, np.int32, self.frames, offset=self.offset)
+        except FileNotFoundError as error:
+            raise CorpusError(
+                f"{self.file} is not on this machine: on a cluster set TMPDIR to a folder that all "
+                "workers share"
+            ) from error
 
 
 class Alignments:
