@@ -198,7 +198,7 @@ EXPERIMENTS = {
         task=LanguageTask,
         data="ptb",
         epochs=13,
-        # Without --renorm momentum changes the population statistics and nothing else of a training.
+        # But for --renorm momentum changes the population statistics and nothing else.
         arguments=("--size=small", "--constant_epochs=6", "--momentum=0.99"),
         quick=("--steps_per_epoch=20",),
         configurations={
