@@ -203,7 +203,7 @@ def test_precision_and_speed_flags(train, tmp_path, monkeypatch, kind, flags):
     train(kind, tmp_path / "run", *plain, *flags.split())
     rows = zip(measures(tmp_path.parent / f"{kind}-plain"), measures(tmp_path / "run"), strict=True)
     for row, other in rows:
-        assert other == pytest.approx(row, rel=0.1, abs=0.05)
+        assert other == pytest.approx(row, rel=0.05, abs=0.05)
 
 
 @pytest.mark.parametrize("kind", ["speech", "language"])
