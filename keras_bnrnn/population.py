@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -107,7 +107,7 @@ def recalibrate(
         variable.assign(value)
 
 
-def begin_from(model: keras.Model, dataset: Iterable[Any]) -> None:
+def begin_from(model: keras.Model, make_dataset: Callable[[], Iterable[Any]]) -> None:
     """Gives a new model that renormalises within its loop the statistics of a first mini-batch.
 
     From their initial values the first update is of what nothing normalised: of a recurrent term
@@ -115,11 +115,11 @@ def begin_from(model: keras.Model, dataset: Iterable[Any]) -> None:
 
     Args:
         model: Built.
-        dataset: As in `recalibrate`.
+        make_dataset: Makes what `recalibrate` reads; not called for other models.
     """
     renormalized = [one for one in normalizers_of(model) if one.updates is not None]
     if any(one.prefix for one in renormalized):
-        recalibrate(model, dataset, steps=1, verbose=0)
+        recalibrate(model, make_dataset(), steps=1, verbose=0)
         for normalizer in renormalized:
             normalizer.updates.assign(tf.ones_like(normalizer.updates))
 

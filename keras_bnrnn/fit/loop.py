@@ -101,7 +101,7 @@ def train(
         done = "1 epoch is" if first == 1 else f"{first} epochs are"
         print(f"{done} done already; epochs={epochs} asks for no more.")
     if not (first or run.completed_steps) and strategy.num_replicas_in_sync == 1:
-        begin_from(model, splits.train(0))
+        begin_from(model, lambda: splits.train(0))
     recorder = Recorder(run, splits.describe, checkpoint_steps, epochs if verbose == 2 else 0)
     with stopped_by_signals(recorder):
         for epoch in range(first, epochs):

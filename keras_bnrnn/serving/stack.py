@@ -210,29 +210,26 @@ def of_one_row(model: keras.Model) -> keras.Model:
             kwargs.pop("mask", None)
             layer = one_sequence(layer)
         elif isinstance(layer, keras.Model):
-            layer = wired_anew(layer)
+            layer = _wired_anew(layer, call, batch=1)
         elif isinstance(layer, keras.layers.Layer) and any(
             isinstance(one, keras.layers.RNN) for one in flattened_layers(layer)
         ):
             raise ServingError(f"LiteRT cannot run the loop within {layer.name!r}", "formats")
         return layer(*args, **kwargs)
 
-    def wired_anew(model):
-        inputs = _inputs_like(model.inputs, batch=1)
-        outputs = _call_again(model, inputs, [], call)
-        return keras.Model(
-            keras.tree.pack_sequence_as(model.input, inputs),
-            keras.tree.pack_sequence_as(model.output, outputs),
-        )
-
-    whole = wired_anew(model)
+    whole = _wired_anew(model, call, batch=1)
     return keras.Model(_without_lengths(whole.inputs), whole.outputs)
 
 
 def with_named_inputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
     """The model with other names for its inputs, which take batches of any size."""
-    inputs = _inputs_like(model.inputs, names)
-    outputs = _call_again(model, inputs, [], lambda layer, *args, **kwargs: layer(*args, **kwargs))
+    return _wired_anew(model, lambda layer, *args, **kwargs: layer(*args, **kwargs), names)
+
+
+def _wired_anew(model, call, names=None, batch=None):
+    """The model, its layers called by `call`, on inputs of those names and that batch size."""
+    inputs = _inputs_like(model.inputs, names, batch)
+    outputs = _call_again(model, inputs, [], call)
     return keras.Model(
         keras.tree.pack_sequence_as(model.input, inputs),
         keras.tree.pack_sequence_as(model.output, outputs),
