@@ -197,11 +197,13 @@ def _plan(source, listed, seed, shard_bytes):
     for u in listed:
         digest.update(repr((u.id, u.speaker, u.gender, u.split, u.transcript, u.location)).encode())
     lexicon = getattr(source, "lexicon", None)
+    names = source.phone_names()
     return {
         "format_version": FORMAT_VERSION,
         "source": source.name,
         "settings": dataclasses.asdict(source),
         "lexicon": file_checksum(lexicon) if lexicon else None,
+        "phone_names": hashlib.sha256(repr(names).encode()).hexdigest() if names else None,
         "seed": seed,
         "shard_bytes": shard_bytes,
         "utterances": len(listed),

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 SIXTEEN_BIT = 32768.0
+LOWEST_RATE = 4000  # Hz: below it nothing is speech.
 LOUDEST = 10.0  # 20 dB above full scale: what is louder was not meant to be in -1…1.
 CANCELLED = 0.01  # Of the channels' mean power; what of it independent channels keep is a half.
 BLOCK_FRAMES = 1 << 16
@@ -86,6 +87,11 @@ def read_header(path: str | Path) -> Header:
     header = Header(
         info.format, info.subtype, info.samplerate, info.channels, frames, info.extra_info
     )
+    if header.samplerate < LOWEST_RATE:
+        raise AudioError(
+            f"{path}: a sampling rate of {header.samplerate} Hz, where speech needs {LOWEST_RATE} "
+            "or more: probably a damaged header"
+        )
     missing = bytes_cut_off(header.extra_info)
     if missing:
         raise AudioError(f"{path}: the file was cut off: {missing} bytes are missing at its end")
