@@ -57,6 +57,7 @@ SECONDS_TO_CONNECT = 30
 SECONDS_TO_APPEAR = 60  # How long a shared file system may hide a new file.
 JOBS_AHEAD = 1000
 _ONE_JOB = threading.Lock()
+IN_WORDS = {"listing": "listing (utterances, speakers, transcripts, paths or alignments)"}
 FILES = "files"  # What preparation.json says of the files that the corpus was made of.
 PACKAGES = ("tensorflow", "keras", "numpy", "pocketsphinx", "espeakng-loader", "soxr", "kaldiio")
 
@@ -221,9 +222,10 @@ def _claim(output_dir, plan):
         there["settings"] = plan["settings"] | there.get("settings", {})
         changed = sorted(key for key in plan if there.get(key, plan[key]) != plan[key])
         if changed:
+            told = ", ".join(IN_WORDS.get(key, key) for key in changed)
             raise CorpusError(
-                f"output_dir={output_dir} holds a preparation with another "
-                f"{', '.join(changed)}: choose another folder or delete this one"
+                f"output_dir={output_dir} holds a preparation with another {told}: choose another "
+                "folder or delete this one"
             )
         return
     if output_dir.exists() and any(PARTIAL not in one.suffixes for one in output_dir.iterdir()):

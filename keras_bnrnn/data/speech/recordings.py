@@ -324,7 +324,8 @@ def part_of(
     known = header.frames if header.frames is not None else last
     if not first >= 0 or (last is not None and not first < last <= known):
         length = "" if known is None else f" of {known / header.samplerate:.2f} s"
-        raise AudioError(f"{path}: no part from {start} to {end} s in a recording{length}")
+        until = "its end" if end is None else f"{end} s"
+        raise AudioError(f"{path}: no part from {start} to {until} in a recording{length}")
     return first, last
 
 

@@ -227,7 +227,7 @@ def test_one_process_prepares_at_a_time(prepared, source, tmp_path, monkeypatch)
 
 
 def test_folder_of_another_preparation_is_refused(prepared, tmp_path):
-    with pytest.raises(CorpusError, match="another listing, settings, utterances"):
+    with pytest.raises(CorpusError, match=r"another listing \(utt.*\), settings, utterances"):
         prepare_corpus(SyntheticSource(count=13, seed=5), prepared)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CorpusError, match="not empty"):
