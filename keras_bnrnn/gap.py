@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.moments import Clipping, where_enough
 from keras_bnrnn.normalization import BatchNormalizer
-from keras_bnrnn.population import collecting, inputs_of, strategy_of
+from keras_bnrnn.population import Collector, collecting, inputs_of, strategy_of
 
 # The logs' names begin with these; the layer's name follows.
 VARIANCE, MEAN = "gap_variance/", "gap_mean/"
@@ -117,7 +117,7 @@ class StatisticsGap(keras.callbacks.Callback):
         return logs
 
 
-class _Meter:
+class _Meter(Collector):
     """Sums up a normaliser's gaps over live rows.
 
     Attributes:
@@ -125,7 +125,7 @@ class _Meter:
     """
 
     def __init__(self, normalizer):
-        self.normalizer = normalizer
+        super().__init__(normalizer)
         self.totals = tf.Variable(
             tf.zeros([3], tf.float64),
             trainable=False,

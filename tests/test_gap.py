@@ -209,7 +209,7 @@ def test_replicas_take_their_shares(strategy):
     assert measure.measure() == pytest.approx(found, rel=1e-5)
     for part, old in zip(parts, before, strict=True):
         np.testing.assert_array_equal(part, old)
-    for layer, pair in zip(layers, statistics, strict=True):
+    for layer, name, pair in zip(layers, gap.named(model), statistics, strict=True):
         expected = []
         for replica in range(2):
             mean, variance = (local(v.value)[replica].numpy() for v in pair)
@@ -223,7 +223,7 @@ def test_replicas_take_their_shares(strategy):
                         np.abs((a.mean(0) - mean) / sigma).mean(),
                     )
                 )
-        of_layer = [found[f"gap_{name}/{layer.name}"] for name in ("variance", "mean")]
+        of_layer = [found[gap.VARIANCE + name], found[gap.MEAN + name]]
         np.testing.assert_allclose(of_layer, np.mean(expected, 0), rtol=1e-4)
 
 
