@@ -26,6 +26,7 @@ from keras_bnrnn.fit.errors import FitError
 from keras_bnrnn.fit.run_folder import best_model, read_results
 from keras_bnrnn.population import normalizing_by_batch
 from recipes.language_model import reset_states
+from recipes.language_task import define_text_files
 from recipes.speech_task import SpeechTask
 from recipes.tasks import EVALUATION_FILE, task_of
 from recipes.training import unchanged
@@ -35,6 +36,7 @@ command_line.define_path("run_dir", None, "Output folder of a training script.",
 command_line.define_path(
     "data_dir", None, "The --data_dir that it was trained with.", FLAGS, remote=True
 )
+define_text_files(FLAGS)
 
 
 def main(argv):
@@ -44,8 +46,8 @@ def main(argv):
     kind = task_of(results)
     if kind is SpeechTask:
         command_line.require_flag(FLAGS, "data_dir")
-    task = kind(results["config"], FLAGS.data_dir)
-    check_data(task, results, FLAGS.data_dir)
+    task = kind(results["config"], kind.data_of(FLAGS))
+    check_data(task, results)
     model = task.load_model(path)
     infer = function_of(model, task)
     found = {
@@ -65,7 +67,7 @@ def main(argv):
     print(f"Written: {run_dir / EVALUATION_FILE}")
 
 
-def check_data(task, results, data_dir):
+def check_data(task, results):
     """Raises a `CommandError` where the data are not those that a run was trained on."""
     if task.data is None:
         return
@@ -75,8 +77,8 @@ def check_data(task, results, data_dir):
             ", ".join(f"{key} {value}" for key, value in one.items()) for one in (here, there)
         ]
         raise CommandError(
-            f"--data_dir={data_dir} has {described[0]}, the run's {task.data} had {described[1]}: "
-            f"it was trained on another {task.data}"
+            f"--data_dir: there are {described[0]}, the run's {task.data} had {described[1]}: it "
+            f"was trained on another {task.data}"
         )
 
 
