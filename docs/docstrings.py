@@ -1,17 +1,26 @@
 """Griffe extension: docstrings as the stubs have them, with sections that Griffe knows."""
 
+import re
 import textwrap
 
 from griffe import Extension
 
 
 def with_known_sections(docstring):
-    """Call arguments as a section of parameters, and the example, which stands last, as one too."""
+    """Call arguments and the example, which stands last, as sections; each argument by itself."""
     text = docstring.replace("\nCall arguments:\n", "\nOther Parameters: Call arguments:\n")
+    # "activation, dropout, …: every other …" is what the signature calls **kwargs.
+    text = re.sub(r"^    \w+(, \w+)+, …:", "    **kwargs:", text, flags=re.M)
+    text = re.sub(r"^    (\w+(?:, \w+)+): (.*(?:\n     .*)*)", _one_by_one, text, flags=re.M)
     text, heading, example = text.partition("\nExample:\n\n")
     if not heading:
         return text
     return f"{text}\nExamples: Example:\n{textwrap.indent(example, '    ')}"
+
+
+def _one_by_one(match):
+    names, meaning = match.groups()
+    return "\n".join(f"    {name}: {meaning}" for name in names.split(", "))
 
 
 class Docstrings(Extension):

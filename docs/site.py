@@ -1,8 +1,7 @@
 """MkDocs hooks: pages and files of the repository that are not in docs/, and links to them.
 
-A page of the site may link to any file of the repository, as it does where the page is read in the
-checkout. Such a file becomes a part of the site: a Python file as a page that shows it, any other as
-it is.
+A page may link to any file of the repository, as it does where it is read in the checkout. Such a
+file becomes a part of the site: a Python file as a page that shows it, any other as it is.
 """
 
 import os
@@ -21,6 +20,8 @@ PAGES = {
     "BUILD_NOTES.md": "BUILD_NOTES.md",
     "CHANGELOG.md": "CHANGELOG.md",
 }
+# GitHub nests a list in another by two or three spaces, MkDocs by four.
+NESTED = re.compile(r"^ {2,3}(?=- )", re.M)
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)")
 
 
@@ -73,4 +74,4 @@ def on_page_markdown(markdown, page, config, files):
             return match[0]
         return before + os.path.relpath(_uri(path), os.path.dirname(uri) or ".")
 
-    return LINK.sub(within_site, markdown)
+    return LINK.sub(within_site, NESTED.sub("    ", markdown))

@@ -315,6 +315,13 @@ class BatchNormCell:
         """Whether the inputs are normalised with this call's moments, not the population's."""
         return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
 
+    def takes_frame_moments(self, training):
+        """Whether a training call normalises anything with the moments of each frame's rows."""
+        normalizers = self.loop_normalizers
+        if self.normalization == "frame":
+            normalizers = [self.normalizer, *normalizers]
+        return bool(training) and any(one.normalizes_by_batch(training) for one in normalizers)
+
     @property
     def projects_frames(self):
         """Whether `frame_projection` does what `project_inputs` does at inference."""
