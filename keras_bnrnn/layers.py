@@ -128,9 +128,9 @@ class BatchNormRNN(keras.layers.RNN):
         ):
             self._warned_of_few_rows = True
             warnings.warn(
-                f"Each time step is normalised over the {rows} rows of a batch. Statistics of fewer "
-                f"than {ENOUGH_ROWS} rows are mostly noise. Use larger batches or renorm=True; for "
-                'the inputs alone, normalization="sequence" helps too.',
+                f"Each time step is normalised over the {rows} rows of a batch. Statistics of "
+                f"fewer than {ENOUGH_ROWS} rows are mostly noise. Use larger batches or "
+                'renorm=True; for the inputs alone, normalization="sequence" helps too.',
                 stacklevel=2,
             )
 

@@ -9,8 +9,9 @@
 # %% [markdown]
 # # One line changed: handwritten digits
 #
-# Images of digits, 8 × 8 pixels, are read row by row: eight steps of eight numbers. A plain `LSTM` and a
-# `BatchNormLSTM` are trained on the same images, with the same settings, from three seeds each.
+# Images of digits, 8 × 8 pixels, are read row by row: eight steps of eight numbers. A plain
+# `LSTM` and a `BatchNormLSTM` are trained on the same images, with the same settings, from
+# three seeds each.
 #
 # It takes about a minute on a CPU and needs `pip install '.[experiments,train]'`.
 
@@ -38,8 +39,9 @@ for axis, image, digit in zip(axes, images, classes, strict=False):
 plt.show()
 
 # %% [markdown]
-# The line that changes is the layer. `momentum=0.9` is for this short training: the moving averages that
-# inference uses are then filled after some ten updates, where 0.99 takes a hundred.
+# The line that changes is the layer. `momentum=0.9` is for this short training: the moving
+# averages that inference uses are then filled after some ten updates, where 0.99 takes a
+# hundred.
 
 
 # %%
@@ -94,6 +96,6 @@ for name, histories in runs.items():
     print(f"{name:14} best validation accuracy {accuracy:.1%}, mean of {SEEDS} seeds")
 
 # %% [markdown]
-# The normalised model's training loss falls faster: that is what the layer is for. Whether it also ends with
-# a better accuracy depends on the task and on regularisation, as
-# [Laurent et al. 2016](https://arxiv.org/abs/1510.01378) found too.
+# The normalised model's training loss falls faster: that is what the layer is for. Whether it
+# also ends with a better accuracy depends on the task and on regularisation, as [Laurent et al.
+# 2016](https://arxiv.org/abs/1510.01378) found too.

@@ -9,8 +9,9 @@
 # %% [markdown]
 # # A language model that writes
 #
-# A model learns to guess the next word of a text, and then writes some of its own. The text is the language
-# reference that every Python carries, so nothing is downloaded. `load_text("FOLDER")` takes yours.
+# A model learns to guess the next word of a text, and then writes some of its own. The text is
+# the language reference that every Python carries, so nothing is downloaded.
+# `load_text("FOLDER")` takes yours.
 #
 # It takes under three minutes on a CPU and needs `pip install '.[text,train]'`.
 
@@ -35,9 +36,10 @@ print(" ".join(corpus.vocabulary[token] for token in corpus.train[1000:1040]))
 # %% [markdown]
 # ## The model
 #
-# `normalization="frame"`: the words of one time step, in 20 rows of text, are normalised together, so no word
-# learns of later ones. `renorm=True`: training then computes what inference does. `stateful=True`: each
-# window of 20 words goes on where the one before it ended.
+# `normalization="frame"`: the words of one time step, in 20 rows of text, are normalised
+# together, so no word learns of later ones. `renorm=True`: training then computes what
+# inference does. `stateful=True`: each window of 20 words goes on where the one before it
+# ended.
 
 
 # %%
@@ -98,8 +100,8 @@ plt.show()
 # %% [markdown]
 # ## Write
 #
-# A twin for a single row takes the weights and reads one word at a time. At inference the statistics are
-# constants, so one row is enough. A temperature below 1 prefers likely words.
+# A twin for a single row takes the weights and reads one word at a time. At inference the
+# statistics are constants, so one row is enough. A temperature below 1 prefers likely words.
 
 
 # %%
@@ -126,5 +128,5 @@ for beginning in ("the value of", "a class", "if the"):
 # %% [markdown]
 # ## Next
 #
-# `training/train_ptb.py` trains larger models, continues after being killed, and compares with a plain LSTM.
-# The guide *Language models* says how.
+# `training/train_ptb.py` trains larger models, continues after being killed, and compares with
+# a plain LSTM. The guide *Language models* says how.

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Speech in ten minutes
 #
-# From sentences to a model that says, for every hundredth of a second, which sound it hears. The speech is
-# synthetic, so nothing is downloaded. Recordings of your own take the same way: another source, the rest
-# stays.
+# From sentences to a model that says, for every hundredth of a second, which sound it hears.
+# The speech is synthetic, so nothing is downloaded. Recordings of your own take the same way:
+# another source, the rest stays.
 #
 # It takes under three minutes on a CPU and needs `pip install '.[speech,train]'`.
 
@@ -39,7 +39,8 @@ source = SyntheticSource(count=UTTERANCES, labels="phones", sample_rate=8000)
 # %% [markdown]
 # ## Listen
 #
-# eSpeak NG speaks sentences of a small grammar in ten voices. Two other voices are kept for validation.
+# eSpeak NG speaks sentences of a small grammar in ten voices. Two other voices are kept for
+# validation.
 
 # %%
 listed, _ = source.utterances()
@@ -50,8 +51,9 @@ for utterance in (listed[0], listed[1], listed[-1]):
 # %% [markdown]
 # ## Prepare
 #
-# An aligner finds which sound each frame of 10 ms belongs to. The features of a frame are the logarithms of
-# the energy in 40 bands of frequency, and their differences from frame to frame: 123 numbers.
+# An aligner finds which sound each frame of 10 ms belongs to. The features of a frame are the
+# logarithms of the energy in 40 bands of frequency, and their differences from frame to frame:
+# 123 numbers.
 
 # %%
 folder = tempfile.mkdtemp()
@@ -70,7 +72,8 @@ plt.show()
 # %% [markdown]
 # ## Train
 #
-# Two bidirectional layers. Whole utterances are at hand, so the default, `normalization="sequence"`, fits.
+# Two bidirectional layers. Whole utterances are at hand, so the default,
+# `normalization="sequence"`, fits.
 
 # %%
 features = keras.Input((None, corpus.dimension), name="features")
@@ -137,5 +140,6 @@ print("model:  ", " ".join(corpus.phones(posteriors.argmax(axis=-1))))
 # %% [markdown]
 # ## Next
 #
-# `make demo` compares this model with a plain LSTM, exports it, and recognises a sentence with the export. The
-# guide *Speech, from recordings to text* has the same for recordings of your own.
+# `make demo` compares this model with a plain LSTM, exports it, and recognises a sentence with
+# the export. The guide *Speech, from recordings to text* has the same for recordings of your
+# own.
