@@ -147,16 +147,16 @@ class BatchNormCell:
             normalization == "frame" or normalize_recurrent or normalize_cell_state
         ):
             raise ValueError(
-                "max_timesteps keeps normalisation statistics for each time step, but with "
-                f"normalization={normalization!r} and neither recurrent nor cell-state "
-                'normalisation nothing is normalised step by step. Use normalization="frame" or '
-                "leave max_timesteps at None."
+                "max_timesteps keeps statistics for each time step, but nothing is normalised "
+                f"step by step here (normalization={normalization!r}, no normalize_recurrent, no "
+                'normalize_cell_state). Use normalization="frame", or leave max_timesteps at None.'
             )
         _check_renorm(renorm, renorm_clipping)
         if renorm and not (normalization or normalize_recurrent or normalize_cell_state):
             raise ValueError(
-                "renorm=True changes how something is normalised, but with normalization=None and "
-                "neither recurrent nor cell-state normalisation nothing is. Leave it at False."
+                "renorm=True changes how a layer normalises, but this one normalises nothing "
+                "(normalization=None, no normalize_recurrent, no normalize_cell_state). Leave it at "
+                "False."
             )
         if synchronized and (normalize_recurrent or normalize_cell_state):
             raise ValueError(

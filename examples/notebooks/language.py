@@ -26,7 +26,9 @@ from keras_bnrnn.metrics import Perplexity
 
 EPOCHS = 8
 WORDS = 2000
-ROWS, STEPS, UNITS = 20, 20, 128
+ROWS = 20
+STEPS = 20
+UNITS = 128
 
 keras.utils.set_random_seed(0)
 corpus = load_text(max_words=WORDS)
@@ -85,6 +87,7 @@ history = model.fit(
     validation_data=windows(corpus.valid, keep_remainder=True),
     epochs=EPOCHS,
     callbacks=[FromTheStart()],
+    shuffle=False,
     verbose=2,
 ).history
 
