@@ -37,7 +37,7 @@ from recipes.speech_task import SpeechTask  # noqa: E402
 from recipes.tasks import task_of  # noqa: E402
 
 DIMENSION, STATES = 123, 309
-TOKENS, CHUNK = 20_000, 100
+TOKENS, CHUNK = 5_000, 100
 QUANTIZATIONS = {"float32": None, "float16": "float16", "8 bits": "dynamic"}
 
 
@@ -94,12 +94,12 @@ def runtimes_of(model, folder, signature="serve", **described):
 
 
 def frame_error_rate(call, corpus):
-    """Over the dev split, utterance by utterance."""
+    """Per cent, over the dev split, utterance by utterance."""
     wrong = frames = 0
     for inputs, labels, _ in speech_dataset(corpus, "dev", 1, bucket=False).as_numpy_iterator():
         wrong += np.sum(np.argmax(call(inputs)[0], -1) != labels)
         frames += labels.size
-    return wrong / frames
+    return 100 * wrong / frames
 
 
 def perplexity(call, text, states):
@@ -126,25 +126,17 @@ def print_errors(run_dir, data_dir):
         )
         if speech:
             corpus = load_corpus(data_dir)
-            name, scale = "frame error rate, %", 100
+            name, error = "frame error rate, %", lambda call: frame_error_rate(call, corpus)
         else:
             text = kind(results["config"], data_dir).corpus
-            name, scale = "perplexity", 1
             step = tf.saved_model.load(Path(folder) / "float32").signatures["step"]
             states = {
                 one: np.zeros([1, spec.shape[1]], "float32")
                 for one, spec in step.structured_input_signature[1].items()
                 if one != "tokens"
             }
-        rows = [
-            [
-                *key,
-                size // 1000,
-                scale
-                * (frame_error_rate(call, corpus) if speech else perplexity(call, text, states)),
-            ]
-            for key, (size, call) in runtimes.items()
-        ]
+            name, error = "perplexity", lambda call: perplexity(call, text, states)
+        rows = [[*key, size // 1000, error(call)] for key, (size, call) in runtimes.items()]
     print(tabulate(rows, ["runtime", "weights", "kB", name], "github", floatfmt=".2f"))
 
 

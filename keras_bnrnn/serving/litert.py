@@ -184,7 +184,7 @@ def convert(model: keras.Model, path: Path, quantize: str | None = None) -> None
 
 
 def _without_names(content):
-    """The file less the names of its tensors, nearly half of what is no weight; nothing reads them."""
+    """The file less its tensors' names, which nothing reads: nearly half of what is no weight."""
     from tensorflow.lite.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
