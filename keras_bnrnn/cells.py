@@ -155,8 +155,8 @@ class BatchNormCell:
         if renorm and not (normalization or normalize_recurrent or normalize_cell_state):
             raise ValueError(
                 "renorm=True changes how a layer normalises, but this one normalises nothing "
-                "(normalization=None, no normalize_recurrent, no normalize_cell_state). Leave "
-                "renorm at False."
+                "(normalization=None, no normalize_recurrent, no normalize_cell_state). Leave it "
+                "at False."
             )
         if synchronized and (normalize_recurrent or normalize_cell_state):
             raise ValueError(

@@ -58,8 +58,11 @@ class CommandError(Exception):
     """Something the caller of a script can put right; printed as one line, without a traceback."""
 
 
-class Stopped(Exception):
-    """The script was told by a signal to stop and has; printed as one line."""
+class Stopped(BaseException):
+    """The script was told by a signal to stop and has; printed as one line.
+
+    As KeyboardInterrupt no `Exception`: what goes on after any error of a file must not go on now.
+    """
 
     def __init__(self, message, number=signal.SIGTERM):
         super().__init__(message)

@@ -192,6 +192,12 @@ def test_formats(exported, audio, tmp_path, call_script, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [[line[2], line[4]] for line in lines] == [[one[0], one[2]] for one in expected]
     assert {(line[0], line[1]) for line in lines} == {("noise", "1")}
+    other = tmp_path / "other" / audio.name
+    other.parent.mkdir()
+    other.write_bytes(audio.read_bytes())
+    call_script(transcribe, f"--model={exported}", "--format=ctm", audio, other)
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert names == {str(path.with_suffix("")) for path in (audio, other)}
     folder = tmp_path / "grids"
     call_script(
         transcribe, f"--model={exported}", "--format=textgrid", f"--output_dir={folder}", audio

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_bnrnn.data.encodings import utf_8
 from keras_bnrnn.data.errors import CorpusError, PipeError, UtteranceError, missing_extra
 from keras_bnrnn.data.speech.audio import read_audio
 
@@ -85,7 +86,7 @@ def read_table(path, repeated=False, not_utf_8=None):
     """Reads a Kaldi table of lines `key value…`.
 
     Args:
-        path: the file; one that is not there is an empty table.
+        path: the file, UTF-8 or UTF-16; one that is not there is an empty table.
         repeated: keys may be repeated.
         not_utf_8: a set, to which the keys of lines are added that cannot be decoded.
 
@@ -96,7 +97,7 @@ def read_table(path, repeated=False, not_utf_8=None):
         CorpusError: a line cannot be decoded, and `not_utf_8` is not given.
     """
     pairs = []
-    contents = path.read_bytes().removeprefix(codecs.BOM_UTF8) if path.is_file() else b""
+    contents = utf_8(path.read_bytes()) if path.is_file() else b""
     for line in contents.splitlines():
         key, *value = line.split(maxsplit=1) or [b""]
         try:

@@ -356,6 +356,9 @@ class KaldiSource(Source):
     def all_states(self, occurring):
         return [State(pdf) for pdf in range(len(self._alignments.states))]
 
+    def phone_names(self):
+        return [state.name for state in self._alignments.states]
+
     def described(self, state):
         return self._alignments.states[state.number]
 
