@@ -103,6 +103,14 @@ class PathParser(flags.ArgumentParser):
         return path
 
 
+def path_argument(text):
+    """A positional argument that is a path, as a `PathParser` makes it."""
+    try:
+        return PathParser().parse(text)
+    except ValueError as error:
+        raise CommandError(f"{text}: {error}") from None
+
+
 def define_path(name, default, help_text, flag_values, **kinds):
     """Defines a flag that is a path.
 

@@ -46,7 +46,7 @@ class Run:
 def main(argv):
     if len(argv) < 2:
         raise CommandError("no run is named; give the --output_dir of one or more training runs")
-    runs = read_runs(argv[1:])
+    runs = read_runs([command_line.path_argument(path) for path in argv[1:]])
     measures = common_measures(runs)
     print(table(runs, measures))
     print()
