@@ -17,14 +17,15 @@ if __name__ == "__main__":
 """
 
 import ctypes
+import importlib.util
 import json
 import logging
 import math
 import os
-import re
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 import absl.logging
 from absl import app, flags
@@ -39,7 +40,18 @@ STOPPING = [
 ]  # Ctrl-C is Python's.
 PARENT = "KERAS_BNRNN_PARENT"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # One letter is a drive of Windows.
+
+
+def module_by_file(name):
+    """A module of keras_bnrnn that needs no Keras, by its file, for its package imports Keras."""
+    path = Path(__file__).resolve().parent.parent / "keras_bnrnn" / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+files = module_by_file("files.py")
 
 
 def explain_interrupts(kind, error, traceback, others=sys.excepthook):
@@ -72,8 +84,7 @@ class Stopped(BaseException):
 class PathParser(flags.ArgumentParser):
     """Expands `~`; refuses URLs, which would become local folders, unless they may be `remote`.
 
-    As `keras_bnrnn.files.local_path`, which not every script has. `several` may be separated by
-    commas.
+    `several` may be separated by commas.
     """
 
     def __init__(self, remote=False, several=False):
@@ -86,7 +97,7 @@ class PathParser(flags.ArgumentParser):
 
     def _parse_one(self, argument):
         path = os.path.expanduser(argument)
-        if URL.match(path) and not self.remote:
+        if files.URL.match(path) and not self.remote:
             raise ValueError(
                 "this is a URL; name a path of this machine, which may be a mounted one"
             )
@@ -349,17 +360,17 @@ def stop(number, frame):
     raise Stopped(f"{signal.Signals(number).name}; the same command continues", number)
 
 
-def read_json(path, keys):
-    """A file that holds an object with these keys; a `CommandError` where it does not."""
+def read_json(path, form):
+    """What a file of JSON holds; a `CommandError` where it is not of this form (see `misfit`)."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CommandError(f"{path} is missing; put a copy of it back") from None
     except ValueError as error:
         raise CommandError(f"{path} is damaged ({error}); put a copy of it back") from None
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise CommandError(f"{path} lacks {', '.join(missing)}; put a copy of it back")
+    wrong = files.misfit(found, form)
+    if wrong:
+        raise CommandError(f"{path} {wrong}; put a copy of it back")
     return found
 
 

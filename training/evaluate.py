@@ -23,13 +23,13 @@ from keras_bnrnn import recalibrate
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model, read_results
+from keras_bnrnn.fit.run_folder import best_model
 from keras_bnrnn.population import normalizing_by_batch
 from recipes.language_model import reset_states
 from recipes.language_task import define_text_files
 from recipes.speech_task import SpeechTask
-from recipes.tasks import EVALUATION_FILE, task_of
-from recipes.training import unchanged
+from recipes.tasks import EVALUATION_FILE, read_run
+from recipes.training import check_config, unchanged
 
 FLAGS = flags.FlagValues()
 command_line.define_path("run_dir", None, "Output folder of a training script.", FLAGS)
@@ -41,11 +41,13 @@ define_text_files(FLAGS)
 
 def main(argv):
     run_dir = Path(command_line.require_flag(FLAGS, "run_dir"))
-    results = read_results(run_dir)
+    kind, results = read_run(run_dir, {"model": str})
     path = best_model(run_dir, results)
-    kind = task_of(results)
     if kind is SpeechTask:
         command_line.require_flag(FLAGS, "data_dir")
+    described = {kind.data: {"sha256": str}} if kind.data else {}
+    form = dict.fromkeys(kind.setting_names, object) | kind.setting_forms | described
+    check_config(run_dir, results["config"], form)
     task = kind(results["config"], kind.data_of(FLAGS))
     check_data(task, results)
     model = task.load_model(path)

@@ -16,7 +16,6 @@ look up a transcript's words.
 """
 
 import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
-import importlib.util
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from absl import flags
 from command_line import CommandError
 from recipes.phone_model import (
     DESCRIPTION_FILE,
+    PHONE_COUNTS,
     PhoneModel,
     Search,
     comparison,
@@ -36,17 +36,7 @@ from recipes.phone_model import (
     phone_errors,
 )
 
-
-def reader_of_audio():
-    """The module that preparation reads audio with, by its file: its package imports Keras."""
-    folder = Path(__file__).resolve().parent.parent / "keras_bnrnn" / "data" / "speech"
-    spec = importlib.util.spec_from_file_location("recordings", folder / "recordings.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recordings = reader_of_audio()
+recordings = command_line.module_by_file("data/speech/recordings.py")
 
 SIXTEEN_BIT = recordings.SIXTEEN_BIT
 SILENT_PEAK = 16.0  # of 32768
@@ -142,13 +132,18 @@ def main(argv):
     except ValueError as error:
         raise CommandError(f"--channel: {error}") from None
     description = read_description(folder)
-    phone_model = PhoneModel(
-        description["states"],
-        description["phone_counts"],
-        FLAGS.min_frames,
-        FLAGS.prior_scale,
-        FLAGS.bigram_weight,
-    )
+    try:
+        phone_model = PhoneModel(
+            description["states"],
+            description["phone_counts"],
+            FLAGS.min_frames,
+            FLAGS.prior_scale,
+            FLAGS.bigram_weight,
+        )
+    except (ValueError, KeyError, TypeError):
+        raise CommandError(
+            f"{folder / DESCRIPTION_FILE} counts other phones than the model's; export it again"
+        ) from None
     references, compared_as = [None] * len(paths), str
     if FLAGS.transcript is not None:
         references, compared_as = look_up(
@@ -327,13 +322,16 @@ def read_description(folder):
         raise CommandError(
             f"{folder / DESCRIPTION_FILE} is missing: no acoustic model that export.py wrote"
         )
-    description = command_line.read_json(folder / DESCRIPTION_FILE, ("signatures", "states"))
+    form = {"signatures": [str], "states": [{"name": str}], "phone_counts": PHONE_COUNTS}
+    description = command_line.read_json(folder / DESCRIPTION_FILE, form)
     if "serve_waveform" not in description["signatures"]:
         raise CommandError(
             f"--model={folder} takes features and no audio: its training corpus came with features "
             "that were computed elsewhere"
         )
-    return description
+    number = command_line.files.NUMBER
+    form = {"sample_rate": number, "features": {"sample_rate": number}}
+    return command_line.read_json(folder / DESCRIPTION_FILE, form)
 
 
 class Level:

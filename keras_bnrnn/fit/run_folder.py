@@ -42,11 +42,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.files import (
+    NUMBER,
     PARTIAL,
     SECONDS_TO_WAIT,
     every_ten_seconds,
     local_path,
     lock_folder,
+    misfit,
     unused,
     write_aside,
     written_aside,
@@ -65,6 +67,19 @@ RESULTS_FILE = "results.json"
 TENSORBOARD = "tensorboard"
 WAITING_BEST = "best-of-epoch-{}.keras"
 DAMAGED = "damaged"
+# What `results.json` says, where it does.
+RESULTS = {
+    "config": dict,
+    "model": (str, type(None)),
+    "task": str,
+    "criterion": str,
+    "best": {"epoch": int},
+    "final": {"epoch": int},
+    "finished": bool,
+    "parameters": int,
+    "seconds_per_epoch": [NUMBER],
+    "versions": dict,
+}
 LOCK = ".lock-of-worker-"
 # The history comes last: while it is there, the others are still to be set aside.
 OF_FORMER_RUNS = (BEST_MODEL_FILE, FINAL_MODEL_FILE, RESULTS_FILE, TENSORBOARD, HISTORY_FILE)
@@ -549,9 +564,21 @@ def read_results(path: str | os.PathLike) -> dict:
         found = json.loads(results.read_text())
     except ValueError as error:
         raise FitError(f"{results} cannot be read: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise FitError(f"{results} is no results of a run: it has no configuration")
+    known = RESULTS if isinstance(found, dict) else ()
+    wrong = misfit(found, {key: RESULTS[key] for key in known if key in found or key == "config"})
+    if wrong:
+        raise FitError(f"{results} is no results of a run: it {wrong}; put a copy of it back")
+    if not _is_of(found["config"], results.with_name(CONFIG_FILE)):
+        raise FitError(f"{results} is of another run than {CONFIG_FILE}; put a copy of it back")
     return found
+
+
+def _is_of(config, path):
+    """Whether a configuration is that of a `config.json`, which may be missing or damaged."""
+    try:
+        return json.loads(path.read_text())["config"] == config
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def best_model(path: str | os.PathLike, results: dict) -> Path:
@@ -616,10 +643,13 @@ def read_history(path: str | os.PathLike) -> list[dict[str, float]]:
         ]
         for row in rows:
             row["epoch"] = int(row["epoch"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
         raise FitError(f"{history} cannot be read: {error!r}") from None
     if not rows:
         raise FitError(f"{history} has no epoch")
+    epochs = [row["epoch"] for row in rows]
+    if epochs != list(range(1, len(rows) + 1)):
+        raise FitError(f"{history} has not one row for each epoch; put a copy of it back")
     return rows
 
 

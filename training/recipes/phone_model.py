@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 DESCRIPTION_FILE = Path("assets") / "speech_model.json"  # Of an exported acoustic model.
+# What `phone_counts` returns.
+PHONE_COUNTS = {"state_frames": [(int, float)], "visits": [(int, float)], "bigram": [list]}
 BOUNDARY = "<utterance>"  # Stands before the first phone and after the last.
 BIGRAM_PRIOR = 2.0  # Observations that the unigram stands for in the bigram.
 LONGEST_STAY = 0.99
