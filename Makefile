@@ -56,6 +56,10 @@ lint: venv
 docs: venv
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict
 
+# The pages of docs/notebooks/: what the notebooks print and draw today.
+notebooks: venv
+	.venv/bin/python docs/notebooks.py
+
 # Builds from what is installed, so that it needs no network.
 dist: venv
 	rm -rf dist

@@ -31,6 +31,7 @@ DOCS = [
     "mkdocs>=1.6,<2",
     "mkdocs-material>=9.6,<10",
     "mkdocstrings-python>=2.0,<3",
+    "nbclient>=0.10,<1",
     "nbconvert>=7.16,<8",
 ]
 TEST = [
