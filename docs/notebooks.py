@@ -9,6 +9,7 @@ from pathlib import Path
 import jupytext
 import nbclient
 from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 DOCS = Path(__file__).resolve().parent
 NOTEBOOKS = DOCS.parent / "examples" / "notebooks"
@@ -16,6 +17,7 @@ NOTEBOOKS = DOCS.parent / "examples" / "notebooks"
 
 def write_page(notebook, name, folder=DOCS / "notebooks"):
     """Writes an executed notebook as a page with its pictures."""
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     for cell in notebook.cells:
         outputs = cell.get("outputs", [])
         # TensorFlow's messages of the machine.

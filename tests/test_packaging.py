@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 import keras_bnrnn
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FOLDERS = (".", "benchmarks", "docs", "docs/reference", "results")
+FOLDERS = (".", "benchmarks", "docs", "docs/notebooks", "docs/reference", "results")
 PAGES = [page for folder in FOLDERS for page in (REPOSITORY / folder).glob("*.md")]
 
 
@@ -122,7 +122,13 @@ def test_the_sdist_holds_what_its_pages_name(distributions):
         for link in relative_links(read(page))
     ]
     assert [name for name in named if name not in names] == []
-    assert {"Makefile", "constraints/tf221.txt", "training/demo.py", "tests/conftest.py"} <= names
+    assert {
+        "Makefile",
+        "mkdocs.yml",
+        "constraints/tf221.txt",
+        "training/demo.py",
+        "tests/conftest.py",
+    } <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 

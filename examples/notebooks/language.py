@@ -88,7 +88,7 @@ history = model.fit(
     epochs=EPOCHS,
     callbacks=[FromTheStart()],
     shuffle=False,
-    verbose=2,
+    verbose=0,
 ).history
 
 # %%

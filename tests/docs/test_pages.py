@@ -8,6 +8,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```$", re.M | re.S)
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES.remove(REPOSITORY / "docs/SERVING.md")  # tests/serving/test_page.py runs it.
 
 
 def blocks(page):
