@@ -58,8 +58,11 @@ class CommandError(Exception):
     """Something the caller of a script can put right; printed as one line, without a traceback."""
 
 
-class Stopped(Exception):
-    """The script was told by a signal to stop and has; printed as one line."""
+class Stopped(BaseException):
+    """The script was told by a signal to stop and has; printed as one line.
+
+    As KeyboardInterrupt no `Exception`: what goes on after any error of a file must not go on now.
+    """
 
     def __init__(self, message, number=signal.SIGTERM):
         super().__init__(message)
@@ -134,17 +137,16 @@ def define_run_flags(flag_values):
         "strategy",
         "auto",
         STRATEGIES,
-        "auto: multi_worker where TF_CONFIG names several machines, else MirroredStrategy over all "
-        "visible GPUs where there are two or more; none: one device; mirrored: MirroredStrategy "
-        "over whatever there is; multi_worker: MultiWorkerMirroredStrategy over the workers of "
-        "TF_CONFIG, each started with the same command and a shared --output_dir.",
+        "none: one device. mirrored: all devices of this machine. multi_worker: the machines that "
+        "TF_CONFIG names; start the same command on each, with a shared --output_dir. auto: "
+        "multi_worker with such a TF_CONFIG, mirrored with two GPUs or more, else none.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "synchronized",
         True,
-        "With several devices: moments of the normalisation over all of them, so that the result "
-        "is that of one device. false: each device normalises its own share, without waiting.",
+        "Several devices normalise over all their rows together, and the result is that of one "
+        "device. false: each normalises its own share, without waiting.",
         flag_values=flag_values,
     )
     flags.DEFINE_enum(
@@ -163,7 +165,7 @@ def define_run_flags(flag_values):
     flags.DEFINE_integer(
         "steps_per_execution",
         1,
-        "Steps between two returns to Python. More than 1 not with several devices.",
+        "Steps between two returns to Python. With several devices it must be 1.",
         lower_bound=1,
         flag_values=flag_values,
     )
@@ -176,31 +178,31 @@ def define_run_flags(flag_values):
     flags.DEFINE_integer(
         "checkpoint_steps",
         1000,
-        "Write a checkpoint after this many steps of an epoch and before its evaluation, besides "
-        "that at its end; 0: only that.",
+        "Write a checkpoint after every so many steps of an epoch, and before its evaluation. 0: "
+        "only at the end of an epoch.",
         lower_bound=0,
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "tensorboard",
         False,
-        "Write losses, metrics, the gaps between batch and population statistics, learning rate, "
-        "gradient norm, histograms of gamma and moving variances, and the input pipeline's share "
-        "of the time into OUTPUT_DIR/tensorboard.",
+        "Write files for TensorBoard into OUTPUT_DIR/tensorboard: losses, metrics, the gaps "
+        "between batch and population statistics, learning rate, gradient norm, histograms of "
+        "gamma and moving variances, and the input pipeline's share of the time.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "restart",
         False,
-        "Start again where every checkpoint of a run is damaged or gone. Its models and tables are "
-        "moved to OUTPUT_DIR/damaged-1 first; a whole checkpoint is gone on from.",
+        "Start again if every checkpoint of a run is damaged or gone. Its models and tables move "
+        "to OUTPUT_DIR/damaged-1 first. If one checkpoint is whole, the run goes on from there.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "renorm",
         False,
-        "Of batch_norm: batch renormalisation; training then normalises with the population "
-        "statistics, as inference does, and only the gradient is the mini-batch's.",
+        "Of batch_norm: batch renormalisation. Training then normalises with the population's "
+        "statistics, as inference does. Only the gradient is the mini-batch's.",
         flag_values=flag_values,
     )
     flags.DEFINE_float(
@@ -236,8 +238,9 @@ def define_normalization_flags(flag_values):
         "normalization",
         "frame",
         ["frame", "sequence"],
-        "Of batch_norm. frame: each time step over the rows of the batch; sequence: all time steps "
-        "at once, so that later ones enter earlier ones (a language model must not train so).",
+        "Of batch_norm. frame: each time step over the rows of the batch. sequence: all time steps "
+        "at once; an output then knows of later steps, so the training figures of a language model "
+        "mean nothing.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(

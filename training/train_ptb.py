@@ -1,4 +1,4 @@
-"""Trains a word-level language model on Penn Treebank, batch-normalised or plain.
+"""Trains a word-level language model on Penn Treebank or any text, batch-normalised or plain.
 
 The models and schedules are those of Zaremba et al. 2014 (arXiv 1409.2329): two LSTM layers,
 plain SGD, 20 parallel streams of text, states carried from window to window. The batch-normalised
@@ -8,8 +8,10 @@ model normalises each time step over the streams.
     python training/train_ptb.py --data_dir=DIR --model=batch_norm --output_dir=runs/ptb_batch_norm
     python training/compare.py runs/ptb_baseline runs/ptb_batch_norm
 
-DIR holds ptb.train.txt, ptb.valid.txt and ptb.test.txt (one sentence a line). Without --data_dir
-the text is the language reference that every Python carries: small, but enough to see it work.
+DIR holds ptb.train.txt, ptb.valid.txt and ptb.test.txt (one sentence a line), or another text under
+names such as wiki.train.tokens or train.txt; --train_file, --valid_file and --test_file name any
+others. Without these the text is the language reference that every Python carries: small, but
+enough to see it work.
 
 The output folder gets history.csv (a row per epoch), results.json and the trained model. A run
 that was stopped goes on when the same command is given again.
@@ -24,7 +26,7 @@ from absl import flags
 from keras_bnrnn.data.text import MAX_WORDS
 from keras_bnrnn.fit.errors import FitError
 from recipes.language_model import RECIPES
-from recipes.language_task import LanguageTask
+from recipes.language_task import LanguageTask, define_text_files
 from recipes.training import run_task
 
 FLAGS = flags.FlagValues()
@@ -33,9 +35,12 @@ command_line.define_normalization_flags(FLAGS)
 command_line.define_path(
     "data_dir",
     None,
-    "Folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt. Not given: embedded English text.",
+    "Folder with a text for each split, one sentence a line: ptb.train.txt, ptb.valid.txt and "
+    "ptb.test.txt, wiki.train.tokens, train.txt and so on. Neither this nor the three files given: "
+    "embedded English text.",
     FLAGS,
 )
+define_text_files(FLAGS)
 flags.DEFINE_integer(
     "max_words",
     MAX_WORDS,
@@ -69,12 +74,16 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 for name, define, help_text in (
+    ("streams", flags.DEFINE_integer, "Parallel streams of text, the rows of a batch"),
+    ("timesteps", flags.DEFINE_integer, "Length of a window, through which gradients flow"),
     ("dropout", flags.DEFINE_float, "Dropout rate on the non-recurrent connections"),
     ("learning_rate", flags.DEFINE_float, "Learning rate of the first epochs"),
     ("constant_epochs", flags.DEFINE_integer, "Epochs before the learning rate falls"),
     ("decay", flags.DEFINE_float, "What the learning rate is then divided by before each epoch"),
 ):
-    define(name, None, f"{help_text}; not given: the recipe's.", lower_bound=0, flag_values=FLAGS)
+    least = 1 if name in ("streams", "timesteps") else 0
+    help_text = f"{help_text}; not given: the recipe's."
+    define(name, None, help_text, lower_bound=least, flag_values=FLAGS)
 
 
 def main(argv):

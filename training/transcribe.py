@@ -157,7 +157,8 @@ def main(argv):
     absl.logging.set_verbosity(absl.logging.ERROR)
     signatures = tf.saved_model.load(str(folder)).signatures
     errors = expected = failed = mixed = 0
-    for path, reference, picture, output in zip(paths, references, pictures, outputs, strict=True):
+    rows = zip(paths, names_of(paths), references, pictures, outputs, strict=True)
+    for path, name, reference, picture, output in rows:
         try:
             heard = transcribe(path, channel, description, signatures, phone_model)
         except recordings.AudioError as error:
@@ -167,7 +168,7 @@ def main(argv):
             failed += 1
             continue
         mixed += heard.mixed
-        text = FORMATTED[FLAGS.format](path, heard)
+        text = FORMATTED[FLAGS.format](path if FLAGS.format == "text" else name, heard)
         if output is None:
             print(text, end="", flush=True)
         else:
@@ -393,6 +394,8 @@ def read_transcripts(transcript, paths):
     words = {}
     for line in lines:
         name, _, text = line.partition("\t" if "\t" in line else " ")
+        if name and words.get(name, {}).get(name, text) != text:
+            raise CommandError(f"--transcript={transcript} has two different lines for {name}")
         for key in {name, Path(name).name, Path(name).stem}:
             words.setdefault(key, {})[name] = text
     return [words_of_file(path, words, transcript) for path in paths]
@@ -475,17 +478,17 @@ def text_of(path, heard):
     return "\n".join(lines) + "\n"
 
 
-def ctm_of(path, heard):
+def ctm_of(name, heard):
     """NIST's lines: recording, channel, start, duration, phone."""
     channel = recordings.parse_channel(FLAGS.channel) or 1
-    name = "_".join(name_of(path).split())
+    name = "_".join(name.split())
     return "".join(
         f"{name} {channel} {start:.2f} {end - start:.2f} {phone}\n"
         for start, end, phone in heard.times()
     )
 
 
-def textgrid_of(path, heard):
+def textgrid_of(name, heard):
     """Praat's file with a tier `phones`, from 0 to the recording's end without a gap."""
     segments = heard.segments or [("", 0, 0)]
     labels = [phone.replace('"', '""') for phone, *_ in segments]
@@ -509,6 +512,15 @@ FORMATTED = {"text": text_of, "ctm": ctm_of, "textgrid": textgrid_of}
 def name_of(path):
     """What files made of a recording are called."""
     return "stdin" if path == recordings.STANDARD_INPUT else Path(path).stem
+
+
+def names_of(paths):
+    """What each recording is called: its file's name, or its path where names repeat."""
+    names = list(map(name_of, paths))
+    return [
+        str(Path(path).with_suffix("")) if names.count(name) > 1 else name
+        for path, name in zip(paths, names, strict=True)
+    ]
 
 
 def output_paths(flag, folder, paths, suffix):

@@ -13,14 +13,16 @@ row `b` of the batch before it, so a stateful model carries its states from wind
     )
     for inputs, targets, weights in train: ...               # each [20, 20]
 
-`load_text` reads Penn Treebank in Mikolov's preparation (`ptb.train.txt`, `ptb.valid.txt`,
-`ptb.test.txt`, one sentence a line), any other text in files of these names, or the English text
-that ships with every Python. Tokens are made by tensorflow-text (the `text` extra).
+`load_text` reads Penn Treebank in Mikolov's preparation, any other text that has a file for each
+split, one sentence a line, or the English text that ships with every Python. Tokens are made by
+tensorflow-text (the `text` extra). A text may be larger than memory holds as words.
 """
 
 import collections
 import dataclasses
 import os
+import re
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,14 @@ UNKNOWN = "<unk>"
 SPLITS = ("train", "valid", "test")
 MAX_WORDS = 10_000
 
-_LINES_PER_BATCH = 1024
+_BLOCK = 2**20  # characters of a text that are read at once
+# What names of files call a split.
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    "test": "test",
+}
+_SPLIT_FILE = re.compile(rf"((?:.*[._-])?)({'|'.join(_SPLIT_WORDS)})((?:[._-].*)?)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +87,9 @@ class TextCorpus:
 
 
 def load_text(
-    data_dir: str | os.PathLike[str] | None = None, *, max_words: int = MAX_WORDS
+    data_dir: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
+    *,
+    max_words: int = MAX_WORDS,
 ) -> TextCorpus:
     """Reads a text for language modelling and numbers its words.
 
@@ -97,8 +108,10 @@ def load_text(
     on it. The text grows with Python's version; figures of two Python versions do not compare.
 
     Args:
-        data_dir: a directory with `ptb.train.txt`, `ptb.valid.txt` and `ptb.test.txt`, UTF-8,
-            one sentence a line; or None for the embedded text.
+        data_dir: a directory with a file for each split, UTF-8, one sentence a line:
+            `ptb.train.txt`, `ptb.valid.txt` and `ptb.test.txt`, `wiki.train.tokens`, `train.txt`, …
+            (for `valid` also `validation`, `val` and `dev`); or the files themselves,
+            `{"train": path, "valid": path, "test": path}`; or None for the embedded text.
         max_words: the largest size of the vocabulary.
 
     Returns:
@@ -106,8 +119,9 @@ def load_text(
 
     Raises:
         ModuleNotFoundError: if tensorflow-text is not installed.
-        NotADirectoryError, FileNotFoundError: if the directory or a file of it is missing.
-        ValueError: if a file is not UTF-8 or has no words, or `max_words` is too small.
+        NotADirectoryError, FileNotFoundError: if the directory or a file is missing.
+        ValueError: if a file is not UTF-8 or has no words, several files could be a split, or
+            `max_words` is too small.
 
     Example:
 
@@ -119,25 +133,43 @@ def load_text(
         raise ValueError(
             f"`max_words` must be at least 3: {EOS}, {UNKNOWN} and one word. Received: {max_words}"
         )
+    _tensorflow_text()  # A missing extra is named before anything is read.
     if data_dir is None:
         source = "embedded English (pydoc_data.topics)"
-        tokenization = "running_text"
-        words = _running_text(_embedded_paragraphs())
-        least_count = 2
+        tokenization, least_count = "running_text", 2
+        words = {
+            split: _words([part], tokenization, ends=True)
+            for split, part in _embedded_paragraphs().items()
+        }
     else:
-        source = os.fspath(data_dir)
-        tokenization = "whitespace"
-        words = _prepared_text(_split_files(data_dir))
-        least_count = 1
-    counts = collections.Counter(words["train"].tolist())
+        files = _split_files(data_dir)
+        named = isinstance(data_dir, Mapping)
+        source = ", ".join(map(str, files.values())) if named else os.fspath(data_dir)
+        tokenization, least_count = "whitespace", 1
+        words = {
+            split: _words(([block] for block in _blocks(path)), tokenization)
+            for split, path in files.items()
+        }
+    numbers = collections.defaultdict()  # of the words, in the order of their first occurrence
+    numbers.default_factory = numbers.__len__
+    numbers.update({EOS.encode(): 0, UNKNOWN.encode(): 1})
+    tokens = {}
+    for split in SPLITS:
+        tokens[split] = _numbered(words[split], numbers)
+        if data_dir is not None and not tokens[split].any():
+            raise ValueError(f"{files[split]} has no words. Expected one sentence a line.")
+        if split == "train":
+            found = np.bincount(tokens[split], minlength=len(numbers)).tolist()
+            counts = dict(zip(numbers, found, strict=True))
     vocabulary = _vocabulary(counts, max_words, least_count)
-    lookup = _lookup_table(vocabulary)
+    kept = np.full(len(numbers), vocabulary.index(UNKNOWN.encode()), np.int32)
+    kept[[numbers[word] for word in vocabulary]] = np.arange(len(vocabulary))
     return TextCorpus(
         source=source,
         vocabulary=tuple(word.decode("utf-8") for word in vocabulary),
-        distinct_words=len(counts),
+        distinct_words=sum(map(bool, counts.values())),
         tokenization=tokenization,
-        **{name: lookup(tokens) for name, tokens in words.items()},
+        **{split: kept[found] for split, found in tokens.items()},
     )
 
 
@@ -257,67 +289,115 @@ def token_windows(
 
 
 def _split_files(data_dir):
-    """The three files of a directory, each known to exist."""
+    """The file of each split, known to exist."""
+    if isinstance(data_dir, Mapping):
+        if set(data_dir) != set(SPLITS):
+            raise ValueError(
+                f"A text needs a file for each of {', '.join(SPLITS)}. Received: "
+                f"{', '.join(sorted(data_dir)) or 'none'}"
+            )
+        files = {split: local_path(data_dir[split]) for split in SPLITS}
+        for path in files.values():
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is {'no file' if path.exists() else 'not there'}")
+        return files
     directory = local_path(data_dir)
     if not directory.is_dir():
         raise NotADirectoryError(
-            f"`data_dir` must be a directory with ptb.train.txt, ptb.valid.txt and ptb.test.txt. "
-            f"Received: {directory}, which is {'a file' if directory.exists() else 'not there'}."
+            "`data_dir` must be a directory with ptb.train.txt, ptb.valid.txt and ptb.test.txt, or "
+            f"files of other usual names. Received: {directory}, which is "
+            f"{'a file' if directory.exists() else 'not there'}."
         )
-    files = {name: directory / f"ptb.{name}.txt" for name in SPLITS}
-    missing = [path.name for path in files.values() if not path.is_file()]
-    if missing:
+    families = collections.defaultdict(lambda: collections.defaultdict(list))
+    for path in sorted(directory.iterdir()):
+        match = _SPLIT_FILE.fullmatch(path.name)
+        if match and path.is_file() and not path.name.startswith("."):
+            before, word, after = match.groups()
+            families[before, after][_SPLIT_WORDS[word.lower()]].append(path)
+    whole = {family for family, found in families.items() if len(found) == len(SPLITS)}
+    if len(whole) > 1:  # As in Mikolov's archive, which has texts of characters too.
+        whole = whole & {("ptb.", ".txt")} or whole
+    of_split = {
+        split: [
+            path
+            for family, found in families.items()
+            if family in whole or not whole
+            for path in found[split]
+        ]
+        for split in SPLITS
+    }
+    return {split: _only(split, found, directory) for split, found in of_split.items()}
+
+
+def _only(split, found, directory):
+    """The one file that was found for a split."""
+    if not found:
         raise FileNotFoundError(
-            f"{directory} has no {' and no '.join(missing)}. Expected Penn Treebank in Mikolov's "
-            "preparation: ptb.train.txt, ptb.valid.txt and ptb.test.txt, one sentence a line."
+            f"{directory} has no ptb.{split}.txt. Expected a file for each split, one sentence a "
+            f"line: ptb.train.txt, ptb.valid.txt and ptb.test.txt, as Penn Treebank in Mikolov's "
+            "preparation has them, or wiki.train.tokens, train.txt and so on."
         )
-    return files
-
-
-def _lines_of_file(path):
-    """The lines of a UTF-8 file, as a dataset; with any system's line ends."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
         raise ValueError(
-            f"{path} is not UTF-8 text: byte {error.start} cannot be decoded ({error.reason}). "
+            f"{directory} has several files that could be its {split} text ({names}). Name one "
+            "file for each split."
+        )
+    return found[0]
+
+
+def _blocks(path):
+    """The text of a UTF-8 file in blocks of whole words, with `<eos>` for any system's line end."""
+    rest, ended = "", False
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while block := file.read(_BLOCK):
+                text = (rest + block).replace("\n", f" {EOS} ")
+                ended = block.endswith("\n")
+                whole, _, rest = text.rpartition(" ")
+                yield whole
+    except UnicodeDecodeError:
+        place, reason = _undecodable(path)
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte {place} cannot be decoded ({reason}). "
             "Convert the file to UTF-8."
         ) from None
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
-    return tf.data.Dataset.from_tensor_slices(lines)
+    if not ended:
+        yield f"{rest} {EOS}"
 
 
-def _prepared_text(files):
-    """The words of files that are already split at white space, by split, as arrays of bytes."""
-    lines = {name: _lines_of_file(path) for name, path in files.items()}
-    words = _words_of_lines(lines, "whitespace")
-    for name, path in files.items():
-        if np.all(words[name] == EOS.encode()):
-            raise ValueError(f"{path} has no words. Expected one sentence a line.")
-    return words
+def _undecodable(path):
+    """The place of the first byte that is not UTF-8, and what is wrong with it."""
+    first = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return first + error.start, error.reason
+            first += len(line)
+    raise AssertionError(f"{path} has changed while it was read")
 
 
-def _running_text(paragraphs):
-    """The words of running English, by split: lower case, stretches of punctuation apart."""
-    lines = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in paragraphs.items()}
-    return _words_of_lines(lines, "running_text")
+def _words(batches: Iterable[list[str]], tokenization, ends=False):
+    """Arrays of words, one for each batch of lines; each line followed by `<eos>` if it `ends`."""
 
-
-def _words_of_lines(lines, tokenization):
-    """Datasets of lines to arrays of words, each line followed by `<eos>`."""
-    _tensorflow_text()  # A missing extra is named here; within a graph the error would be wrapped.
-
-    # One function for all splits: tracing a tokenizer takes longer than running it.
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-    def words_of_batch(batch):
-        ends = tf.fill([tf.shape(batch)[0], 1], EOS)
-        return tf.concat([tokenize(batch, tokenization), ends], axis=1).flat_values
+    def words_of(lines):
+        words = tokenize(lines, tokenization)
+        if ends:
+            words = tf.concat([words, tf.fill([tf.shape(lines)[0], 1], EOS)], axis=1)
+        return words.flat_values
 
-    def words(dataset):
-        batches = dataset.batch(_LINES_PER_BATCH).map(words_of_batch)
-        return np.concatenate([np.array([], object), *batches.as_numpy_iterator()])
+    return (words_of(tf.constant(lines)).numpy() for lines in batches)
 
-    return {name: words(dataset) for name, dataset in lines.items()}
+
+def _numbered(batches, numbers):
+    """The numbers of words, int32; a new word gets the next one."""
+    found = [
+        np.fromiter(map(numbers.__getitem__, words), np.int32, len(words)) for words in batches
+    ]
+    return np.concatenate([np.array([], np.int32), *found])
 
 
 def _embedded_paragraphs():
@@ -341,15 +421,6 @@ def _vocabulary(counts, max_words, least_count):
     kept = [word for word, count in ordered if count >= least_count and word not in special]
     kept = set(kept[: max_words - len(special)]).union(special)
     return sorted(kept, key=lambda word: (-counts[word], word))
-
-
-def _lookup_table(vocabulary):
-    """A function from an array of words to an int32 array of their numbers."""
-    initializer = tf.lookup.KeyValueTensorInitializer(
-        tf.constant(vocabulary), tf.range(len(vocabulary), dtype=tf.int32)
-    )
-    table = tf.lookup.StaticHashTable(initializer, vocabulary.index(UNKNOWN.encode()))
-    return lambda words: table.lookup(tf.constant(words)).numpy()
 
 
 def _tensorflow_text():

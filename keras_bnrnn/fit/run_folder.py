@@ -34,6 +34,7 @@ import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -206,12 +207,12 @@ class RunFolder:
             self._check_still_ours()
             write_aside(self.path / name, content.encode())
 
-    def take_metrics(self):
+    def take_metrics(self) -> dict[str, Any]:
         """What the metrics had summed up in `completed_steps`, for `checkpoints.add_metrics`."""
         metrics, self._metrics = self._metrics, {}
         return metrics
 
-    def save_steps(self, model, steps, seconds):
+    def save_steps(self, model: keras.Model, steps: int, seconds: float) -> None:
         """Writes a checkpoint within an epoch.
 
         Args:
@@ -224,7 +225,9 @@ class RunFolder:
             model, self.completed_epochs, steps, self._progress(self._seconds_of_epoch + seconds)
         )
 
-    def end_epoch(self, model, epoch, logs, seconds):
+    def end_epoch(
+        self, model: keras.Model, epoch: int, logs: dict[str, float], seconds: float
+    ) -> None:
         """Adds an epoch's row, writes its checkpoint, and the model if it is the best so far.
 
         Args:
@@ -246,7 +249,7 @@ class RunFolder:
         if self.worker.is_chief:
             self._take_new_best()
 
-    def finish(self, model, **best):
+    def finish(self, model: keras.Model, **best: float) -> None:
         """Writes `final.keras` and the complete `results.json`.
 
         Args:

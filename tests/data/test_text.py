@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from keras_bnrnn.data import text
 from keras_bnrnn.data.text import EOS, UNKNOWN, TextCorpus, load_text, token_windows
 
 pytest.importorskip("tensorflow_text", reason="the `text` extra is not installed")
@@ -15,9 +16,9 @@ def write_corpus(tmp_path):
     def write(**splits):
         texts = {"train": "a b\n", "valid": "a\n", "test": "b\n"}
         texts.update(splits)
-        for name, text in texts.items():
-            if text is not None:
-                content = text if isinstance(text, bytes) else text.encode()
+        for name, content in texts.items():
+            if content is not None:
+                content = content if isinstance(content, bytes) else content.encode()
                 (tmp_path / f"ptb.{name}.txt").write_bytes(content)
         return tmp_path
 
@@ -168,6 +169,63 @@ def test_any_white_space_and_line_end(write_corpus):
     assert set(corpus.vocabulary) == {"the", "cat", "sat", "here", "end", "<eos>", "<unk>"}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"],
+        ["train.txt", "dev.txt", "test.txt"],
+        ["Train", "Validation", "Test"],
+        ["my_train.en.txt", "my_val.en.txt", "my_test.en.txt"],
+        ["en-train.txt", "valid.raw", "test.tokens"],
+        # Beside Mikolov's three lie the same of characters.
+        [f"ptb.{more}{name}.txt" for more in ("", "char.") for name in ("train", "valid", "test")],
+    ],
+)
+def test_usual_names_of_files(tmp_path, names):
+    for name, words in zip(names, ["a b", "a", "b", "x", "x", "x"], strict=False):
+        (tmp_path / name).write_text(f"{words}\n")
+    for other in ("README.txt", ".train.txt", "contest.txt", "latest"):
+        (tmp_path / other).write_text("not of the text\n")
+    (tmp_path / "test").mkdir(exist_ok=True)
+    corpus = load_text(tmp_path)
+    words = [corpus.words(part) for part in (corpus.train, corpus.valid, corpus.test)]
+    assert words == ["a b <eos>", "a <eos>", "b <eos>"]
+
+
+def test_files_of_any_names(write_corpus, tmp_path):
+    folder = write_corpus()
+    files = {"train": folder / "ptb.train.txt", "valid": str(folder / "ptb.valid.txt")}
+    corpus = load_text({**files, "test": tmp_path / "ptb.train.txt"})
+    np.testing.assert_array_equal(corpus.test, corpus.train)
+    assert corpus.source.count("ptb.train.txt") == 2
+    with pytest.raises(FileNotFoundError, match="absent is not there"):
+        load_text({**files, "test": tmp_path / "absent"})
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        load_text({**files, "test": tmp_path})
+    with pytest.raises(ValueError, match=r"each of train, valid, test\. Received: train, valid"):
+        load_text(files)
+
+
+def test_files_that_could_be_either(write_corpus):
+    folder = write_corpus(valid=None)
+    for name in ("ptb.valid.txt", "ptb.dev.txt"):
+        (folder / name).write_text("a\n")
+    with pytest.raises(ValueError, match=r"valid text \(ptb\.dev\.txt, ptb\.valid\.txt\)"):
+        load_text(folder)
+
+
+@pytest.mark.parametrize("block", [1, 2, 7])
+def test_a_text_is_read_block_by_block(write_corpus, monkeypatch, block):
+    texts = {"train": "a  b\r\n\r\nlonger b\ra", "valid": "b\u3000a \n", "test": "\ufeffb c"}
+    whole = load_text(write_corpus(**texts))
+    monkeypatch.setattr(text, "_BLOCK", block)
+    parts = load_text(write_corpus(**texts))
+    assert whole.vocabulary == parts.vocabulary
+    assert whole.words(whole.train) == "a b <eos> <eos> longer b <eos> a <eos>"
+    for split in ("train", "valid", "test"):
+        np.testing.assert_array_equal(getattr(whole, split), getattr(parts, split))
+
+
 def test_penn_treebank(shared_data):
     corpus = load_text(shared_data / "ptb")
     assert len(corpus.train) == 929_589
@@ -175,8 +233,8 @@ def test_penn_treebank(shared_data):
     assert len(corpus.test) == 82_430
     assert len(corpus.vocabulary) == 10_000
     for split in ("train", "valid", "test"):
-        text = (shared_data / "ptb" / f"ptb.{split}.txt").read_text(encoding="utf-8")
-        words = " <eos> ".join(text.split("\n")).split()
+        content = (shared_data / "ptb" / f"ptb.{split}.txt").read_text(encoding="utf-8")
+        words = " <eos> ".join(content.split("\n")).split()
         assert corpus.words(getattr(corpus, split)).split() == words
     windows = token_windows(corpus.train, 20, 20, start=corpus.eos_id)
     assert len(windows) == 2323
@@ -222,16 +280,16 @@ def test_missing_file_is_named(write_corpus):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("content", "message"),
     [
         (b"fine\n\xff\xfe broken\n", r"ptb\.test\.txt is not UTF-8 text: byte 5"),
         (b"", r"ptb\.test\.txt has no words"),
         (b"\n \n\n", r"ptb\.test\.txt has no words"),
     ],
 )
-def test_bad_file_is_named(write_corpus, text, message):
+def test_bad_file_is_named(write_corpus, content, message):
     with pytest.raises(ValueError, match=message):
-        load_text(write_corpus(test=text))
+        load_text(write_corpus(test=content))
 
 
 def test_too_small_a_vocabulary():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import command_line
+from keras_bnrnn.data.errors import attempt
 
 TRAINING = Path(command_line.__file__).parent
 SCRIPTS = sorted(
@@ -111,6 +112,11 @@ def test_flags_that_are_wrong_end_with_code_2(run_command):
 def test_errors_are_one_line(run_command, tmp_path, error, code, printed):
     found, _, errors = run_command(failing(tmp_path, error))
     assert (found, errors) == (code, printed)
+
+
+def test_a_signal_is_no_fault_of_the_file_that_is_being_read():
+    with pytest.raises(command_line.Stopped):
+        attempt(command_line.stop, signal.SIGTERM, None)
 
 
 def test_other_errors_keep_their_traceback(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import train_ptb
+from keras_bnrnn.data.text import SPLITS
 from keras_bnrnn.fit.distribution import Worker
 from recipes.language_model import RECIPES, ResetStates
 from recipes.language_task import LanguageTask
@@ -88,6 +89,21 @@ def test_words_that_are_cut_are_told(tiny_text, trained_language):
     assert line.startswith("The training text has 13 different words (--max_words); <unk> are")
 
 
+def test_the_text_is_named_file_by_file_and_cut_otherwise(tiny_text, trained_language, parse_flags):
+    split_files = [f"--{split}_file={tiny_text}/ptb.{split}.txt" for split in SPLITS]
+    parse_flags(train_ptb, *split_files, "--streams=3", "--timesteps=7")
+    flags = train_ptb.FLAGS
+    task = LanguageTask(LanguageTask.settings_of(flags), LanguageTask.data_of(flags))
+    assert task.batches("train").element_spec[0].shape == (3, 7)
+    config = json.loads((trained_language / "run" / "config.json").read_text())["config"]
+    assert task.config["text"] == config["text"]
+    assert task.config["recipe"] == {
+        **dataclasses.asdict(RECIPES["small"]),
+        "batch_size": 3,
+        "timesteps": 7,
+    }
+
+
 def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, tiny_text):
     config = json.loads((trained_language / "run" / "config.json").read_text())["config"]
     task = LanguageTask({**config, "steps_per_epoch": 3}, tiny_text)
@@ -125,6 +141,14 @@ def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, tiny_tex
         (["--max_words=9"], "another configuration .*max_words=None there and 9 here"),
         (["--dropout=1"], "--dropout=1.0 must be below 1"),
         (["--decay=0.5"], "--decay=0.5 must be at least 1"),
+        (["--streams=0"], "--streams=0"),
+        (["--timesteps=4"], "another configuration .*'timesteps': 5.* there and .*'timesteps': 4"),
+        (["--streams=400"], "train text of .*fewer --streams or --timesteps"),
+        (["--train_file=a.txt"], "--valid_file is missing: a text needs all three files"),
+        (
+            ["--train_file=a", "--valid_file=b", "--test_file=c"],
+            "--data_dir and --train_file both name a text",
+        ),
     ],
 )
 def test_errors_are_one_line_before_the_first_step(

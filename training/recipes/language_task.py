@@ -7,7 +7,7 @@ import json
 
 import keras
 
-from command_line import CommandError, read_json
+from command_line import CommandError, define_path, read_json
 from keras_bnrnn.data.text import MAX_WORDS, SPLITS, load_text, token_windows
 from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.serving.language import language_endpoints
@@ -21,6 +21,13 @@ from recipes.language_model import (
 )
 from recipes.training import Task, check_config, training_section
 
+# Fields of a recipe, and the flags that change them.
+RECIPE_FLAGS = {
+    "batch_size": "streams",
+    **{name: name for name in ("timesteps", "dropout", "learning_rate")},
+    **{name: name for name in ("constant_epochs", "decay")},
+}
+TEXT_FLAGS = {split: f"{split}_file" for split in SPLITS}
 VOCABULARY_FILE = "vocabulary.json"
 DESCRIPTION_FILE = "language_model.json"  # among the assets of an exported model
 
@@ -46,8 +53,7 @@ class LanguageTask(Task):
     @classmethod
     def settings_of(cls, options):
         """The settings among a script's flags, which change the size's recipe."""
-        names = ("dropout", "learning_rate", "constant_epochs", "decay")
-        given = {name: getattr(options, name) for name in names}
+        given = {name: getattr(options, flag) for name, flag in RECIPE_FLAGS.items()}
         given = {name: value for name, value in given.items() if value is not None}
         if given.get("dropout", 0.0) >= 1.0:
             raise CommandError(f"--dropout={options.dropout} must be below 1")
@@ -60,6 +66,10 @@ class LanguageTask(Task):
         if settings["max_words"] == MAX_WORDS:
             del settings["max_words"]
         return settings
+
+    @staticmethod
+    def data_of(options):
+        return text_of(options)
 
     def read_data(self, data_dir):
         self.corpus = read_text(data_dir, self.settings.max_words or MAX_WORDS)
@@ -87,14 +97,15 @@ class LanguageTask(Task):
             raise CommandError(
                 f"{split} text of {self.corpus.source}: Too little text, "
                 f"{len(getattr(self.corpus, split)):,} tokens for {self.batch_size} streams of "
-                f"windows of {self.recipe.timesteps} steps (--size); give a longer one"
+                f"windows of {self.recipe.timesteps} steps; give a longer one, or fewer --streams "
+                "or --timesteps"
             ) from None
 
     def describe_data(self):
         corpus = self.corpus
         digest = hashlib.sha256("\n".join(corpus.vocabulary).encode("utf-8"))
         for name in SPLITS:
-            digest.update(getattr(corpus, name).tobytes())
+            digest.update(getattr(corpus, name))
         return {
             "vocabulary": len(corpus.vocabulary),
             **{f"{name}_tokens": len(getattr(corpus, name)) for name in SPLITS},
@@ -106,9 +117,9 @@ class LanguageTask(Task):
         if streams % replicas:
             fitting = [str(count) for count in range(1, streams + 1) if streams % count == 0]
             raise CommandError(
-                f"the recipe's {streams} streams do not divide over {replicas} devices; make "
-                f"{', '.join(fitting[:-1])} or {fitting[-1]} visible (CUDA_VISIBLE_DEVICES for "
-                "GPUs), or use --strategy=none"
+                f"{streams} streams do not divide over {replicas} devices; make "
+                f"{' or '.join(fitting)} visible (CUDA_VISIBLE_DEVICES for GPUs), choose other "
+                "--streams, or use --strategy=none"
             )
 
     def batches(self, split, worker=Worker(), epoch=None):  # noqa: B008  immutable
@@ -223,9 +234,30 @@ class LanguageTask(Task):
         return self.settings.model == "batch_norm" and self.settings.normalize_recurrent
 
 
+def define_text_files(flag_values):
+    """Defines the flags that name the files of a text."""
+    for split, flag in TEXT_FLAGS.items():
+        help_text = f"The {split} text, with the other two in place of --data_dir."
+        define_path(flag, None, help_text, flag_values)
+
+
+def text_of(options):
+    """The text that the flags name, as `load_text` takes it."""
+    files = {split: getattr(options, flag) for split, flag in TEXT_FLAGS.items()}
+    missing = [TEXT_FLAGS[split] for split, file in files.items() if not file]
+    if len(missing) == len(files):
+        return options.data_dir
+    if missing:
+        raise CommandError(f"--{missing[0]} is missing: a text needs all three files")
+    if options.data_dir:
+        raise CommandError("--data_dir and --train_file both name a text; leave one of them away")
+    return files
+
+
 def read_text(data_dir, max_words=MAX_WORDS):
     """`load_text`, with what the caller can put right as a `CommandError`."""
     try:
         return load_text(data_dir, max_words=max_words)
     except ValueError as error:
-        raise CommandError(f"--data_dir={data_dir}: {error}") from None
+        where = "" if isinstance(data_dir, dict) else f"--data_dir={data_dir}: "
+        raise CommandError(f"{where}{error}") from None

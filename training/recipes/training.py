@@ -34,7 +34,7 @@ class Task:
     Args:
         settings: what decides a run's numbers, by the names in `setting_names`; a run's
             configuration will do.
-        data_dir: the folder of the data.
+        data_dir: the folder of the data, or what else `data_of` finds among the flags.
 
     Attributes:
         name: recorded in the run's folder (config.json).
@@ -81,6 +81,11 @@ class Task:
     def settings_of(cls, options):
         """The settings among a script's flags."""
         return cls._named(options)
+
+    @staticmethod
+    def data_of(options):
+        """Where the data are, among a script's flags."""
+        return getattr(options, "data_dir", None)
 
     @classmethod
     def _named(cls, options, **made):
@@ -170,7 +175,7 @@ def run_task(kind, options):
         with refusals_shared(strategy):
             set_up_tensorflow(options, strategy)
             worker = worker_of(strategy)
-            task = kind(kind.settings_of(options), getattr(options, "data_dir", None))
+            task = kind(kind.settings_of(options), kind.data_of(options))
             task.check_devices(strategy)
             # Before the run's folder is made: says what is wrong with the data.
             splits = task.splits(worker)

@@ -64,6 +64,7 @@ SECONDS_TO_CONNECT = 30
 SECONDS_TO_APPEAR = 60  # How long a shared file system may hide a new file.
 JOBS_AHEAD = 1000
 _ONE_JOB = threading.Lock()
+IN_WORDS = {"listing": "listing (utterances, speakers, transcripts, paths or alignments)"}
 SUMMARY = {
     "bytes": int,
     "states": [dict],
@@ -212,11 +213,13 @@ def _plan(source, listed, seed, shard_bytes):
     for u in listed:
         digest.update(repr((u.id, u.speaker, u.gender, u.split, u.transcript, u.location)).encode())
     lexicon = getattr(source, "lexicon", None)
+    names = source.phone_names()
     return {
         "format_version": FORMAT_VERSION,
         "source": source.name,
         "settings": dataclasses.asdict(source),
         "lexicon": file_checksum(lexicon) if lexicon else None,
+        "phone_names": hashlib.sha256(repr(names).encode()).hexdigest() if names else None,
         "seed": seed,
         "shard_bytes": shard_bytes,
         "utterances": len(listed),
@@ -235,9 +238,10 @@ def _claim(output_dir, plan):
         there["settings"] = plan["settings"] | (settings if isinstance(settings, dict) else {})
         changed = sorted(key for key in plan if there.get(key, plan[key]) != plan[key])
         if changed:
+            told = ", ".join(IN_WORDS.get(key, key) for key in changed)
             raise CorpusError(
-                f"output_dir={output_dir} holds a preparation with another "
-                f"{', '.join(changed)}: choose another folder or delete this one"
+                f"output_dir={output_dir} holds a preparation with another {told}: choose another "
+                "folder or delete this one"
             )
         return
     if output_dir.exists() and any(PARTIAL not in one.suffixes for one in output_dir.iterdir()):
