@@ -211,10 +211,15 @@ def all_with_another_corpus(run, rng):
         all_refused(run, "another configuration", dict.fromkeys(range(COUNT), other))
 
 
+def parts(run, index):
+    """A worker's file of the newest checkpoint, where it has come to write one."""
+    found = (part.with_name(f"worker-{index}.npz") for part in run.parts()[-1:])
+    return [path for path in found if path.exists()]
+
+
 def ones_part_damaged(run, rng):
     """All go on from the checkpoint before it."""
-    for part in run.parts()[-1:]:
-        victim = part.with_name(f"worker-{rng.randrange(COUNT)}.npz")
+    for victim in parts(run, rng.randrange(COUNT)):
         content = bytearray(victim.read_bytes())
         del content[rng.randrange(len(content)) :]
         victim.write_bytes(content)
@@ -223,8 +228,7 @@ def ones_part_damaged(run, rng):
 
 def ones_parts_unreadable(run, rng):
     """By one worker alone, as where a share is away; a folder of the file's name stands for it."""
-    for part in run.parts()[-1:]:
-        victim = part.with_name("worker-1.npz")
+    for victim in parts(run, 1):
         aside = victim.rename(victim.with_suffix(".aside"))
         victim.mkdir()
         all_refused(run, "Is a directory")

@@ -51,29 +51,29 @@ from keras_bnrnn.moments import (
 # passes over all pre-activations that they save (measured on 2 cores of 450 GFLOP/s).
 SCATTER_LIMIT = 25
 
-# The least share of a feature's variance that the features before it leave unexplained, in units of
-# the rounding. With so much errors stay below 1e-3; with less the features are decorrelated first.
-LEAST_OWN = 2**13
+# The least share of large sums that their difference keeps, in units of the rounding. With so much
+# errors stay below 1e-3; with less the features are decorrelated first.
+LEAST_LEFT = 2**13
 
 # So few channels count as more, where it is asked whether features are few.
 LEAST_CHANNELS = 40
 
 
-def _correlation(C):
-    """The features' correlations in a scatter matrix, with any diagonal, and their lengths."""
-    length = tf.sqrt(tf.linalg.diag_part(C))
-    length = tf.where(length > 0, length, tf.ones_like(length))
-    return C / length / length[:, tf.newaxis], length
+def _cancels(C, W, CW):
+    """Whether rows of scatter matrix C leave little of their products with W, or of W's gradient.
 
-
-def _move_together(C):
-    """Whether some feature of a scatter matrix is explained by those before it; see `LEAST_OWN`."""
-    least = LEAST_OWN * np.finfo(C.dtype.as_numpy_dtype).eps
-    R, length = _correlation(C)
-    R = tf.where(tf.reduce_all(tf.math.is_finite(R)), R, tf.zeros_like(R))
-    # With so much added to each variance rounding leaves the matrix positive definite.
-    L = tf.linalg.cholesky(tf.linalg.set_diag(R, tf.ones_like(length) + least))
-    return tf.reduce_any(tf.square(tf.linalg.diag_part(L)) < 2 * least)
+    The gradient is made of what of each feature is orthogonal to a product.
+    """
+    least = LEAST_LEFT * np.finfo(C.dtype.as_numpy_dtype).eps
+    variances = tf.linalg.diag_part(C)[:, tf.newaxis]
+    largest = tf.reduce_max(variances)
+    variances, CW = (tf.math.divide_no_nan(value, largest) for value in (variances, CW))
+    squares = tf.reduce_sum(W * CW, 0)
+    cancels = squares < least * tf.reduce_sum(tf.square(W) * variances, 0)
+    if C.shape[0] > 1:  # Of a single feature nothing is orthogonal.
+        left = variances - tf.math.divide_no_nan(tf.square(CW), squares)
+        cancels |= tf.reduce_max(left, 0) < least * tf.reduce_max(variances)
+    return tf.reduce_any(cancels)
 
 
 def frame_sums(a, b):
@@ -229,8 +229,7 @@ class _Normalization:
         def fold(x, W, bias, gamma):
             wide_W = tf.cast(W, wide)
             x_c, means, n = self.centre(x)
-            (y, V, mean, C), x_back, W_back = self.decorrelated(x, x_c, means, n, wide_W)
-            CV = C @ V
+            (y, V, mean, CV), x_back, W_back = self.decorrelated(x, x_c, means, n, wide_W)
             batch = self.moments(mean, tf.reduce_sum(V * CV, 0), n)
             s, b, derivative = self.affine(batch, bias, gamma)
 
@@ -249,23 +248,24 @@ class _Normalization:
         return x_c, folded, b, Moments(*map(tf.stop_gradient, batch))
 
     def decorrelated(self, x, x_c, means, n, W):
-        """y = x_c T, V = T^-1 W, the mean of x W, and y^T y.
+        """y = x_c T, V = T^-1 W, the mean of x W, and y^T y V.
 
-        Where features do not move together, y is x_c itself. T is a constant to all derivatives.
-        It is worked out in float64, as is all that cancels.
+        Where nothing cancels y is x_c itself. T is a constant to all derivatives. It is worked out
+        in float64, as is all that cancels.
 
         Returns:
             These four; a function of the gradient for y that makes of it that for x_c, and one
             that does so for V and W.
         """
 
-        def scatter(x):
-            rows = _rows(x)
-            return tf.matmul(rows, rows, transpose_a=True)
+        def products(x, W):
+            rows = tf.cast(_rows(x), W.dtype)
+            C = tf.matmul(rows, rows, transpose_a=True)
+            return C, C @ W
 
         unit = tf.eye(W.shape[0], dtype=tf.float64)
-        C = scatter(tf.cast(x_c, W.dtype))
-        together = _move_together(C)
+        C, CW = products(x_c, W)
+        cancels = _cancels(C, W, CW)
 
         def decorrelated():
             exact = tf.cast(x, tf.float64)
@@ -274,31 +274,35 @@ class _Normalization:
             else:
                 mean, _ = live_mean(exact, self.mask, self.axes)
             exact = self.less(exact, mean, n)
-            R, length = _correlation(scatter(exact) / tf.cast(tf.size(exact[..., 0]), exact.dtype))
+            rows = _rows(exact) / tf.sqrt(tf.cast(tf.size(exact[..., 0]), tf.float64))
+            length = tf.norm(rows, axis=0)
+            length = tf.where(length > 0, length, tf.ones_like(length))
+            rows /= length
             # With what float32 inputs do not hold, as features may depend on each other.
-            L = tf.linalg.cholesky(R + 1e-12 * unit) * length[:, tf.newaxis]
+            L = tf.linalg.cholesky(tf.matmul(rows, rows, transpose_a=True) + 1e-12 * unit)
+            L *= length[:, tf.newaxis]
             inverse = tf.stop_gradient(tf.transpose(L))
             T = tf.stop_gradient(tf.linalg.triangular_solve(inverse, unit, lower=False))
             y = tf.cast(product(exact, T), x_c.dtype)
             exact_W = tf.cast(W, tf.float64)
             V, W_mean = (tf.cast(product(v, exact_W), W.dtype) for v in (inverse, mean))
-            return y, V, W_mean, scatter(tf.cast(y, W.dtype)), T, inverse
+            return y, V, W_mean, products(y, V)[1], T, inverse
 
         def as_it_is():
-            return x_c, W, product(sum(means), W), C, unit, unit
+            return x_c, W, product(sum(means), W), CW, unit, unit
 
-        *found, T, inverse = tf.cond(together, decorrelated, as_it_is)
+        *found, T, inverse = tf.cond(cancels, decorrelated, as_it_is)
 
         def x_back(d_y):
             back = tf.cast(tf.transpose(T), d_y.dtype)
-            return tf.cond(together, lambda: product(d_y, back), lambda: d_y)
+            return tf.cond(cancels, lambda: product(d_y, back), lambda: d_y)
 
         def W_back(d_V):
             def as_given():
                 d_W = tf.matmul(inverse, tf.cast(d_V, inverse.dtype), transpose_a=True)
                 return tf.cast(d_W, d_V.dtype)
 
-            return tf.cond(together, as_given, lambda: d_V)
+            return tf.cond(cancels, as_given, lambda: d_V)
 
         return found, x_back, W_back
 

@@ -120,7 +120,7 @@ def test_by_hand_equals_autodiff(monkeypatch, form, mask_name):
 @pytest.mark.parametrize("mask_name", MASKS)
 @pytest.mark.parametrize("form", ["scatter-by_gate", "folded", "frame-few", "frame-few-clipped"])
 def test_decorrelated_features_change_nothing(monkeypatch, form, mask_name):
-    monkeypatch.setattr(projection, "LEAST_OWN", 1e30)
+    monkeypatch.setattr(projection, "LEAST_LEFT", 1e30)
     test_by_hand_equals_autodiff(monkeypatch, form, mask_name)
 
 
@@ -163,12 +163,12 @@ def test_features_that_move_together(form, level, masked):
     scales |= {"mean": np.sqrt(double["variance"]), "variance": double["variance"]}
     for name in names:
         error = np.abs(single[name] - double[name]) / scales[name]
-        np.testing.assert_array_less(error, 3e-3 if name == "mean" else 1e-4, err_msg=name)
+        np.testing.assert_array_less(error, 1e-3 if name == "d_W" else 1e-4, err_msg=name)
 
 
 # The others are whole layers' in test_synchronized.py.
 @pytest.mark.parametrize(
-    ("form", "least_own"),
+    ("form", "least_left"),
     [
         ("sequence", 1),
         pytest.param("frame-by_gate", 1, marks=pytest.mark.slow),
@@ -178,10 +178,10 @@ def test_features_that_move_together(form, level, masked):
         ("frame-renorm", 1),
     ],
 )
-def test_two_replicas_are_one_batch(monkeypatch, strategy, form, least_own):
+def test_two_replicas_are_one_batch(monkeypatch, strategy, form, least_left):
     scatter_limit, axes, parts, fold, renorm = FORMS[form]
     monkeypatch.setattr(projection, "SCATTER_LIMIT", scatter_limit)
-    monkeypatch.setattr(projection, "LEAST_OWN", least_own)
+    monkeypatch.setattr(projection, "LEAST_LEFT", least_left)
     with_junk, plain = example(parts, MASKS["holey"], axes)
     x, W, bias, gamma, population, mask, axes, dz = with_junk
 

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 ```
 """
 
+from interrupts import INTERRUPTED  # isort: skip  First, for Ctrl-C from then on.
 import ctypes
 import importlib.util
 import json
@@ -30,7 +31,6 @@ from pathlib import Path
 import absl.logging
 from absl import app, flags
 
-INTERRUPTED = "interrupted: the same command continues"
 MODELS = ("baseline", "batch_norm")
 # As a shell has them for a process that a signal ended.
 EXIT_BY_SIGNAL = 128
@@ -52,18 +52,6 @@ def module_by_file(name):
 
 
 files = module_by_file("files.py")
-
-
-def explain_interrupts(kind, error, traceback, others=sys.excepthook):
-    """Python's last resort: no traceback for Ctrl-C while there is nothing to save."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(INTERRUPTED, file=sys.stderr)
-    else:
-        others(kind, error, traceback)
-
-
-# Scripts import this module before TensorFlow, which takes seconds.
-sys.excepthook = explain_interrupts
 
 
 class CommandError(Exception):
@@ -104,6 +92,14 @@ class PathParser(flags.ArgumentParser):
         if path.startswith("~"):
             raise ValueError("this is the home of nobody here; give the whole path")
         return path
+
+
+def path_argument(text):
+    """A positional argument that is a path, as a `PathParser` makes it."""
+    try:
+        return PathParser().parse(text)
+    except ValueError as error:
+        raise CommandError(f"{text}: {error}") from None
 
 
 def define_path(name, default, help_text, flag_values, **kinds):

@@ -8,12 +8,12 @@ train_pixels.py (loss and error). The picture has a panel per measure, dashed fo
 for validation, as in the paper's figures. It is written to compare.png in --output_dir.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn.fit.errors import FitError
 from paper.curves import COLORS, MODEL_COLORS, Curve, draw_curves
@@ -46,7 +46,7 @@ class Run:
 def main(argv):
     if len(argv) < 2:
         raise CommandError("no run is named; give the --output_dir of one or more training runs")
-    runs = read_runs(argv[1:])
+    runs = read_runs([command_line.path_argument(path) for path in argv[1:]])
     measures = common_measures(runs)
     print(table(runs, measures))
     print()

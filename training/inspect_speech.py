@@ -9,12 +9,12 @@ and a picture of its features with the phones' boundaries, its labels and, given
 posteriors.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-import command_line
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import (
     UNLABELLED,

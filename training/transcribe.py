@@ -394,6 +394,8 @@ def read_transcripts(transcript, paths):
     words = {}
     for line in lines:
         name, _, text = line.partition("\t" if "\t" in line else " ")
+        if name and words.get(name, {}).get(name, text) != text:
+            raise CommandError(f"--transcript={transcript} has two different lines for {name}")
         for key in {name, Path(name).name, Path(name).stem}:
             words.setdefault(key, {})[name] = text
     return [words_of_file(path, words, transcript) for path in paths]

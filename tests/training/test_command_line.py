@@ -151,19 +151,20 @@ def test_a_script_stops_with_what_had_started_it():
 
 INTERRUPTED_AT_IMPORT = """
 import os, signal, sys
-import command_line
 class Slow:
     def find_spec(self, name, path=None, target=None):
-        if name == "keras_bnrnn":
+        if name == sys.argv[1]:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Slow())
+import command_line
 import keras_bnrnn
 """
 
 
-def test_ctrl_c_during_imports_has_no_traceback():
+@pytest.mark.parametrize("module", ["ctypes", "absl", "keras_bnrnn"])
+def test_ctrl_c_during_imports_has_no_traceback(module):
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_AT_IMPORT],
+        [sys.executable, "-c", INTERRUPTED_AT_IMPORT, module],
         cwd=TRAINING,
         capture_output=True,
         text=True,

@@ -27,7 +27,7 @@ from untrained import WORDS
 
 EXPECTED = (CommandError, FitError, CorpusError)
 NOT_JSON = [b"", b"[", b'{"config": {', b"\xff\xfe\x00", b"\x00" * 50]
-FOREIGN = [None, [], {}, 3, math.nan, "x", True]
+FOREIGN = [None, [], {}, 3000, math.nan, "x", True]
 COLUMNS = {
     "speech": ["train_fce", "train_fer", "dev_fce", "dev_fer"],
     "language": ["train_perplexity", "valid_perplexity"],

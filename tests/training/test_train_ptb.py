@@ -143,7 +143,7 @@ def test_batches_of_a_part_of_the_text_and_of_workers(trained_language, tiny_tex
         (["--decay=0.5"], "--decay=0.5 must be at least 1"),
         (["--streams=0"], "--streams=0"),
         (["--timesteps=4"], "another configuration .*'timesteps': 5.* there and .*'timesteps': 4"),
-        (["--streams=400"], "valid text of .*fewer --streams or --timesteps"),
+        (["--streams=400"], "train text of .*fewer --streams or --timesteps"),
         (["--train_file=a.txt"], "--valid_file is missing: a text needs all three files"),
         (
             ["--train_file=a", "--valid_file=b", "--test_file=c"],

@@ -122,6 +122,9 @@ def test_transcripts_of_any_length_and_name(tmp_path):
     assert transcribe.read_transcripts(str(words), paths) == ["two", "one", "three"]
     with pytest.raises(CommandError, match=r"several lines for x/a\.wav: s1/a\.wav, s2/a\.wav"):
         transcribe.read_transcripts(str(words), ["x/a.wav"])
+    words.write_text("a one\nb two\na three\n")
+    with pytest.raises(CommandError, match="two different lines for a"):
+        transcribe.read_transcripts(str(words), ["b.wav"])
     words.write_bytes(b"a caf\xe9\n")
     with pytest.raises(CommandError, match="is not UTF-8"):
         transcribe.read_transcripts(str(words), ["a.wav"])

@@ -182,8 +182,10 @@ def load_corpus(data_dir: str | os.PathLike[str]) -> Corpus:
             f"{path}: no such file; is {data_dir} a prepared corpus, and was its preparation "
             "finished?"
         ) from error
-    except (ValueError, tf.errors.OpError) as error:
+    except ValueError as error:
         raise CorpusError(f"{path}: not readable as JSON ({error})") from error
+    except tf.errors.OpError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.message})") from error
     version = document.get("format_version") if isinstance(document, dict) else None
     if version != FORMAT_VERSION:
         raise CorpusError(

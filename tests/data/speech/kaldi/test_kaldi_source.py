@@ -325,6 +325,19 @@ def test_transcripts_in_utf_16(tree):
     assert found == {"c-0": "sechs", "c-1": "zwölf", "c-2": ""}
 
 
+def test_what_tables_say_twice(tree):
+    tree.write_alignments()
+    (tree.data / "dev" / "text").write_text("c-0 one\nc-1 two\nc-0 other\nc-1 two\n")
+    listed, failures = tree.source().utterances()
+    assert {u.id for u in listed if u.split == "dev"} == {"c-1", "c-2"}
+    [failure] = failures
+    assert failure.id == "c-0" and "text: transcript is there twice" in failure.reason
+    with open(tree.data / "dev" / "utt2spk", "a") as file:
+        print("c-1 somebody", file=file)
+    with pytest.raises(CorpusError, match="utt2spk: what it says of c-1 is there twice"):
+        tree.source().utterances()
+
+
 def test_gender_of_the_speakers_is_kept(tree, tmp_path):
     tree.write_alignments()
     (tree.data / "train" / "spk2gender").write_text("a f\nb m\n")
