@@ -8,7 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # A module's tests stay in one process, where what they share is made once.
 PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: venv demo test test-slow test-all test-tf216 lint dist bench reproduce
+.PHONY: venv demo test test-slow test-all test-tf216 lint docs notebooks dist bench reproduce
 
 venv: .venv/installed
 
@@ -17,7 +17,7 @@ venv: .venv/installed
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints/tf221.txt \
-		--editable '.[dev,onnx,litert]'
+		--editable '.[dev,docs,onnx,litert]'
 	touch $@
 
 .venv-tf216/installed: setup.py constraints/tf216.txt
@@ -51,6 +51,14 @@ test-tf216: .venv-tf216/installed
 lint: venv
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+# Into site/; a link that leads nowhere is an error. For its search: python -m http.server -d site
+docs: venv
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict
+
+# The pages of docs/notebooks/: what the notebooks print and draw today.
+notebooks: venv
+	.venv/bin/python docs/notebooks.py
 
 # Builds from what is installed, so that it needs no network.
 dist: venv

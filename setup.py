@@ -24,6 +24,16 @@ ONNX = ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "tf2onnx>=1.16.1,<2"]
 LITERT = ["ai-edge-litert>=1.3,<3"]
 TRAIN = ["absl-py>=2.0,<3", "matplotlib>=3.8,<4", "tensorboard>=2.16,<3", "tqdm>=4.60,<5"]
 EXPERIMENTS = ["scikit-learn>=1.5,<2"]
+DOCS = [
+    "ipykernel>=6.29,<8",
+    "jupytext>=1.16,<2",
+    "matplotlib>=3.8,<4",
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6,<10",
+    "mkdocstrings-python>=2.0,<3",
+    "nbclient>=0.10,<1",
+    "nbconvert>=7.16,<8",
+]
 TEST = [
     "build>=1.2,<2",
     "hypothesis>=6.100,<7",
@@ -82,6 +92,7 @@ setup(
         "onnx": ONNX,
         "litert": LITERT,
         "experiments": EXPERIMENTS,
+        "docs": DOCS,
         "dev": sorted({*SPEECH, *CLUSTER, *TEXT, *TRAIN, *EXPERIMENTS, *TEST}),
     },
     classifiers=[

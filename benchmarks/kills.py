@@ -9,11 +9,14 @@ evaluations), started again with the same command after each. Both use determini
 history.csv must be the same to the byte and the weights to the bit. With two workers one of them,
 chosen by chance, is killed and started again; the other must come back by itself.
 
---events draws, in one process, from all that a run's folder can meet (mishaps.py): nothing may be
-lost or mixed, and each run must end with the history and the weights of an undisturbed one.
+--events draws from all that a folder (mishaps.py) and two workers (worker_mishaps.py) can meet:
+nothing may be lost or mixed, and each run must end with the history and the weights of an
+undisturbed one. The same command on the same --folder goes on after the last event of events.log.
 """
 
 import argparse
+import contextlib
+import io
 import os
 import random
 import signal
@@ -148,6 +151,72 @@ def disturb(script, flags, folder, kills, workers, rng):
     return done, differences(*runs)
 
 
+@contextlib.contextmanager
+def quiet():
+    """Keeps back what is printed, but where something fails."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+    except BaseException:
+        print(said.getvalue())
+        raise
+
+
+def meet(folder, count, seed):
+    """Lets runs meet so many events, and come to their ends; goes on where it was stopped.
+
+    Args:
+        folder: for the runs, and for `events.log`, whose lines are the events that are done.
+        count: of events, drawn like cards: each comes once before any comes again.
+        seed: chooses them and their moments.
+    """
+    import mishaps
+    import worker_mishaps
+    from keras_bnrnn.files import unused
+
+    of_one = (*mishaps.EVENTS, worker_mishaps.killed_anywhere)
+    kinds = {
+        "alone": (mishaps, mishaps.Run, of_one),
+        "two": (worker_mishaps, worker_mishaps.RunOfWorkers, worker_mishaps.EVENTS),
+    }
+    cards = [(kind, event) for kind, (_, _, events) in kinds.items() for event in events]
+    log = folder / "events.log"
+    log.touch()
+    undisturbed, runs = {}, {}
+    for kind, (module, _, _) in kinds.items():
+        with quiet():
+            undisturbed[kind] = module.undisturbed(unused(folder / f"{kind}-undisturbed"))
+
+    def say(line):
+        print(line, flush=True)
+        with log.open("a") as file:
+            print(line, file=file)
+
+    def end(run):
+        with quiet():
+            run.finish()
+            run.check()
+            run.check_end()
+        say(f"{run.folder.name}: history.csv and weights are the same to the bit")
+
+    done = sum(line.startswith(" ") for line in log.read_text().splitlines())
+    for number in range(done, count):
+        turn, place = divmod(number, len(cards))
+        kind, event = random.Random(f"{seed}, {turn}").sample(cards, len(cards))[place]
+        if kind not in runs:
+            runs[kind] = kinds[kind][1](unused(folder / kind), *undisturbed[kind])
+        run = runs[kind]
+        with quiet():
+            event(run, random.Random(f"{seed}, event {number}"))
+            run.check()
+        say(f"  {number + 1}: {run.folder.name}, {event.__name__}; {len(run.read())} epochs")
+        if run.finished:
+            end(runs.pop(kind))
+    for run in runs.values():
+        end(run)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -165,10 +234,7 @@ def main():
         folder = Path(arguments.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if arguments.events:
-            import mishaps
-
-            found = mishaps.meet(folder, arguments.events, rng)
-            print(", ".join(f"{count} x {name}" for name, count in found.items()))
+            meet(folder, arguments.events, arguments.seed)
             return
         for script in [arguments.script] if arguments.script else SCRIPTS:
             print(f"{script}, {arguments.workers} worker(s)", flush=True)

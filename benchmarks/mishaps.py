@@ -1,4 +1,4 @@
-"""What the folder of a run can meet: events for kills.py, in one process, with a tiny model.
+"""What the folder of a run can meet: events for kills.py, with a tiny model in this process.
 
 Each event is a function of a `Run` and a random generator. It does something to the run, at work or
 not, checks what comes of it, and leaves the folder so that the same call can go on.
@@ -12,6 +12,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from unittest import mock
@@ -29,6 +31,7 @@ from keras_bnrnn.fit import (
     fit,
     read_history,
     read_results,
+    run_folder,
 )
 
 EPOCHS, STEPS, ROWS = 8, 4, 4
@@ -67,12 +70,12 @@ class WeightsOfEpochs(keras.callbacks.Callback):
         self.found[epoch + 1] = self.model.get_weights()
 
 
-def build_model():
+def build_model(units=3):
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [
             keras.Input((3, 2)),
-            BatchNormGRU(3, momentum=0.9, name="gru"),
+            BatchNormGRU(units, momentum=0.9, name="gru"),
             keras.layers.Dropout(0.5),
             keras.layers.Dense(1),
         ]
@@ -99,10 +102,10 @@ class Run:
         self.folder, self.rows, self.weights = Path(folder), rows, weights
         self.least = 0
 
-    def train(self, *callbacks, epochs=EPOCHS, seed=1, **options):
+    def train(self, *callbacks, build=None, epochs=EPOCHS, seed=1, **options):
         options = {"checkpoint_steps": 2, "verbose": 0, "config": {"seed": seed}, **options}
         return fit(
-            build_model,
+            build or build_model,
             batches,
             lambda: batches(99, 2),
             epochs,
@@ -116,6 +119,9 @@ class Run:
         with contextlib.suppress(FitError):
             return read_results(self.folder)["finished"] and len(self.read()) == EPOCHS
         return False
+
+    def finish(self):
+        self.train()
 
     def read(self):
         return read_history(self.folder) if (self.folder / "history.csv").exists() else []
@@ -135,6 +141,13 @@ class Run:
         for found, expected in zip(model.get_weights(), self.weights[best], strict=True):
             np.testing.assert_array_equal(found, expected, "best.keras is of another epoch")
 
+    def check_end(self):
+        """The run is finished, with the weights of an undisturbed one."""
+        assert self.finished, "not finished"
+        last = keras.saving.load_model(self.folder / "final.keras", compile=False)
+        for found, expected in zip(last.get_weights(), self.weights[EPOCHS], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
     def parts(self):
         """The files of checkpoints, the oldest first."""
         found = checkpoints.ours(self.folder / checkpoints.FOLDER)
@@ -146,16 +159,24 @@ class Run:
         return {str(path): path.read_bytes() for path in found if ".lock" not in path.name}
 
     @contextlib.contextmanager
+    def unchanged(self):
+        """Expects that no file of the run is changed."""
+        before = self.content()
+        yield
+        after = self.content()
+        changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        assert not changed, f"changed: {changed}"
+
+    @contextlib.contextmanager
     def refused(self, text, kind=FitError):
         """Expects an error, and nothing changed."""
-        before = self.content()
-        try:
-            yield
-        except kind as error:
-            assert text in str(error), str(error)
-        else:
-            raise AssertionError(f"not refused: {text}")
-        assert self.content() == before, "something was changed"
+        with self.unchanged():
+            try:
+                yield
+            except kind as error:
+                assert text in str(error), str(error)
+            else:
+                raise AssertionError(f"not refused: {text}")
 
 
 def kill():
@@ -271,7 +292,11 @@ def configuration_damaged(run, rng):
     before = path.read_bytes() if path.exists() else None
     if before is None:
         return
-    path.write_bytes(before[: rng.randrange(len(before) - 3)])
+    missing = rng.random() < 0.3 and run.parts()
+    if missing:
+        path.unlink()
+    else:
+        path.write_bytes(before[: rng.randrange(len(before) - 3)])
     if not run.parts():
         with run.refused("is damaged"):
             run.train()
@@ -394,66 +419,81 @@ def with_tensorboard(run, rng):
     assert len(set(steps)) == len(steps), "a point is there twice"
 
 
+def removed(run, rng):
+    """While at work; the run is lost, and nothing makes it look like one."""
+    with contextlib.suppress(FitError):
+        run.train(After(rng.randint(1, MOST_BATCHES), lambda: shutil.rmtree(run.folder)))
+    if not run.folder.exists():
+        run.least = 0
+
+
+def checkpoints_removed(run, rng):
+    if run.read():
+        folder, aside = run.folder / checkpoints.FOLDER, run.folder.with_name("checkpoints-aside")
+        folder.rename(aside)
+        with run.refused("no whole checkpoint"):
+            run.train()
+        aside.rename(folder)
+
+
+def other_model(run, rng):
+    for _ in run.parts()[-1:]:
+        with run.refused("does not fit the model"):
+            run.train(build=lambda: build_model(units=4))
+
+
+def best_model_damaged(run, rng):
+    """Who uses it is told; training makes it anew where an epoch is better."""
+    path = run.folder / "best.keras"
+    if not path.exists():
+        return
+    before = path.read_bytes()
+    if rng.random() < 0.5:
+        path.unlink()
+    else:
+        path.write_bytes(before[: rng.randrange(len(before) - 20)])  # Not of its comment alone.
+    with run.refused("best.keras"):
+        best_model(run.folder, read_results(run.folder))
+    path.write_bytes(before)
+
+
+def second_process(run, rng):
+    """It waits for the first, then ends."""
+    run.folder.mkdir(exist_ok=True)
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    code += "print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(run.folder / ".lock-of-worker-0")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with (
+            mock.patch.object(run_folder, "SECONDS_TO_WAIT", 0.3),
+            run.refused("another process is at work"),
+        ):
+            run.train()
+        other.stdin.close()
+
+
+def path_is_a_url(run, rng):
+    url = rng.choice(["gs", "s3", "file", "hdfs"]) + "://bucket/run"
+    with run.refused("is a URL"):
+        fit(build_model, batches, batches(99, 2), EPOCHS, url)
+
+
 EVENTS = (
     *(killed, killed_while_writing, signalled, ctrl_c_twice, full_disk, read_only),
     *(newest_damaged, all_damaged, unreadable, configuration_damaged, other_flags),
     *(other_runs_checkpoint, moved_away, replaced, foreign_names, partial_files, clocks_apart),
-    *(no_locks, epochs_raised, with_tensorboard),
+    *(no_locks, epochs_raised, with_tensorboard, removed, checkpoints_removed, other_model),
+    *(best_model_damaged, second_process, path_is_a_url),
 )
 
 
-@contextlib.contextmanager
-def quiet():
-    """Keeps back what is printed, but where something fails."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            yield
-    except BaseException:
-        print(said.getvalue())
-        raise
-
-
-def meet(folder, count, rng):
-    """Lets runs meet so many events, and come to their ends.
-
-    Args:
-        folder: for the runs.
-        count: of events, at least.
-        rng: chooses them and their moments.
-
-    Returns:
-        How often each event came, by name.
-    """
+def undisturbed(folder):
+    """A run that meets nothing: its rows, and its weights after each epoch."""
     tf.config.experimental.enable_op_determinism()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background has it ignored.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    kept = WeightsOfEpochs()
-    undisturbed = Run(folder / "undisturbed", None, None)
-    with quiet():
-        undisturbed.train(kept)
-    rows, found = undisturbed.read(), dict.fromkeys((one.__name__ for one in EVENTS), 0)
-    order, number = [], 0
-    while sum(found.values()) < count:
-        number += 1
-        run = Run(folder / f"run-{number}", rows, kept.found)
-        while not run.finished and sum(found.values()) < count:
-            order = order or rng.sample(EVENTS, len(EVENTS))
-            event = order.pop()
-            with quiet():
-                event(run, rng)
-                run.check()
-            found[event.__name__] += 1
-            progress = f"{len(run.read())} epochs"
-            print(
-                f"  {sum(found.values())}: run {number}, {event.__name__}; {progress}", flush=True
-            )
-        with quiet():
-            run.train()
-            run.check()
-        assert run.finished and len(run.read()) == EPOCHS
-        last = keras.saving.load_model(run.folder / "final.keras", compile=False)
-        for weight, expected in zip(last.get_weights(), kept.found[EPOCHS], strict=True):
-            np.testing.assert_array_equal(weight, expected)
-        print(f"run {number}: history.csv and weights are the same to the bit", flush=True)
-    return found
+    for number in (signal.SIGTERM, signal.SIGHUP):  # A shell's background has some ignored.
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    kept, run = WeightsOfEpochs(), Run(folder, None, None)
+    run.train(kept)
+    return run.read(), kept.found

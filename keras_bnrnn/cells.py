@@ -147,16 +147,16 @@ class BatchNormCell:
             normalization == "frame" or normalize_recurrent or normalize_cell_state
         ):
             raise ValueError(
-                "max_timesteps keeps normalisation statistics for each time step, but with "
-                f"normalization={normalization!r} and neither recurrent nor cell-state "
-                'normalisation nothing is normalised step by step. Use normalization="frame" or '
-                "leave max_timesteps at None."
+                "max_timesteps keeps statistics for each time step, but nothing is normalised "
+                f"step by step here (normalization={normalization!r}, no normalize_recurrent, no "
+                'normalize_cell_state). Use normalization="frame", or leave max_timesteps at None.'
             )
         _check_renorm(renorm, renorm_clipping)
         if renorm and not (normalization or normalize_recurrent or normalize_cell_state):
             raise ValueError(
-                "renorm=True changes how something is normalised, but with normalization=None and "
-                "neither recurrent nor cell-state normalisation nothing is. Leave it at False."
+                "renorm=True changes how a layer normalises, but this one normalises nothing "
+                "(normalization=None, no normalize_recurrent, no normalize_cell_state). Leave it "
+                "at False."
             )
         if synchronized and (normalize_recurrent or normalize_cell_state):
             raise ValueError(
@@ -314,6 +314,13 @@ class BatchNormCell:
     def takes_input_moments(self, training):
         """Whether the inputs are normalised with this call's moments, not the population's."""
         return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
+
+    def takes_frame_moments(self, training):
+        """Whether a training call normalises anything with the moments of each frame's rows."""
+        normalizers = self.loop_normalizers
+        if self.normalization == "frame":
+            normalizers = [self.normalizer, *normalizers]
+        return bool(training) and any(one.normalizes_by_batch(training) for one in normalizers)
 
     @property
     def projects_frames(self):

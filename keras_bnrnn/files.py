@@ -15,6 +15,7 @@ except ImportError:  # Windows, where folders are not locked.
 PARTIAL = ".partial"
 LOCK_FILE = ".lock"
 SECONDS_TO_WAIT = 120
+NUMBER = (int, float)
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # One letter is a drive of Windows.
 
 
@@ -32,6 +33,43 @@ def local_path(path: str | os.PathLike) -> Path:
     if text.startswith("~"):
         raise ValueError(f"{text} is in the home of nobody here; give the whole path")
     return Path(text)
+
+
+def misfit(value: object, form: object, name: str = "") -> str | None:
+    """Where JSON that was read is not what it should be.
+
+    Args:
+        value: what was read.
+        form: a type, or a tuple of types; `{key: form}`, an object with at least these keys;
+            `[form]`, a list of such values.
+        name: of the value.
+
+    Returns:
+        A text on the first place that is not of the form, to follow the name of the file; `None`
+        where all is.
+
+    Example:
+
+    >>> misfit({"best": {"epoch": "2"}}, {"best": {"epoch": int}})
+    "has best.epoch='2'"
+    >>> misfit({"best": {}}, {"best": {"epoch": int}})
+    'lacks best.epoch'
+    """
+    kinds = type(form) if isinstance(form, dict | list) else form
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds not in (bool, object)):
+        shown = repr(value) if len(repr(value)) < 40 else f"{repr(value)[:36]} ..."
+        return f"has {name}={shown}" if name else f"is {shown}"
+    if isinstance(form, dict):
+        of = f"{name}." if name else ""
+        missing = [f"{of}{key}" for key in form if key not in value]
+        if missing:
+            return f"lacks {', '.join(missing)}"
+        parts = ((value[key], form[key], f"{of}{key}") for key in form)
+    elif isinstance(form, list):
+        parts = ((part, form[0], f"{name}[{index}]") for index, part in enumerate(value))
+    else:
+        return None
+    return next(filter(None, (misfit(*part) for part in parts)), None)
 
 
 def lock_folder(

@@ -1,6 +1,8 @@
 """How far the statistics of mini-batches and of the population are apart."""
 
+import collections
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,7 +13,7 @@ import tensorflow as tf
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.moments import Clipping, where_enough
 from keras_bnrnn.normalization import BatchNormalizer
-from keras_bnrnn.population import collecting, inputs_of, strategy_of
+from keras_bnrnn.population import Collector, collecting, inputs_of, strategy_of
 
 # The logs' names begin with these; the layer's name follows.
 VARIANCE, MEAN = "gap_variance/", "gap_mean/"
@@ -37,8 +39,9 @@ class StatisticsGap(keras.callbacks.Callback):
     the means being over channels and over all live rows that training would normalise with these
     statistics: of their frame, in `"frame"` mode and within the loop, or of their batch. Statistics
     of fewer than two live rows are left out, as training uses the population's instead. LAYER is
-    the layer's name; `bidirectional/forward_lstm` and the like in a wrapper or a nested model; with
-    `/recurrent` and `/cell` behind it for the recurrent term and the cell state. With `renorm=True`
+    the layer's name, one that Keras gave it counted within the model;
+    `bidirectional/forward_lstm` and the like in a wrapper or a nested model; with `/recurrent` and
+    `/cell` behind it for the recurrent term and the cell state. With `renorm=True`
     these are the sizes of |log r| and |d|: the gap that nothing but the clipping lets through.
 
     The model is as before afterwards: weights, statistics, and states of stateful layers. Under
@@ -114,7 +117,7 @@ class StatisticsGap(keras.callbacks.Callback):
         return logs
 
 
-class _Meter:
+class _Meter(Collector):
     """Sums up a normaliser's gaps over live rows.
 
     Attributes:
@@ -122,7 +125,7 @@ class _Meter:
     """
 
     def __init__(self, normalizer):
-        self.normalizer = normalizer
+        super().__init__(normalizer)
         self.totals = tf.Variable(
             tf.zeros([3], tf.float64),
             trainable=False,
@@ -156,10 +159,11 @@ def named(model):
     found = {}
 
     def look_into(layer, names):
-        for part in flattened_layers(layer, include_self=False, recursive=False):
+        parts = flattened_layers(layer, include_self=False, recursive=False)
+        for part, name in zip(parts, _names(parts), strict=True):
             if not isinstance(part, BatchNormalizer):
                 inner = part is getattr(layer, "cell", None)
-                look_into(part, names if inner else [*names, part.name])
+                look_into(part, names if inner else [*names, name])
             elif part not in found.values():
                 add("/".join(filter(None, [*names, part.prefix.strip("_")])), part)
 
@@ -172,6 +176,22 @@ def named(model):
 
     look_into(model, [])
     return found
+
+
+def _names(layers):
+    """The layers' names, with a count of their own where Keras counts layers.
+
+    Keras's goes on from model to model, so that one made once more would have other names.
+    """
+    counts = collections.Counter()
+    for layer in layers:
+        name = re.sub(r"_\d+$", "", layer.name)
+        kind = re.sub(r"^(forward|backward)_", "", name).replace("_", "")
+        if kind != type(layer).__name__.lower():  # The user's name.
+            yield layer.name
+            continue
+        yield f"{name}_{counts[name]}" if counts[name] else name
+        counts[name] += 1
 
 
 def _dealt_out(x, strategy):

@@ -4,6 +4,8 @@ The projection of the inputs depends on no hidden state, so it and its normalisa
 the time loop: one matrix product for all frames, and a loop that does the recurrent term only.
 """
 
+import warnings
+
 import keras
 import tensorflow as tf
 
@@ -23,6 +25,9 @@ from keras_bnrnn.recurrence.routes import Call, run, swap_time_and_batch
 
 # What a layer in keras.layers takes beside the arguments of its cell.
 _LAYER_ARGUMENTS = {*named_parameters(keras.layers.RNN), "activity_regularizer", "use_cudnn"}
+
+# Statistics of fewer rows are mostly noise; with two, every normalised value is -1 or 1.
+ENOUGH_ROWS = 8
 
 
 def _rolled(x, shift):
@@ -100,6 +105,7 @@ class BatchNormRNN(keras.layers.RNN):
         # Keras releases after 3.15 switch this off for RNN, and masks would stop here.
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
+        self._warned_of_few_rows = False
         if takes_use_cudnn:
             if use_cudnn not in ("auto", True, False):
                 raise ValueError(
@@ -109,7 +115,27 @@ class BatchNormRNN(keras.layers.RNN):
             if use_cudnn in ("auto", True) and cudnn.available(cell, self.unroll):
                 self.supports_jit = False  # As in Keras: XLA does not have the kernel.
 
+    def _warn_of_few_rows(self, rows, training):
+        """Warns, once, where each frame is normalised over too few rows, as far as is known."""
+        if rows and self.synchronized:
+            rows *= tf.distribute.get_strategy().num_replicas_in_sync
+        if (
+            rows
+            and rows < ENOUGH_ROWS
+            and not self.renorm
+            and not self._warned_of_few_rows
+            and self.cell.takes_frame_moments(training)
+        ):
+            self._warned_of_few_rows = True
+            warnings.warn(
+                f"Each time step is normalised over the {rows} rows of a batch. Statistics of "
+                f"fewer than {ENOUGH_ROWS} rows are mostly noise. Use larger batches or "
+                'renorm=True; for the inputs alone, normalization="sequence" helps too.',
+                stacklevel=2,
+            )
+
     def inner_loop(self, sequences, initial_state, mask, training=False):
+        self._warn_of_few_rows(sequences.shape[0], training)
         # Wrappers such as TimeDistributed come here under a scope of their own, and a policy that
         # is set on a layer leaves its cell's, as in Keras. Keras casts what comes out.
         with autocast_scope(self.cell.compute_dtype):

@@ -16,18 +16,37 @@ from keras_bnrnn.normalization import SETTLED, BatchNormalizer
 FIT_BATCH_SIZE = 32  # into which `keras.Model.fit` cuts arrays
 
 
-class _Collector:
-    """Pools the moments of many calls, in float64."""
-
-    clipping = None  # The old statistics have no say in the new ones.
+class Collector:
+    """Takes a normaliser's moments in a pass (see `collecting`), and does nothing with them."""
 
     def __init__(self, normalizer):
         self.normalizer = normalizer
+
+    @property
+    def clipping(self):
+        """The bounds of the renormalisation in the pass, `None` for none: as in training."""
+        return self.normalizer.clipping
+
+    def add(self, batch, first_time):
+        """Takes a call's moments; see `BatchNormalizer.update`."""
+
+
+class _Pool(Collector):
+    """Pools the moments of many calls, in float64."""
+
+    def __init__(self, normalizer):
+        super().__init__(normalizer)
+        self._trained = normalizer.updates is not None and np.any(normalizer.updates)
         shape = normalizer.moving_mean.shape
         shapes = Moments(shape, shape, (*shape[:-1], 1))
         self.moments = Moments(
             *(tf.Variable(tf.zeros(shape, tf.float64), trainable=False) for shape in shapes)
         )
+
+    @property
+    def clipping(self):
+        """Nothing was trained with initial statistics."""
+        return super().clipping if self._trained else None
 
     def add(self, batch, first_time):
         batch = self.normalizer.joined(batch, first_time)
@@ -45,11 +64,15 @@ def recalibrate(
     """Replaces every population statistic in a model by the exact one over a dataset.
 
     One pass over `dataset`, in which the batch-normalised recurrent layers normalise with the
-    statistics of each mini-batch and everything else runs at `training=False`. Then each layer's
+    statistics of each mini-batch, with `renorm=True` corrected by the population's as in training,
+    and everything else runs at `training=False`. Then each layer's
     moving mean and variance become the pooled mean and the biased variance of all live frames of
     the pass; where statistics are kept for each time step, of that step's (a step that no sequence
     reaches keeps what it had). Use it after a training too short for the moving averages to have
     forgotten their initial values, and before folding or exporting.
+
+    With `renorm=True` the statistics of a recurrent term or a cell state are part of what was
+    learnt, so that exact ones may well be worse: compare before and after.
 
     All other variables, states of stateful layers among them, are as before afterwards. If the
     pass fails nothing has changed.
@@ -95,7 +118,7 @@ def recalibrate(
             f"{model.name!r} has no batch-normalised recurrent layer, so there is nothing to "
             "recalibrate. (keras.layers.BatchNormalization is left to Keras.)"
         )
-    with collecting(model, map(_Collector, normalizers)):
+    with collecting(model, map(_Pool, normalizers)):
         # A new function, so that nothing traced earlier is run and nothing traced here is kept.
         run = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
         progress = keras.utils.Progbar(length, unit_name="batch", verbose=verbose)
@@ -127,6 +150,11 @@ def begin_from(model: keras.Model, make_dataset: Callable[[], Iterable[Any]]) ->
 def normalizers_of(model):
     """The normalisers of all layers and cells in a model."""
     return [layer for layer in flattened_layers(model) if isinstance(layer, BatchNormalizer)]
+
+
+def normalizing_by_batch(model):
+    """A context in which calls at `training=False` normalise as in training, and move nothing."""
+    return collecting(model, map(Collector, normalizers_of(model)))
 
 
 @contextlib.contextmanager

@@ -25,6 +25,11 @@ the bias; all else is as it stands.
 
 Over the rows of several replicas n and all sums above are sums over replicas. The gradients of W,
 bias and gamma are each replica's share.
+
+Few features may move together (prices), and then W^T C W, the products of x_c with a kernel of
+differences, and x_c^T da are small differences of large sums. There the forms are given inputs
+that are not correlated, y = x_c T, and V = T^-1 W, which make the same a; see
+`_Normalization.decorrelated`.
 """
 
 import numpy as np
@@ -46,10 +51,29 @@ from keras_bnrnn.moments import (
 # passes over all pre-activations that they save (measured on 2 cores of 450 GFLOP/s).
 SCATTER_LIMIT = 25
 
-# Where features move together, W^T C W is a small difference of large sums, and loses as many
-# digits as sum(a^2) is below what it would be without correlation. With so much of it left, in
-# units of the rounding, errors stay below 1e-3; with less the features are decorrelated first.
+# The least share of large sums that their difference keeps, in units of the rounding. With so much
+# errors stay below 1e-3; with less the features are decorrelated first.
 LEAST_LEFT = 2**13
+
+# So few channels count as more, where it is asked whether features are few.
+LEAST_CHANNELS = 40
+
+
+def _cancels(C, W, CW):
+    """Whether rows of scatter matrix C leave little of their products with W, or of W's gradient.
+
+    The gradient is made of what of each feature is orthogonal to a product.
+    """
+    least = LEAST_LEFT * np.finfo(C.dtype.as_numpy_dtype).eps
+    variances = tf.linalg.diag_part(C)[:, tf.newaxis]
+    largest = tf.reduce_max(variances)
+    variances, CW = (tf.math.divide_no_nan(value, largest) for value in (variances, CW))
+    squares = tf.reduce_sum(W * CW, 0)
+    cancels = squares < least * tf.reduce_sum(tf.square(W) * variances, 0)
+    if C.shape[0] > 1:  # Of a single feature nothing is orthogonal.
+        left = variances - tf.math.divide_no_nan(tf.square(CW), squares)
+        cancels |= tf.reduce_max(left, 0) < least * tf.reduce_max(variances)
+    return tf.reduce_any(cancels)
 
 
 def frame_sums(a, b):
@@ -161,11 +185,12 @@ def normalized_projection(
         z, batches = zip(*parts, strict=True)
         return tf.concat(z, -1), side_by_side(batches)
     features, channels = kernel.shape
+    few = features**2 <= SCATTER_LIMIT * max(channels, LEAST_CHANNELS)
     normalization = _Normalization(population, mask, axes, epsilon, renorm, synchronized)
-    if axes == OVER_SEQUENCE and features**2 <= SCATTER_LIMIT * channels:
+    if axes == OVER_SEQUENCE and few:
         *folded, batch = normalization.fold(x, kernel, bias, gamma)
         return wide_product(*folded), batch
-    return normalization.normalize(x, kernel, bias, gamma)
+    return normalization.normalize(x, kernel, bias, gamma, decorrelate=few)
 
 
 def folded_projection(
@@ -204,34 +229,33 @@ class _Normalization:
         def fold(x, W, bias, gamma):
             wide_W = tf.cast(W, wide)
             x_c, means, n = self.centre(x)
-            (x_c, V, CV), as_given = self.scatter(x, x_c, means, n, wide_W)
-            squares = tf.reduce_sum(V * CV, 0)
-            batch = self.moments(sum(means), squares, n, wide_W)
+            (y, V, mean, CV), x_back, W_back = self.decorrelated(x, x_c, means, n, wide_W)
+            batch = self.moments(mean, tf.reduce_sum(V * CV, 0), n)
             s, b, derivative = self.affine(batch, bias, gamma)
 
-            def gradient(d_x, x_dz, d_sum, *_):
-                d_dot = tf.reduce_sum(V * x_dz, 0)
+            def gradient(d_y, y_dz, d_sum, *_):
+                d_dot = tf.reduce_sum(V * y_dz, 0)
                 k, c, d_bias, d_gamma = derivative(d_sum, d_dot)
-                d_V = s * (x_dz + k * CV)
+                d_V = self.orthogonal(s * (y_dz + k * CV), V, s * d_dot, batch)
                 square = tf.matmul(V * (k * s), V, transpose_b=True)
                 shift = product(c, tf.transpose(V))
-                d_x += product(x_c, tf.cast(square, x.dtype), tf.cast(shift, x.dtype))
-                d_x, d_W = as_given(d_x, d_V)
-                return self.live(d_x), tf.cast(d_W, W.dtype), d_bias, d_gamma
+                d_y += product(y, tf.cast(square, x.dtype), tf.cast(shift, x.dtype))
+                return self.live(x_back(d_y)), tf.cast(W_back(d_V), W.dtype), d_bias, d_gamma
 
-            return (x_c, V * s, b, *batch), gradient
+            return (y, V * s, b, *batch), gradient
 
         x_c, folded, b, *batch = fold(x, kernel, bias, gamma)
         return x_c, folded, b, Moments(*map(tf.stop_gradient, batch))
 
-    def scatter(self, x, x_c, means, n, W):
-        """x_c, W and C W; where these would cancel, x_c T for x_c and T^-1 W for W.
+    def decorrelated(self, x, x_c, means, n, W):
+        """y = x_c T, V = T^-1 W, the mean of x W, and y^T y V.
 
-        They make the same a. T, a constant to all derivatives, decorrelates the features; it is
-        worked out in float64, as is all that cancels.
+        Where nothing cancels y is x_c itself. T is a constant to all derivatives. It is worked out
+        in float64, as is all that cancels.
 
         Returns:
-            These three; and what leads from the gradients for the first two to those for x_c and W.
+            These four; a function of the gradient for y that makes of it that for x_c, and one
+            that does so for V and W.
         """
 
         def products(x, W):
@@ -239,10 +263,9 @@ class _Normalization:
             C = tf.matmul(rows, rows, transpose_a=True)
             return C, C @ W
 
+        unit = tf.eye(W.shape[0], dtype=tf.float64)
         C, CW = products(x_c, W)
-        uncorrelated = tf.linalg.matvec(tf.square(W), tf.linalg.diag_part(C), transpose_a=True)
-        least = LEAST_LEFT * np.finfo(W.dtype.as_numpy_dtype).eps
-        cancels = tf.reduce_any(tf.reduce_sum(W * CW, 0) < least * uncorrelated)
+        cancels = _cancels(C, W, CW)
 
         def decorrelated():
             exact = tf.cast(x, tf.float64)
@@ -251,33 +274,58 @@ class _Normalization:
             else:
                 mean, _ = live_mean(exact, self.mask, self.axes)
             exact = self.less(exact, mean, n)
-            rows = _rows(exact)
-            C = tf.matmul(rows, rows, transpose_a=True) / tf.cast(tf.shape(rows)[0], tf.float64)
-            unit = tf.eye(W.shape[0], dtype=C.dtype)
+            rows = _rows(exact) / tf.sqrt(tf.cast(tf.size(exact[..., 0]), tf.float64))
+            length = tf.norm(rows, axis=0)
+            length = tf.where(length > 0, length, tf.ones_like(length))
+            rows /= length
             # With what float32 inputs do not hold, as features may depend on each other.
-            L = tf.linalg.cholesky(C + (1e-12 * tf.linalg.trace(C) + 1e-30) * unit)
+            L = tf.linalg.cholesky(tf.matmul(rows, rows, transpose_a=True) + 1e-12 * unit)
+            L *= length[:, tf.newaxis]
             inverse = tf.stop_gradient(tf.transpose(L))
             T = tf.stop_gradient(tf.linalg.triangular_solve(inverse, unit, lower=False))
             y = tf.cast(product(exact, T), x_c.dtype)
-            V = tf.cast(inverse @ tf.cast(W, inverse.dtype), W.dtype)
-            return y, V, products(y, V)[1], T, inverse
+            exact_W = tf.cast(W, tf.float64)
+            V, W_mean = (tf.cast(product(v, exact_W), W.dtype) for v in (inverse, mean))
+            return y, V, W_mean, products(y, V)[1], T, inverse
 
         def as_it_is():
-            unchanged = tf.eye(W.shape[0], dtype=tf.float64)
-            return x_c, W, CW, unchanged, unchanged
+            return x_c, W, product(sum(means), W), CW, unit, unit
 
         *found, T, inverse = tf.cond(cancels, decorrelated, as_it_is)
 
-        def as_given(d_y, d_V):
-            def back():
+        def x_back(d_y):
+            back = tf.cast(tf.transpose(T), d_y.dtype)
+            return tf.cond(cancels, lambda: product(d_y, back), lambda: d_y)
+
+        def W_back(d_V):
+            def as_given():
                 d_W = tf.matmul(inverse, tf.cast(d_V, inverse.dtype), transpose_a=True)
-                return product(d_y, tf.cast(tf.transpose(T), d_y.dtype)), tf.cast(d_W, d_V.dtype)
+                return tf.cast(d_W, d_V.dtype)
 
-            return tf.cond(cancels, back, lambda: (d_y, d_V))
+            return tf.cond(cancels, as_given, lambda: d_V)
 
-        return found, as_given
+        return found, x_back, W_back
 
-    def normalize(self, x, kernel, bias, gamma):
+    def orthogonal(self, d_V, V, dot, batch):
+        """The gradient of V without the error in V's own direction, where most of it is.
+
+        The length of V changes nothing, but for epsilon: V^T dV is sum(s dz a) times its share of
+        the variance. Of one replica's share of the gradient this is not true.
+
+        Args:
+            d_V: `[features, channels]`, as computed.
+            V: As well.
+            dot: s sum(dz a) of each statistic.
+            batch: `Moments` of these statistics.
+        """
+        if self.synchronized:
+            return d_V
+        share = self.epsilon / (batch.variance + self.epsilon)
+        dot = _rows(dot * where_enough(batch.count, share, tf.ones_like(share)))
+        excess = tf.reduce_sum(V * d_V, 0) - tf.reduce_sum(dot, 0)
+        return d_V - V * tf.math.divide_no_nan(excess, tf.reduce_sum(tf.square(V), 0))
+
+    def normalize(self, x, kernel, bias, gamma, decorrelate):
         """With the array a; see `normalized_projection`."""
         wide = statistics_dtype(x.dtype)
 
@@ -289,8 +337,12 @@ class _Normalization:
         def normalize(x, W, bias, gamma):
             wide_W = tf.cast(W, wide)
             x_c, means, n = self.centre(x)
-            a = product(x_c, W)
-            batch = self.moments(sum(means), total_product(a, a), n, wide_W)
+            if decorrelate:
+                (y, V, mean, _), _, W_back = self.decorrelated(x, x_c, means, n, wide_W)
+            else:
+                y, V, mean = x_c, wide_W, product(sum(means), wide_W)
+            a = product(y, tf.cast(V, x.dtype))
+            batch = self.moments(mean, total_product(a, a), n)
             s, b, derivative = self.affine(batch, bias, gamma, tf.shape(x)[0])
             z = tf.cast(tf.cast(a, wide) * self.spread(s) + self.spread(b), x.dtype)
 
@@ -300,7 +352,9 @@ class _Normalization:
                 k, c, d_bias, d_gamma = derivative(d_sum, d_dot)
                 # In this order one array less is made than in dz s + a k.
                 da = (dz_wide + tf.cast(a, wide) * self.spread(k)) * self.spread(s)
-                d_W = tf.matmul(tf.cast(_rows(x_c), wide), _rows(da), transpose_a=True)
+                d_W = tf.matmul(tf.cast(_rows(y), wide), _rows(da), transpose_a=True)
+                if decorrelate:
+                    d_W = W_back(self.orthogonal(d_W, V, s * d_dot, batch))
                 da = tf.cast(da, x.dtype)
                 shift = tf.cast(product(c, tf.transpose(wide_W)), x.dtype)
                 d_x = product(da, tf.transpose(W)) + self.spread(shift)
@@ -334,11 +388,11 @@ class _Normalization:
         """A value for all frames, or one for each, to meet `[time, batch, channels]`."""
         return value if len(value.shape) == 1 else value[:, tf.newaxis]
 
-    def moments(self, x_mean, squares, n, W):
-        """Of x W, from the mean of x and this replica's sum(a^2)."""
+    def moments(self, mean, squares, n):
+        """Of x W, from its mean and this replica's sum(a^2)."""
         squares = over_replicas(squares, self.synchronized)
         variance = where_enough(n, tf.maximum(squares, 0.0) / tf.maximum(n, 1.0))
-        return Moments(product(x_mean, W), variance, n)
+        return Moments(mean, variance, n)
 
     def affine(self, batch, bias, gamma, timesteps=None):
         """s and b of z = s a + b, and what leads from sum(dz) and sum(dz a) to k, c, dbias, dgamma.

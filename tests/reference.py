@@ -63,6 +63,7 @@ class Options:
     reset_after: bool = True
     go_backwards: bool = False
     zero_output_for_mask: bool = False
+    recalibrating: bool = False
 
     @classmethod
     def of(cls, kind, **kwargs):
@@ -211,7 +212,8 @@ class Normalizer:
         r, d = 1.0, 0.0
         if rows is not None:
             batch_mean, batch_deviation = self._mean_and_deviation(*_moments(rows))
-            if self.options.renorm:
+            trained = self.updates.any() or not self.options.recalibrating
+            if self.options.renorm and trained:
                 bounds = self.options.renorm_clipping or {}
                 # Of the real parts, which a complex step does not move.
                 r = (batch_deviation / deviation).real
@@ -352,12 +354,12 @@ def exact_statistics(options, weights, batches):
     """What `recalibrate` assigns: pooled moments of every live frame of (x, mask) batches.
 
     The batches are seen with batch statistics; frames too few to normalise by themselves are
-    live all the same, and count. Renormalisation would see the statistics that are replaced.
+    live all the same, and count. Renormalisation is as in training, once there are statistics.
     """
     norms = {}
-    plain = dataclasses.replace(options, renorm=False)
+    recalibrating = dataclasses.replace(options, recalibrating=True)
     for x, mask in batches:
-        model = _run(plain, weights, x, mask, None, training=True)[0]
+        model = _run(recalibrating, weights, x, mask, None, training=True)[0]
         for norm in model.norms:
             norms.setdefault(norm.prefix, []).append(norm)
     result = {}

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 import keras_bnrnn
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FOLDERS = (".", "benchmarks", "docs", "results")
+FOLDERS = (".", "benchmarks", "docs", "docs/notebooks", "docs/reference", "results")
 PAGES = [page for folder in FOLDERS for page in (REPOSITORY / folder).glob("*.md")]
 
 
@@ -56,8 +56,8 @@ def test_the_description_links_to_nothing_that_an_index_lacks(arguments):
     assert relative_links(read("README.md"))
     assert relative_links(description) == []
     assert "(https://arxiv.org/abs/1510.01378)" in description
-    assert "`docs/CHOOSING.md` says which mode" in description
-    assert "*Picture `docs/demo.png`: The same curves for synthetic speech.*" in description
+    assert "Choosing a mode (`docs/CHOOSING.md`) has the reasons" in description
+    assert "*Picture `results/digits-speech.png`: Frame-wise cross-entropy and" in description
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -67,7 +67,7 @@ def test_links_between_pages_lead_to_files(page):
 
 
 @pytest.mark.parametrize(
-    "constraints,extras", [("tf221", ["dev", "onnx", "litert"]), ("tf216", ["dev", "tfio"])]
+    "constraints,extras", [("tf221", ["dev", "docs", "onnx", "litert"]), ("tf216", ["dev", "tfio"])]
 )
 def test_each_environment_pins_what_the_package_asks_for(arguments, constraints, extras):
     pins = dict(
@@ -122,7 +122,13 @@ def test_the_sdist_holds_what_its_pages_name(distributions):
         for link in relative_links(read(page))
     ]
     assert [name for name in named if name not in names] == []
-    assert {"Makefile", "constraints/tf221.txt", "training/demo.py", "tests/conftest.py"} <= names
+    assert {
+        "Makefile",
+        "mkdocs.yml",
+        "constraints/tf221.txt",
+        "training/demo.py",
+        "tests/conftest.py",
+    } <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 

@@ -9,6 +9,7 @@ import conformance
 import keras_bnrnn
 import reference
 from conformance import BATCH, FEATURES, MAIN_CASES, TIME, UNITS, assert_all_close
+from keras_bnrnn import population
 
 NORMALIZED = [case for case in MAIN_CASES if case.normalized]
 
@@ -61,6 +62,24 @@ def test_inference_then_answers_as_training_did(kind):
     inference = model(x, training=False)
     np.testing.assert_allclose(inference, model(x, training=True), rtol=0, atol=1e-9)
     layer.set_weights(before)
+
+
+def test_a_layer_above_a_renormalised_one_sees_what_it_sees_in_training():
+    """That is what it sees at inference; statistics of a frame alone would be another function."""
+    case = conformance.find("lstm-frame_renorm")
+    rng = np.random.default_rng(4)
+    below, above = case.layer(return_state=False), case.layer(return_state=False)
+    model = _model(below, above)
+    conformance.set_weights(below, case.weights(rng) | {"updates": np.array([3.0])})
+    x = 10.0 + rng.normal(size=(1, TIME, 1)) + rng.normal(size=(BATCH, TIME, FEATURES))
+    between = below(x)
+    with population.normalizing_by_batch(model):
+        assert_all_close(below(x), between, atol=1e-9)
+    keras_bnrnn.recalibrate(model, [x], verbose=0)
+    rows = between.numpy().reshape(-1, UNITS) @ above.cell.kernel.numpy()
+    normalizer = above.cell.normalizer
+    found = [normalizer.moving_mean.numpy(), normalizer.moving_variance.numpy()]
+    assert_all_close(found, [rows.mean(axis=0), rows.var(axis=0)], atol=1e-9)
 
 
 def test_layers_of_a_stack_see_each_other_on_batch_statistics():

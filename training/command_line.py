@@ -16,20 +16,21 @@ if __name__ == "__main__":
 ```
 """
 
+from interrupts import INTERRUPTED  # isort: skip  First, for Ctrl-C from then on.
 import ctypes
+import importlib.util
 import json
 import logging
 import math
 import os
-import re
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 import absl.logging
 from absl import app, flags
 
-INTERRUPTED = "interrupted: the same command continues"
 MODELS = ("baseline", "batch_norm")
 # As a shell has them for a process that a signal ended.
 EXIT_BY_SIGNAL = 128
@@ -39,27 +40,29 @@ STOPPING = [
 ]  # Ctrl-C is Python's.
 PARENT = "KERAS_BNRNN_PARENT"
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # One letter is a drive of Windows.
 
 
-def explain_interrupts(kind, error, traceback, others=sys.excepthook):
-    """Python's last resort: no traceback for Ctrl-C while there is nothing to save."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(INTERRUPTED, file=sys.stderr)
-    else:
-        others(kind, error, traceback)
+def module_by_file(name):
+    """A module of keras_bnrnn that needs no Keras, by its file, for its package imports Keras."""
+    path = Path(__file__).resolve().parent.parent / "keras_bnrnn" / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-# Scripts import this module before TensorFlow, which takes seconds.
-sys.excepthook = explain_interrupts
+files = module_by_file("files.py")
 
 
 class CommandError(Exception):
     """Something the caller of a script can put right; printed as one line, without a traceback."""
 
 
-class Stopped(Exception):
-    """The script was told by a signal to stop and has; printed as one line."""
+class Stopped(BaseException):
+    """The script was told by a signal to stop and has; printed as one line.
+
+    As KeyboardInterrupt no `Exception`: what goes on after any error of a file must not go on now.
+    """
 
     def __init__(self, message, number=signal.SIGTERM):
         super().__init__(message)
@@ -69,8 +72,7 @@ class Stopped(Exception):
 class PathParser(flags.ArgumentParser):
     """Expands `~`; refuses URLs, which would become local folders, unless they may be `remote`.
 
-    As `keras_bnrnn.files.local_path`, which not every script has. `several` may be separated by
-    commas.
+    `several` may be separated by commas.
     """
 
     def __init__(self, remote=False, several=False):
@@ -83,13 +85,21 @@ class PathParser(flags.ArgumentParser):
 
     def _parse_one(self, argument):
         path = os.path.expanduser(argument)
-        if URL.match(path) and not self.remote:
+        if files.URL.match(path) and not self.remote:
             raise ValueError(
                 "this is a URL; name a path of this machine, which may be a mounted one"
             )
         if path.startswith("~"):
             raise ValueError("this is the home of nobody here; give the whole path")
         return path
+
+
+def path_argument(text):
+    """A positional argument that is a path, as a `PathParser` makes it."""
+    try:
+        return PathParser().parse(text)
+    except ValueError as error:
+        raise CommandError(f"{text}: {error}") from None
 
 
 def define_path(name, default, help_text, flag_values, **kinds):
@@ -127,17 +137,16 @@ def define_run_flags(flag_values):
         "strategy",
         "auto",
         STRATEGIES,
-        "auto: multi_worker where TF_CONFIG names several machines, else MirroredStrategy over all "
-        "visible GPUs where there are two or more; none: one device; mirrored: MirroredStrategy "
-        "over whatever there is; multi_worker: MultiWorkerMirroredStrategy over the workers of "
-        "TF_CONFIG, each started with the same command and a shared --output_dir.",
+        "none: one device. mirrored: all devices of this machine. multi_worker: the machines that "
+        "TF_CONFIG names; start the same command on each, with a shared --output_dir. auto: "
+        "multi_worker with such a TF_CONFIG, mirrored with two GPUs or more, else none.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "synchronized",
         True,
-        "With several devices: moments of the normalisation over all of them, so that the result "
-        "is that of one device. false: each device normalises its own share, without waiting.",
+        "Several devices normalise over all their rows together, and the result is that of one "
+        "device. false: each normalises its own share, without waiting.",
         flag_values=flag_values,
     )
     flags.DEFINE_enum(
@@ -156,7 +165,7 @@ def define_run_flags(flag_values):
     flags.DEFINE_integer(
         "steps_per_execution",
         1,
-        "Steps between two returns to Python. More than 1 not with several devices.",
+        "Steps between two returns to Python. With several devices it must be 1.",
         lower_bound=1,
         flag_values=flag_values,
     )
@@ -169,31 +178,31 @@ def define_run_flags(flag_values):
     flags.DEFINE_integer(
         "checkpoint_steps",
         1000,
-        "Write a checkpoint after this many steps of an epoch and before its evaluation, besides "
-        "that at its end; 0: only that.",
+        "Write a checkpoint after every so many steps of an epoch, and before its evaluation. 0: "
+        "only at the end of an epoch.",
         lower_bound=0,
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "tensorboard",
         False,
-        "Write losses, metrics, the gaps between batch and population statistics, learning rate, "
-        "gradient norm, histograms of gamma and moving variances, and the input pipeline's share "
-        "of the time into OUTPUT_DIR/tensorboard.",
+        "Write files for TensorBoard into OUTPUT_DIR/tensorboard: losses, metrics, the gaps "
+        "between batch and population statistics, learning rate, gradient norm, histograms of "
+        "gamma and moving variances, and the input pipeline's share of the time.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "restart",
         False,
-        "Start again where every checkpoint of a run is damaged or gone. Its models and tables are "
-        "moved to OUTPUT_DIR/damaged-1 first; a whole checkpoint is gone on from.",
+        "Start again if every checkpoint of a run is damaged or gone. Its models and tables move "
+        "to OUTPUT_DIR/damaged-1 first. If one checkpoint is whole, the run goes on from there.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "renorm",
         False,
-        "Of batch_norm: batch renormalisation; training then normalises with the population "
-        "statistics, as inference does, and only the gradient is the mini-batch's.",
+        "Of batch_norm: batch renormalisation. Training then normalises with the population's "
+        "statistics, as inference does. Only the gradient is the mini-batch's.",
         flag_values=flag_values,
     )
     flags.DEFINE_float(
@@ -229,8 +238,9 @@ def define_normalization_flags(flag_values):
         "normalization",
         "frame",
         ["frame", "sequence"],
-        "Of batch_norm. frame: each time step over the rows of the batch; sequence: all time steps "
-        "at once, so that later ones enter earlier ones (a language model must not train so).",
+        "Of batch_norm. frame: each time step over the rows of the batch. sequence: all time steps "
+        "at once; an output then knows of later steps, so the training figures of a language model "
+        "mean nothing.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -346,17 +356,17 @@ def stop(number, frame):
     raise Stopped(f"{signal.Signals(number).name}; the same command continues", number)
 
 
-def read_json(path, keys):
-    """A file that holds an object with these keys; a `CommandError` where it does not."""
+def read_json(path, form):
+    """What a file of JSON holds; a `CommandError` where it is not of this form (see `misfit`)."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CommandError(f"{path} is missing; put a copy of it back") from None
     except ValueError as error:
         raise CommandError(f"{path} is damaged ({error}); put a copy of it back") from None
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise CommandError(f"{path} lacks {', '.join(missing)}; put a copy of it back")
+    wrong = files.misfit(found, form)
+    if wrong:
+        raise CommandError(f"{path} {wrong}; put a copy of it back")
     return found
 
 

@@ -8,17 +8,16 @@ train_pixels.py (loss and error). The picture has a panel per measure, dashed fo
 for validation, as in the paper's figures. It is written to compare.png in --output_dir.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_history, read_results
 from paper.curves import COLORS, MODEL_COLORS, Curve, draw_curves
-from recipes.tasks import task_of
+from recipes.tasks import read_epochs
 
 PICTURE_FILE = "compare.png"
 
@@ -35,6 +34,7 @@ class Run:
     path: Path
     label: str
     model: str
+    task: type
     rows: list
     results: dict
 
@@ -46,7 +46,7 @@ class Run:
 def main(argv):
     if len(argv) < 2:
         raise CommandError("no run is named; give the --output_dir of one or more training runs")
-    runs = read_runs(argv[1:])
+    runs = read_runs([command_line.path_argument(path) for path in argv[1:]])
     measures = common_measures(runs)
     print(table(runs, measures))
     print()
@@ -64,29 +64,26 @@ def read_runs(paths):
     Two runs of different models are called by their models, as far as that tells them apart; any
     others by their folders.
     """
-    contents = [(Path(path), read_results(path), read_history(path)) for path in paths]
+    contents = [read_epochs(path, {"model": str}) for path in paths]
     models = [results["model"] for _, results, _ in contents]
     by_model = len(set(models)) == len(models)
-    labels = models if by_model else [str(path) for path, _, _ in contents]
+    labels = models if by_model else [str(Path(path)) for path in paths]
     if len(set(labels)) < len(labels):
         raise CommandError(f"the same folder is named twice: {' '.join(map(str, paths))}")
     return [
-        Run(path, label, results["model"], rows, results)
-        for label, (path, results, rows) in zip(labels, contents, strict=True)
+        Run(Path(path), label, results["model"], task, rows, results)
+        for path, label, (task, results, rows) in zip(paths, labels, contents, strict=True)
     ]
 
 
 def common_measures(runs):
     """The measures of the task that all runs are of."""
-    tasks = [task_of(run.results) for run in runs]
-    if len(set(tasks)) > 1:
+    if len({run.task for run in runs}) > 1:
         raise CommandError(
             "the runs cannot be compared: "
-            + ", ".join(
-                f"{run.path} is of {task.script}" for run, task in zip(runs, tasks, strict=True)
-            )
+            + ", ".join(f"{run.path} is of {run.task.script}" for run in runs)
         )
-    return tasks[0].measures
+    return runs[0].task.measures
 
 
 def table(runs, measures):

@@ -8,6 +8,7 @@ afterwards. Frames are labelled with a third of a phone, not with states of trip
 take longer to tell apart.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import os
 import shlex
 import shutil
@@ -19,7 +20,6 @@ from absl import flags
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # Before TensorFlow is imported.
 
-import command_line
 from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances

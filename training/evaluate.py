@@ -14,7 +14,6 @@ import command_line  # isort: skip  First, for Ctrl-C while the others are impor
 import json
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
@@ -24,12 +23,13 @@ from keras_bnrnn import recalibrate
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model, read_results
+from keras_bnrnn.fit.run_folder import best_model
+from keras_bnrnn.population import normalizing_by_batch
 from recipes.language_model import reset_states
 from recipes.language_task import define_text_files
 from recipes.speech_task import SpeechTask
-from recipes.tasks import EVALUATION_FILE, task_of
-from recipes.training import unchanged
+from recipes.tasks import EVALUATION_FILE, read_run
+from recipes.training import check_config, unchanged
 
 FLAGS = flags.FlagValues()
 command_line.define_path("run_dir", None, "Output folder of a training script.", FLAGS)
@@ -41,11 +41,13 @@ define_text_files(FLAGS)
 
 def main(argv):
     run_dir = Path(command_line.require_flag(FLAGS, "run_dir"))
-    results = read_results(run_dir)
+    kind, results = read_run(run_dir, {"model": str})
     path = best_model(run_dir, results)
-    kind = task_of(results)
     if kind is SpeechTask:
         command_line.require_flag(FLAGS, "data_dir")
+    described = {kind.data: {"sha256": str}} if kind.data else {}
+    form = dict.fromkeys(kind.setting_names, object) | kind.setting_forms | described
+    check_config(run_dir, results["config"], form)
     task = kind(results["config"], kind.data_of(FLAGS))
     check_data(task, results)
     model = task.load_model(path)
@@ -55,9 +57,9 @@ def main(argv):
         **task.more_scores(infer),
     }
     if results["model"] == "batch_norm":
-        without_dropout(model)
-        on_batches = function_of(model, task, training=True)
-        found["batch_statistics"] = score(model, on_batches, task, "batch statistics")
+        with normalizing_by_batch(model):
+            on_batches = function_of(model, task)
+            found["batch_statistics"] = score(model, on_batches, task, "batch statistics")
         print("recalibrating over the training split", flush=True)
         recalibrate(model, task.batches("train"), verbose=command_line.fit_verbosity())
         found["recalibrated"] = score(model, infer, task, "recalibrated")
@@ -82,10 +84,10 @@ def check_data(task, results):
         )
 
 
-def function_of(model, task, training=False):
+def function_of(model, task):
     """The model as a function that is traced once, whatever the batches' shapes."""
     inputs = task.batches(task.valid).element_spec[0]
-    return tf.function(lambda x: model(x, training=training), input_signature=[inputs])
+    return tf.function(lambda x: model(x, training=False), input_signature=[inputs])
 
 
 def score(model, call, task, title):
@@ -98,13 +100,6 @@ def score(model, call, task, title):
             for metric in metrics.values():
                 metric.update_state(y, logits, sample_weight=weights)
     return {name: float(metric.result()) for name, metric in metrics.items()}
-
-
-def without_dropout(model):
-    """Switches dropout off, so that training differs from inference by the statistics alone."""
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Dropout):
-            layer.rate = 0.0
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ from command_line import CommandError
 from keras_bnrnn import fold_batch_norm, serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model, read_results
+from keras_bnrnn.fit.run_folder import RESULTS_FILE, best_model
 from keras_bnrnn.folding import FoldingError
 from keras_bnrnn.serving.litert import QUANTIZATIONS
 from keras_bnrnn.serving.runtimes import FORMATS
 from keras_bnrnn.serving.saved_model import MODEL_CARD_FILE
-from recipes.tasks import task_of
+from recipes.tasks import check_results, read_run
 
 FLAGS = flags.FlagValues()
 command_line.define_path(
@@ -69,8 +69,11 @@ flags.DEFINE_enum(
 def main(argv):
     run_dir = Path(command_line.require_flag(FLAGS, "run_dir"))
     output_dir = Path(command_line.require_flag(FLAGS, "output_dir"))
-    results = read_results(run_dir)
-    described = task_of(results).served(run_dir, results)
+    kind, results = read_run(run_dir)
+    if kind.exported:
+        form = {"model": str, "criterion": str, "best": dict, "versions": dict}
+        check_results(run_dir / RESULTS_FILE, results, form)
+    described = kind.served(run_dir, results)
     model = keras.saving.load_model(best_model(run_dir, results), compile=False)
     try:
         model = fold_batch_norm(model)

@@ -9,12 +9,12 @@ and a picture of its features with the phones' boundaries, its labels and, given
 posteriors.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-import command_line
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import (
     UNLABELLED,
@@ -25,10 +25,10 @@ from keras_bnrnn.data.speech.corpus import (
 from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
 from keras_bnrnn.data.speech.pipelines import kept_lengths
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model, read_results
+from keras_bnrnn.fit.run_folder import best_model
 from recipes.phone_model import phone_segments
 from recipes.speech_task import SpeechTask
-from recipes.tasks import task_of
+from recipes.tasks import read_run
 
 FREQUENT_STATES = 10
 MOST_STATES_SHOWN = 40
@@ -138,8 +138,7 @@ def show_utterance(corpus):
 def run_model(corpus, features):
     """A trained model's posteriors `[time, states]` of an utterance."""
     run_dir = Path(FLAGS.run_dir)
-    results = read_results(run_dir)
-    task = task_of(results)
+    task, results = read_run(run_dir)
     if task is not SpeechTask:
         raise command_line.CommandError(f"--run_dir={run_dir} is a run of {task.script}")
     if load_corpus(run_dir).states != corpus.states:

@@ -11,6 +11,7 @@ The output folder holds corpus.json (set-up, states, counts, statistics), failur
 left out, and why) and the shards. A killed preparation continues with the same command.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 import contextlib
 import os
 import sys
@@ -18,7 +19,6 @@ import sys
 from absl import flags
 from tqdm import tqdm
 
-import command_line
 from keras_bnrnn.data.errors import CorpusError, PipeError
 from keras_bnrnn.data.speech import sources
 from keras_bnrnn.data.speech.alignment import LABEL_KINDS, SAMPLE_RATE

@@ -3,11 +3,11 @@
 python training/report.py --results_dir=results
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from pathlib import Path
 
 from absl import flags
 
-import command_line
 from keras_bnrnn.fit.errors import FitError
 from paper import report
 

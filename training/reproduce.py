@@ -105,7 +105,7 @@ class Run:
         """Of a run that has ended an epoch, else `None`."""
         for folder in (self.results_dir, self.work_dir):
             if (folder / "results.json").is_file():
-                return statistics.median(read_results(folder)["seconds_per_epoch"])
+                return statistics.median(read_results(folder).get("seconds_per_epoch") or [0.0])
         return None
 
 
@@ -287,7 +287,7 @@ def keep(run):
     """Copies what a finished run has found to its results; results.json last, and whole."""
     results = read_results(run.work_dir)
     results["arguments"] = list(run.arguments)
-    results["evaluation"] = json.loads((run.work_dir / EVALUATION_FILE).read_text())
+    results["evaluation"] = command_line.read_json(run.work_dir / EVALUATION_FILE, {})
     results["hardware"] = hardware()
     keep_history(run)
     text = json.dumps(results, indent=2, sort_keys=True) + "\n"

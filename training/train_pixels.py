@@ -13,9 +13,9 @@ lowest valid_loss) and final.keras. A run that was stopped goes on when the same
 again. Losses are in nats per image, errors the share of images given the wrong class.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from absl import flags
 
-import command_line
 from keras_bnrnn.fit.errors import FitError
 from recipes.pixel_task import PixelTask
 from recipes.training import run_task

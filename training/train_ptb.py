@@ -20,9 +20,9 @@ Perplexities are per word. `train` is the running figure of the epoch; `valid` a
 every token of their text exactly once, `test` with the weights of the epoch of the best `valid`.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from absl import flags
 
-import command_line
 from keras_bnrnn.data.text import MAX_WORDS
 from keras_bnrnn.fit.errors import FitError
 from recipes.language_model import RECIPES

@@ -14,9 +14,9 @@ fce is the frame-wise cross-entropy in nats, fer the share of frames given the w
 is the running figure of the epoch, while the weights still change; `dev` is of the epoch's end.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from absl import flags
 
-import command_line
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.augmentation import SpecAugment
 from keras_bnrnn.data.speech.pipelines import MAX_FRAMES

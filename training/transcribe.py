@@ -16,7 +16,6 @@ look up a transcript's words.
 """
 
 import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
-import importlib.util
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from absl import flags
 from command_line import CommandError
 from recipes.phone_model import (
     DESCRIPTION_FILE,
+    PHONE_COUNTS,
     PhoneModel,
     Search,
     comparison,
@@ -36,17 +36,7 @@ from recipes.phone_model import (
     phone_errors,
 )
 
-
-def reader_of_audio():
-    """The module that preparation reads audio with, by its file: its package imports Keras."""
-    folder = Path(__file__).resolve().parent.parent / "keras_bnrnn" / "data" / "speech"
-    spec = importlib.util.spec_from_file_location("recordings", folder / "recordings.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recordings = reader_of_audio()
+recordings = command_line.module_by_file("data/speech/recordings.py")
 
 SIXTEEN_BIT = recordings.SIXTEEN_BIT
 SILENT_PEAK = 16.0  # of 32768
@@ -142,13 +132,18 @@ def main(argv):
     except ValueError as error:
         raise CommandError(f"--channel: {error}") from None
     description = read_description(folder)
-    phone_model = PhoneModel(
-        description["states"],
-        description["phone_counts"],
-        FLAGS.min_frames,
-        FLAGS.prior_scale,
-        FLAGS.bigram_weight,
-    )
+    try:
+        phone_model = PhoneModel(
+            description["states"],
+            description["phone_counts"],
+            FLAGS.min_frames,
+            FLAGS.prior_scale,
+            FLAGS.bigram_weight,
+        )
+    except (ValueError, KeyError, TypeError):
+        raise CommandError(
+            f"{folder / DESCRIPTION_FILE} counts other phones than the model's; export it again"
+        ) from None
     references, compared_as = [None] * len(paths), str
     if FLAGS.transcript is not None:
         references, compared_as = look_up(
@@ -162,7 +157,8 @@ def main(argv):
     absl.logging.set_verbosity(absl.logging.ERROR)
     signatures = tf.saved_model.load(str(folder)).signatures
     errors = expected = failed = mixed = 0
-    for path, reference, picture, output in zip(paths, references, pictures, outputs, strict=True):
+    rows = zip(paths, names_of(paths), references, pictures, outputs, strict=True)
+    for path, name, reference, picture, output in rows:
         try:
             heard = transcribe(path, channel, description, signatures, phone_model)
         except recordings.AudioError as error:
@@ -172,7 +168,7 @@ def main(argv):
             failed += 1
             continue
         mixed += heard.mixed
-        text = FORMATTED[FLAGS.format](path, heard)
+        text = FORMATTED[FLAGS.format](path if FLAGS.format == "text" else name, heard)
         if output is None:
             print(text, end="", flush=True)
         else:
@@ -326,13 +322,16 @@ def read_description(folder):
         raise CommandError(
             f"{folder / DESCRIPTION_FILE} is missing: no acoustic model that export.py wrote"
         )
-    description = command_line.read_json(folder / DESCRIPTION_FILE, ("signatures", "states"))
+    form = {"signatures": [str], "states": [{"name": str}], "phone_counts": PHONE_COUNTS}
+    description = command_line.read_json(folder / DESCRIPTION_FILE, form)
     if "serve_waveform" not in description["signatures"]:
         raise CommandError(
             f"--model={folder} takes features and no audio: its training corpus came with features "
             "that were computed elsewhere"
         )
-    return description
+    number = command_line.files.NUMBER
+    form = {"sample_rate": number, "features": {"sample_rate": number}}
+    return command_line.read_json(folder / DESCRIPTION_FILE, form)
 
 
 class Level:
@@ -395,6 +394,8 @@ def read_transcripts(transcript, paths):
     words = {}
     for line in lines:
         name, _, text = line.partition("\t" if "\t" in line else " ")
+        if name and words.get(name, {}).get(name, text) != text:
+            raise CommandError(f"--transcript={transcript} has two different lines for {name}")
         for key in {name, Path(name).name, Path(name).stem}:
             words.setdefault(key, {})[name] = text
     return [words_of_file(path, words, transcript) for path in paths]
@@ -477,17 +478,17 @@ def text_of(path, heard):
     return "\n".join(lines) + "\n"
 
 
-def ctm_of(path, heard):
+def ctm_of(name, heard):
     """NIST's lines: recording, channel, start, duration, phone."""
     channel = recordings.parse_channel(FLAGS.channel) or 1
-    name = "_".join(name_of(path).split())
+    name = "_".join(name.split())
     return "".join(
         f"{name} {channel} {start:.2f} {end - start:.2f} {phone}\n"
         for start, end, phone in heard.times()
     )
 
 
-def textgrid_of(path, heard):
+def textgrid_of(name, heard):
     """Praat's file with a tier `phones`, from 0 to the recording's end without a gap."""
     segments = heard.segments or [("", 0, 0)]
     labels = [phone.replace('"', '""') for phone, *_ in segments]
@@ -511,6 +512,15 @@ FORMATTED = {"text": text_of, "ctm": ctm_of, "textgrid": textgrid_of}
 def name_of(path):
     """What files made of a recording are called."""
     return "stdin" if path == recordings.STANDARD_INPUT else Path(path).stem
+
+
+def names_of(paths):
+    """What each recording is called: its file's name, or its path where names repeat."""
+    names = list(map(name_of, paths))
+    return [
+        str(Path(path).with_suffix("")) if names.count(name) > 1 else name
+        for path, name in zip(paths, names, strict=True)
+    ]
 
 
 def output_paths(flag, folder, paths, suffix):

@@ -30,7 +30,7 @@ from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.speech.features import normalize_features
-from keras_bnrnn.files import written_aside
+from keras_bnrnn.files import NUMBER, written_aside
 from recipes.phone_model import DESCRIPTION_FILE, log_priors
 
 ORIGIN_FILE = "likelihoods.json"
@@ -77,7 +77,9 @@ def read_description(model_dir, corpus):
     path = model_dir / DESCRIPTION_FILE
     if not path.is_file():
         raise CommandError(f"--model={model_dir} is no acoustic model that export.py wrote")
-    description = command_line.read_json(path, ("states", "mean", "variance", "phone_counts"))
+    form = {"states": [dict], "mean": [NUMBER], "variance": [NUMBER]}
+    form["phone_counts"] = {"state_frames": [NUMBER]}
+    description = command_line.read_json(path, form)
     if description["states"] != corpus.states:
         raise CommandError(
             f"--model={model_dir} knows {len(description['states'])} states and {corpus.path} "
@@ -99,7 +101,7 @@ def claim(output_dir, model_dir, corpus):
     origin = {"model": digest.hexdigest(), "corpus": corpus.checksum}
     path = output_dir / ORIGIN_FILE
     if path.exists():
-        if json.loads(path.read_text()) != origin:
+        if command_line.read_json(path, dict.fromkeys(origin, str)) != origin:
             raise CommandError(
                 f"--output_dir={output_dir} holds likelihoods of another model or corpus; name "
                 "another folder"

@@ -321,7 +321,10 @@ def gather_texts(strategy, text):
     """A text of each worker, in a list that all get."""
     content = text.encode()
     longest = max(gather(strategy, len(content)))
-    rows = _gathered(strategy, list(content.ljust(longest, b"\0"))) if longest else []
+    if not longest:
+        return []
+    rows = _gathered(strategy, list(content.ljust(longest, b"\0")))
+    end_together(strategy)  # A worker may end because of a text, and not before all have it.
     return [bytes(map(int, row)).rstrip(b"\0").decode() for row in rows]
 
 
@@ -380,3 +383,16 @@ def refusals_shared(strategy: tf.distribute.Strategy) -> Iterator[None]:
     ]
     if refused:
         raise FitError(f"refused, {'; '.join(refused)}")
+
+
+def end_together(strategy: tf.distribute.Strategy) -> None:
+    """Waits for the other workers before all end; one that ends sooner would look lost to them.
+
+    What all have to know they know already, so one that is gone by now is no harm.
+
+    Args:
+        strategy: that they share.
+    """
+    if worker_of(strategy).count > 1:
+        with contextlib.suppress(*LOST):
+            gather(strategy, 0)

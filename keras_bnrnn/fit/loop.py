@@ -20,7 +20,14 @@ import tensorflow as tf
 
 from keras_bnrnn.fit import keras_overrides
 from keras_bnrnn.fit.checkpoints import add_metrics
-from keras_bnrnn.fit.distribution import LOST, agree, distribute, gather, worker_of
+from keras_bnrnn.fit.distribution import (
+    LOST,
+    agree,
+    distribute,
+    end_together,
+    gather,
+    worker_of,
+)
 from keras_bnrnn.fit.errors import FitError, Stopped
 from keras_bnrnn.fit.run_folder import RunFolder
 from keras_bnrnn.fit.tensorboard import TensorBoard
@@ -292,6 +299,7 @@ class Recorder(keras.callbacks.Callback):
     def stop_at(self, before, what):
         """Ends the run for what is not finite; names the batches since `before` steps."""
         batches = "; ".join(self.describe(self.epoch, step) for step in range(before, self.step))
+        end_together(self.model.distribute_strategy)
         raise FitError(
             f"{what} not finite in epoch {self.epoch + 1}, step {self.step} ({batches}); the "
             "last checkpoint before it is kept. Try a lower learning rate in another folder, full "

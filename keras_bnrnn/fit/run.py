@@ -11,6 +11,7 @@ from keras_bnrnn.fit import loop
 from keras_bnrnn.fit.distribution import (
     agree,
     check_batch_size,
+    end_together,
     make_strategy,
     refusals_shared,
     rejoined_after_losing_a_worker,
@@ -129,6 +130,7 @@ def fit(
             verbose=verbose,
         )
         run.finish(model)
+        end_together(distribution)
     return model, run
 
 

@@ -35,17 +35,20 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.files import (
+    NUMBER,
     PARTIAL,
     SECONDS_TO_WAIT,
     every_ten_seconds,
     local_path,
     lock_folder,
+    misfit,
     unused,
     write_aside,
     written_aside,
@@ -64,6 +67,19 @@ RESULTS_FILE = "results.json"
 TENSORBOARD = "tensorboard"
 WAITING_BEST = "best-of-epoch-{}.keras"
 DAMAGED = "damaged"
+# What `results.json` says, where it does.
+RESULTS = {
+    "config": dict,
+    "model": (str, type(None)),
+    "task": str,
+    "criterion": str,
+    "best": {"epoch": int},
+    "final": {"epoch": int},
+    "finished": bool,
+    "parameters": int,
+    "seconds_per_epoch": [NUMBER],
+    "versions": dict,
+}
 LOCK = ".lock-of-worker-"
 # The history comes last: while it is there, the others are still to be set aside.
 OF_FORMER_RUNS = (BEST_MODEL_FILE, FINAL_MODEL_FILE, RESULTS_FILE, TENSORBOARD, HISTORY_FILE)
@@ -201,12 +217,12 @@ class RunFolder:
             self._check_still_ours()
             write_aside(self.path / name, content.encode())
 
-    def take_metrics(self):
+    def take_metrics(self) -> dict[str, Any]:
         """What the metrics had summed up in `completed_steps`, for `checkpoints.add_metrics`."""
         metrics, self._metrics = self._metrics, {}
         return metrics
 
-    def save_steps(self, model, steps, seconds):
+    def save_steps(self, model: keras.Model, steps: int, seconds: float) -> None:
         """Writes a checkpoint within an epoch.
 
         Args:
@@ -219,7 +235,9 @@ class RunFolder:
             model, self.completed_epochs, steps, self._progress(self._seconds_of_epoch + seconds)
         )
 
-    def end_epoch(self, model, epoch, logs, seconds):
+    def end_epoch(
+        self, model: keras.Model, epoch: int, logs: dict[str, float], seconds: float
+    ) -> None:
         """Adds an epoch's row, writes its checkpoint, and the model if it is the best so far.
 
         Args:
@@ -241,7 +259,7 @@ class RunFolder:
         if self.worker.is_chief:
             self._take_new_best()
 
-    def finish(self, model, **best):
+    def finish(self, model: keras.Model, **best: float) -> None:
         """Writes `final.keras` and the complete `results.json`.
 
         Args:
@@ -546,9 +564,21 @@ def read_results(path: str | os.PathLike) -> dict:
         found = json.loads(results.read_text())
     except ValueError as error:
         raise FitError(f"{results} cannot be read: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise FitError(f"{results} is no results of a run: it has no configuration")
+    known = RESULTS if isinstance(found, dict) else ()
+    wrong = misfit(found, {key: RESULTS[key] for key in known if key in found or key == "config"})
+    if wrong:
+        raise FitError(f"{results} is no results of a run: it {wrong}; put a copy of it back")
+    if not _is_of(found["config"], results.with_name(CONFIG_FILE)):
+        raise FitError(f"{results} is of another run than {CONFIG_FILE}; put a copy of it back")
     return found
+
+
+def _is_of(config, path):
+    """Whether a configuration is that of a `config.json`, which may be missing or damaged."""
+    try:
+        return json.loads(path.read_text())["config"] == config
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def best_model(path: str | os.PathLike, results: dict) -> Path:
@@ -613,10 +643,13 @@ def read_history(path: str | os.PathLike) -> list[dict[str, float]]:
         ]
         for row in rows:
             row["epoch"] = int(row["epoch"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
         raise FitError(f"{history} cannot be read: {error!r}") from None
     if not rows:
         raise FitError(f"{history} has no epoch")
+    epochs = [row["epoch"] for row in rows]
+    if epochs != list(range(1, len(rows) + 1)):
+        raise FitError(f"{history} has not one row for each epoch; put a copy of it back")
     return rows
 
 

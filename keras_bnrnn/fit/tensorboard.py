@@ -1,8 +1,10 @@
 """What a training run shows in TensorBoard while it runs."""
 
 import contextlib
+import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -36,7 +38,12 @@ class TensorBoard(keras.callbacks.Callback):
         writes: whether this worker writes.
     """
 
-    def __init__(self, folder, batches, writes=True):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        batches: Callable[[], tf.data.Dataset],
+        writes: bool = True,
+    ) -> None:
         super().__init__()
         self.folder, self.batches, self.writes = str(folder), batches, writes
         self.writer = self.seconds_per_batch = None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import command_line
+from keras_bnrnn.data.errors import attempt
 
 TRAINING = Path(command_line.__file__).parent
 SCRIPTS = sorted(
@@ -113,6 +114,11 @@ def test_errors_are_one_line(run_command, tmp_path, error, code, printed):
     assert (found, errors) == (code, printed)
 
 
+def test_a_signal_is_no_fault_of_the_file_that_is_being_read():
+    with pytest.raises(command_line.Stopped):
+        attempt(command_line.stop, signal.SIGTERM, None)
+
+
 def test_other_errors_keep_their_traceback(tmp_path):
     with pytest.raises(ZeroDivisionError):
         command_line.call(failing(tmp_path, "ZeroDivisionError"), [])
@@ -145,19 +151,20 @@ def test_a_script_stops_with_what_had_started_it():
 
 INTERRUPTED_AT_IMPORT = """
 import os, signal, sys
-import command_line
 class Slow:
     def find_spec(self, name, path=None, target=None):
-        if name == "keras_bnrnn":
+        if name == sys.argv[1]:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Slow())
+import command_line
 import keras_bnrnn
 """
 
 
-def test_ctrl_c_during_imports_has_no_traceback():
+@pytest.mark.parametrize("module", ["ctypes", "absl", "keras_bnrnn"])
+def test_ctrl_c_during_imports_has_no_traceback(module):
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_AT_IMPORT],
+        [sys.executable, "-c", INTERRUPTED_AT_IMPORT, module],
         cwd=TRAINING,
         capture_output=True,
         text=True,

@@ -99,6 +99,8 @@ def test_speech_beside_language_is_refused(call_script, tmp_path):
 def test_what_is_no_run_is_named(call_script, tmp_path):
     with pytest.raises(FitError, match=r"no results\.json"):
         call_script(compare, tmp_path)
+    with pytest.raises(CommandError, match="gs://bucket/run: this is a URL"):
+        call_script(compare, "gs://bucket/run")
     with pytest.raises(CommandError, match="no run is named"):
         call_script(compare)
     run = write_run(tmp_path / "run", "baseline", LANGUAGE, [9.0])

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -99,12 +98,6 @@ def test_scoring_leaves_the_model_as_it_was(tiny_corpus, trained_speech):
     evaluate.score(model, call, task, "")
     for value, same in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(value, same)
-
-
-def test_only_dropout_is_switched_off():
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
-    evaluate.without_dropout(model)
-    assert model.layers[0].rate == 0.0
 
 
 def test_what_is_refused(call_script, tiny_corpus, run, tmp_path):

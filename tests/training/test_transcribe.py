@@ -122,6 +122,9 @@ def test_transcripts_of_any_length_and_name(tmp_path):
     assert transcribe.read_transcripts(str(words), paths) == ["two", "one", "three"]
     with pytest.raises(CommandError, match=r"several lines for x/a\.wav: s1/a\.wav, s2/a\.wav"):
         transcribe.read_transcripts(str(words), ["x/a.wav"])
+    words.write_text("a one\nb two\na three\n")
+    with pytest.raises(CommandError, match="two different lines for a"):
+        transcribe.read_transcripts(str(words), ["b.wav"])
     words.write_bytes(b"a caf\xe9\n")
     with pytest.raises(CommandError, match="is not UTF-8"):
         transcribe.read_transcripts(str(words), ["a.wav"])
@@ -192,6 +195,12 @@ def test_formats(exported, audio, tmp_path, call_script, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [[line[2], line[4]] for line in lines] == [[one[0], one[2]] for one in expected]
     assert {(line[0], line[1]) for line in lines} == {("noise", "1")}
+    other = tmp_path / "other" / audio.name
+    other.parent.mkdir()
+    other.write_bytes(audio.read_bytes())
+    call_script(transcribe, f"--model={exported}", "--format=ctm", audio, other)
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert names == {str(path.with_suffix("")) for path in (audio, other)}
     folder = tmp_path / "grids"
     call_script(
         transcribe, f"--model={exported}", "--format=textgrid", f"--output_dir={folder}", audio

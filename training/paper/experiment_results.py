@@ -3,8 +3,11 @@
 import statistics
 from typing import NamedTuple
 
-from keras_bnrnn.fit.run_folder import read_history, read_results
+from keras_bnrnn.fit.run_folder import read_history
 from paper.experiments import EXPERIMENTS
+from recipes.tasks import read_epochs
+
+ADDED = {"arguments": [str], "hardware": str, "evaluation": dict}  # By reproduce.py.
 
 
 class FinishedRun(NamedTuple):
@@ -101,13 +104,14 @@ class Results:
                         rows = read_history(path)
                         self.unfinished[f"{configuration.label}, {path.name}"] = rows
                     continue
-                results = read_results(path)
+                _, results, rows = read_epochs(path, ADDED)
                 wanted = self.experiment.arguments_of(configuration, seed, quick)
                 if results["arguments"] != list(wanted):
                     self.missing.append(configuration.label)
                     continue
-                runs.append(FinishedRun(read_history(path), results))
-                self.data.add(results["config"].get(self.experiment.task.data, {}).get("sha256"))
+                runs.append(FinishedRun(rows, results))
+                described = results["config"].get(self.experiment.task.data)
+                self.data.add(described["sha256"] if described else None)
             if runs:
                 model = Model(configuration.label, configuration.arguments, runs, self.measures)
                 self.candidates.setdefault(configuration.label, []).append(model)

@@ -19,7 +19,7 @@ from recipes.language_model import (
     build_language_model,
     language_metrics,
 )
-from recipes.training import Task, training_section
+from recipes.training import Task, check_config, training_section
 
 # Fields of a recipe, and the flags that change them.
 RECIPE_FLAGS = {
@@ -38,6 +38,11 @@ class LanguageTask(Task):
     name = "language"
     script = "train_ptb.py"
     measures = measures.LANGUAGE
+    exported = True
+    setting_forms = {
+        "recipe": {field.name: (int, float) for field in dataclasses.fields(Recipe)},
+        "steps_per_epoch": (int, type(None)),
+    }
     data = "text"
     setting_names = (
         *("model", "size", "recipe", "steps_per_epoch", "normalization", "normalize_recurrent"),
@@ -165,9 +170,16 @@ class LanguageTask(Task):
 
     @staticmethod
     def served(run_dir, results):
-        description = read_json(run_dir / VOCABULARY_FILE, ("words", "tokenization"))
+        form = {"words": [str], "tokenization": str}
+        description = read_json(run_dir / VOCABULARY_FILE, form)
         words, tokenization = description["words"], description["tokenization"]
+        check_config(run_dir, results["config"], {"text": {"train_tokens": int, "vocabulary": int}})
         text = results["config"]["text"]
+        if len(words) != text["vocabulary"]:
+            raise CommandError(
+                f"{run_dir / VOCABULARY_FILE} has {len(words):,} words, the run's text had "
+                f"{text['vocabulary']:,}; put a copy of it back"
+            )
         data = (
             f"Trained on {text['train_tokens']:,} tokens of text with {text['vocabulary']:,} "
             f"words; strings are cut into words as {tokenization}. "

@@ -18,9 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 DESCRIPTION_FILE = Path("assets") / "speech_model.json"  # Of an exported acoustic model.
+# What `phone_counts` returns.
+PHONE_COUNTS = {"state_frames": [(int, float)], "visits": [(int, float)], "bigram": [list]}
 BOUNDARY = "<utterance>"  # Stands before the first phone and after the last.
 BIGRAM_PRIOR = 2.0  # Observations that the unigram stands for in the bigram.
 LONGEST_STAY = 0.99
+ERROR = 1 << 32  # Counts more than any length.
 # What Kaldi, the Montreal Forced Aligner, TIMIT and HTK call silence, pauses and noise.
 NOT_SPEECH = {"", "SIL", "SP", "SPN", "NSN", "LAU", "PAU", "EPI", "H#", "SSIL", "NOISE", "OOV"}
 NOT_SPEECH_BRACKETS = ("+", "<", "[", "(", "{")
@@ -314,24 +317,18 @@ def phone_errors(pronunciations, phones):
     Returns:
         The errors, and the number of phones of the pronunciation that has them.
     """
-    # row[j]: errors and length of the words so far against the first j phones.
-    row = [(j, 0) for j in range(len(phones) + 1)]
+    # row[j]: errors and length of the words so far against the first j phones, in one number.
+    found = np.array(phones, dtype=str)
+    row = ERROR * np.arange(len(found) + 1)
     for variants in pronunciations:
-        extended = [_extended(row, pronunciation, phones) for pronunciation in variants]
-        row = [min(ways) for ways in zip(*extended, strict=True)]
-    return row[-1]
+        row = np.min([_extended(row, pronunciation, found) for pronunciation in variants], axis=0)
+    return divmod(int(row[-1]), ERROR)
 
 
-def _extended(row, pronunciation, phones):
+def _extended(row, pronunciation, found):
+    inserted = ERROR * np.arange(len(row))
     for expected in pronunciation:
-        new = [(row[0][0] + 1, row[0][1] + 1)]
-        for j, found in enumerate(phones, 1):
-            new.append(
-                min(
-                    (row[j - 1][0] + (expected != found), row[j - 1][1] + 1),
-                    (row[j][0] + 1, row[j][1] + 1),
-                    (new[j - 1][0] + 1, new[j - 1][1]),
-                )
-            )
-        row = new
+        best = row + ERROR + 1  # Deleted.
+        best[1:] = np.minimum(best[1:], row[:-1] + ERROR * (found != expected) + 1)
+        row = np.minimum.accumulate(best - inserted) + inserted
     return row

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from command_line import read_json
+from command_line import CommandError, read_json
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.augmentation import SpecAugment
 from keras_bnrnn.data.speech.corpus import CORPUS_FILE, load_corpus, read_utterances
@@ -20,14 +20,14 @@ from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.metrics import FrameErrorRate
 from keras_bnrnn.serving.speech import speech_endpoints
 from recipes import measures
-from recipes.phone_model import DESCRIPTION_FILE, phone_counts
+from recipes.phone_model import DESCRIPTION_FILE, PHONE_COUNTS, phone_counts
 from recipes.speech_model import (
     build_speech_model,
     compile_speech_model,
     speech_metrics,
     with_lengths,
 )
-from recipes.training import Task, training_section
+from recipes.training import Task, check_config, training_section
 
 PHONE_COUNTS_FILE = "phone_counts.json"
 
@@ -38,6 +38,8 @@ class SpeechTask(Task):
     name = "speech"
     script = "train_speech.py"
     measures = measures.SPEECH
+    exported = True
+    setting_forms = {**Task.setting_forms, "max_frames": int, "augment": bool}
     data = "corpus"
     valid = "dev"
     setting_names = (
@@ -161,6 +163,22 @@ class SpeechTask(Task):
     @staticmethod
     def served(run_dir, results):
         corpus = load_corpus(run_dir)
+        check_config(run_dir, results["config"], {"max_frames": (int, type(None))})
+        if "corpus" in results["config"]:
+            check_config(run_dir, results["config"], {"corpus": {"sha256": str}})
+            if results["config"]["corpus"]["sha256"] != corpus.checksum[:16]:
+                raise CommandError(
+                    f"{run_dir / CORPUS_FILE} is not that of the run; put a copy of it back"
+                )
+        counts = read_json(
+            run_dir / PHONE_COUNTS_FILE,
+            PHONE_COUNTS,
+        )
+        if {len(counts[name]) for name in ("state_frames", "visits")} != {corpus.num_states}:
+            raise CommandError(
+                f"{run_dir / PHONE_COUNTS_FILE} does not count the {corpus.num_states} states of "
+                f"{CORPUS_FILE}; put a copy of it back"
+            )
         lengths = kept_lengths(corpus.split("train"), results["config"]["max_frames"])
         hours = lengths.sum() * FRAME_SECONDS / 3600
         data = (
@@ -176,7 +194,7 @@ class SpeechTask(Task):
             "variance": corpus.variance.tolist(),
             "states": corpus.states,
             "recordings": corpus.document.get("recordings"),
-            "phone_counts": read_json(run_dir / PHONE_COUNTS_FILE, ("state_frames",)),
+            "phone_counts": counts,
             **{key: results[key] for key in ("model", "config", "best", "versions")},
         }
         return {

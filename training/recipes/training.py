@@ -9,9 +9,11 @@ import tensorflow as tf
 
 import command_line
 from command_line import CommandError
+from keras_bnrnn.files import misfit
 from keras_bnrnn.fit.distribution import (
     agree,
     check_batch_size,
+    end_together,
     make_strategy,
     refusals_shared,
     rejoined_after_losing_a_worker,
@@ -20,7 +22,7 @@ from keras_bnrnn.fit.distribution import (
 from keras_bnrnn.fit.errors import Stopped
 from keras_bnrnn.fit.loop import Splits, evaluate, train, watchers
 from keras_bnrnn.fit.precision import PRECISIONS
-from keras_bnrnn.fit.run_folder import RunFolder, claim_in_turn
+from keras_bnrnn.fit.run_folder import RESULTS_FILE, RunFolder, claim_in_turn
 from keras_bnrnn.gap import is_gap
 from recipes.measures import columns
 
@@ -40,6 +42,8 @@ class Task:
         setting_names: of what decides the numbers of a run's epochs; how many epochs does not.
         optional_setting_names: of switches that are recorded only where they are on, so that runs
             from before there were any go on.
+        exported: whether its models can be (`served`).
+        setting_forms: of the settings that evaluate.py reads, `{name: form}` (see `misfit`).
         data: the key of a run's configuration that describes the data; `None`: they are always
             the same.
         valid: the name of the validation split.
@@ -61,6 +65,8 @@ class Task:
     """
 
     optional_setting_names = ("renorm",)
+    exported = False
+    setting_forms = {"batch_size": int, "seed": int}
     data = None
     valid = "valid"
     default_epochs = None
@@ -226,6 +232,7 @@ def run_task(kind, options):
                 found = evaluate(model, strategy, test, splits.rows, task.callbacks())
             scores |= {one.test: found[one.key] for one in task.measures}
         run.finish(model, **scores)
+        end_together(strategy)
         print_results(task, run, scores)
 
 
@@ -252,6 +259,14 @@ def set_up_tensorflow(options, strategy):
     keras.mixed_precision.set_dtype_policy(PRECISIONS[options.mixed_precision])
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def check_config(run_dir, config, form):
+    """Raises a `CommandError` where the configuration of a run's results is not of a form."""
+    wrong = misfit(config, form)
+    if wrong:
+        path = run_dir / RESULTS_FILE
+        raise CommandError(f"{path}: the configuration {wrong}; put a copy of the file back")
 
 
 def training_section(data, results):

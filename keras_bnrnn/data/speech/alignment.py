@@ -26,11 +26,12 @@ FRAME_TOLERANCE = 2
 BEAMS = (1e-80, 1e-120)
 
 SILENT_PEAK = 16 / 32768
+SOUND_SAMPLES, LEAST_SOUNDS = 160, 5  # A click, resampled, or an edge is heard in two at most.
 WORST_SPAN = 150  # frames
 # Of pocketsphinx's acoustic scores: logarithms to the base 1.0001, divided by 1024.
 NATS = 1024 * math.log(1.0001)
 
-_LEXICON_LINE = re.compile(r"^(\S+?)(?:\(\d+\))?\s+(\S.*)$")
+_LEXICON_LINE = re.compile(r"^(\S+?)(?:\(\d+\))?\s+(?:\d[\d.e+-]*\s+)*([^\d\s].*)$")
 _LEXICON_COMMENT = re.compile(r";;;|(?:^|\s)#(?:\s|$)")
 _PUNCTUATION = re.compile(r"[.,;:!?\"“”„…]+|(?<!\w)[-–—'’]+|[-–—'’]+(?!\w)")
 # [NOISE], <unk>, {laugh}, (coughs twice), ++um++: what transcribers say of the recording.
@@ -179,11 +180,11 @@ class Aligner:
             raise UtteranceError(
                 f"not in the dictionary: {', '.join(unknown)} (add pronunciations with a lexicon)"
             )
+        require_sound(samples)
         pcm = np.rint(np.asarray(samples) * 32768.0).astype(np.int16).tobytes()
         for beam in BEAMS:
             alignment = self._two_passes(self._decoder(beam), pcm, words)
             if alignment is not None:
-                require_sound(samples)
                 states, frames, scores = zip(*alignment, strict=True)
                 per_frame = np.repeat(NATS * np.divide(scores, frames), frames)
                 states = itertools.chain.from_iterable(map(itertools.repeat, states, frames))
@@ -247,7 +248,8 @@ def read_lexicon(path):
 
     Args:
         path: lines of `WORD  PHONE PHONE …`; `;;;` and ` # ` begin a comment, stress digits are
-            ignored, `WORD(2)` is another pronunciation of `WORD`.
+            ignored, `WORD(2)` is another pronunciation of `WORD`, and numbers before the phones
+            are probabilities, as Kaldi and the Montreal Forced Aligner write them.
 
     Returns:
         A list of `(word, "PHONE PHONE …")`.
@@ -299,10 +301,16 @@ def alignment_score(frame_scores: np.ndarray) -> float:
 
 
 def require_sound(samples: np.ndarray) -> None:
-    """Raises an UtteranceError where audio `[samples]` in -1…1 is silent all through."""
-    peak = np.abs(samples - np.mean(samples)).max() if len(samples) else 0.0
-    if peak < SILENT_PEAK:
+    """Raises an UtteranceError where audio `[samples]` in -1…1 is silent but for a click or two."""
+    if not len(samples):
         raise UtteranceError("the audio is silent")
+    level = np.abs(samples - np.median(samples))
+    peaks = np.maximum.reduceat(level, np.arange(0, len(level), SOUND_SAMPLES))
+    if np.count_nonzero(peaks >= SILENT_PEAK) < min(LEAST_SOUNDS, len(peaks)):
+        raise UtteranceError(
+            "the audio is silent, or in a scale of its own: apart from clicks nothing in it is "
+            f"louder than {SILENT_PEAK * 32768:.0f} of 32768"
+        )
 
 
 def match_lengths(features, labels, tolerance=FRAME_TOLERANCE):

@@ -31,7 +31,9 @@ class SpecAugment:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative")
 
-    def hide(self, features, hidden_value, channels, seed):
+    def hide(
+        self, features: tf.Tensor, hidden_value: tf.Tensor, channels: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
         """Hides stripes of one utterance.
 
         Args:

@@ -25,11 +25,29 @@ import tensorflow as tf
 
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.alignment import State
+from keras_bnrnn.files import NUMBER, misfit
 
 FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
 FAILURES_FILE = "failures.tsv"
 SPLITS = ("train", "dev", "test")
+# What `corpus.json` and each of its splits has.
+CORPUS = {
+    "source": str,
+    "sample_rate": (*NUMBER, type(None)),
+    "features": {"dimension": int},
+    "states": [{"name": str}],
+    "splits": dict,
+    "mean": [NUMBER],
+    "variance": [NUMBER],
+}
+SPLIT = {
+    "utterances": int,
+    "frames": int,
+    "lengths": dict,
+    "state_frames": [int],
+    "shards": [{"file": str, "utterances": int, "frames": int, "bytes": int, "sha256": str}],
+}
 UNLABELLED = -1  # The label of every frame of an utterance that nothing aligns.
 
 
@@ -157,31 +175,38 @@ def load_corpus(data_dir: str | os.PathLike[str]) -> Corpus:
             f"{path}: no such file; is {data_dir} a prepared corpus, and was its preparation "
             "finished?"
         ) from error
-    except (ValueError, tf.errors.OpError) as error:
+    except ValueError as error:
         raise CorpusError(f"{path}: not readable as JSON ({error})") from error
+    except tf.errors.OpError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.message})") from error
     version = document.get("format_version") if isinstance(document, dict) else None
     if version != FORMAT_VERSION:
         raise CorpusError(
             f"{path}: format_version {version!r}, but this version reads {FORMAT_VERSION}; "
             "prepare the corpus again"
         )
-    try:
-        _check_names(path, document["splits"])
-        return Corpus(
-            path=data_dir,
-            source=document["source"],
-            sample_rate=document["sample_rate"],
-            features=document["features"],
-            states=document["states"],
-            splits=document["splits"],
-            mean=np.array(document["mean"], np.float32),
-            variance=np.array(document["variance"], np.float32),
-            document=document,
-        )
-    except KeyError as error:
-        raise CorpusError(
-            f"{path}: the key {error} is missing; prepare the corpus again"
-        ) from error
+    wrong = misfit(document, CORPUS)
+    for name, entry in {} if wrong else document["splits"].items():
+        wrong = wrong or misfit(entry, SPLIT, f"splits.{name}")
+    if wrong:
+        raise CorpusError(f"{path} {wrong}; prepare the corpus again, or put a copy of it back")
+    _check_names(path, document["splits"])
+    sizes = {"dimension": document["features"]["dimension"]}
+    sizes |= {name: len(document[name]) for name in ("mean", "variance")}
+    if len(set(sizes.values())) > 1:
+        described = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise CorpusError(f"{path} has features of several sizes ({described}); prepare it again")
+    return Corpus(
+        path=data_dir,
+        source=document["source"],
+        sample_rate=document["sample_rate"],
+        features=document["features"],
+        states=document["states"],
+        splits=document["splits"],
+        mean=np.array(document["mean"], np.float32),
+        variance=np.array(document["variance"], np.float32),
+        document=document,
+    )
 
 
 def verify_corpus(data_dir):

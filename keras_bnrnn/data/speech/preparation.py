@@ -45,7 +45,14 @@ from keras_bnrnn.data.speech.corpus import (
 )
 from keras_bnrnn.data.speech.sources import Failure
 from keras_bnrnn.data.speech.splits import take_utterances
-from keras_bnrnn.files import PARTIAL, local_path, lock_folder, write_aside, written_aside
+from keras_bnrnn.files import (
+    PARTIAL,
+    local_path,
+    lock_folder,
+    misfit,
+    write_aside,
+    written_aside,
+)
 
 PLAN_FILE = "preparation.json"
 PARTS_FOLDER = "parts"
@@ -57,6 +64,15 @@ SECONDS_TO_CONNECT = 30
 SECONDS_TO_APPEAR = 60  # How long a shared file system may hide a new file.
 JOBS_AHEAD = 1000
 _ONE_JOB = threading.Lock()
+IN_WORDS = {"listing": "listing (utterances, speakers, transcripts, paths or alignments)"}
+SUMMARY = {
+    "bytes": int,
+    "states": [dict],
+    "state_frames": [int],
+    "lengths": [int],
+    "failures": [list],
+    "moments": list,
+}  # What is known of a part.
 FILES = "files"  # What preparation.json says of the files that the corpus was made of.
 PACKAGES = ("tensorflow", "keras", "numpy", "pocketsphinx", "espeakng-loader", "soxr", "kaldiio")
 
@@ -142,7 +158,7 @@ def _is_made(output_dir, files):
 def _make(source, output_dir, plan, parts, failures, where, progress):
     shards = set()
     # Without a checksum of its files, the process that made it was killed when all was done.
-    if (output_dir / CORPUS_FILE).exists() and _read_plan(output_dir)[FILES]:
+    if (output_dir / CORPUS_FILE).exists() and _read_plan(output_dir).get(FILES):
         print(
             f"{output_dir}: files have changed since it was prepared; preparing it anew", flush=True
         )
@@ -197,11 +213,13 @@ def _plan(source, listed, seed, shard_bytes):
     for u in listed:
         digest.update(repr((u.id, u.speaker, u.gender, u.split, u.transcript, u.location)).encode())
     lexicon = getattr(source, "lexicon", None)
+    names = source.phone_names()
     return {
         "format_version": FORMAT_VERSION,
         "source": source.name,
         "settings": dataclasses.asdict(source),
         "lexicon": file_checksum(lexicon) if lexicon else None,
+        "phone_names": hashlib.sha256(repr(names).encode()).hexdigest() if names else None,
         "seed": seed,
         "shard_bytes": shard_bytes,
         "utterances": len(listed),
@@ -216,12 +234,14 @@ def _claim(output_dir, plan):
     if (output_dir / PLAN_FILE).exists():
         there = _read_plan(output_dir)
         # Older plans say nothing of the lexicon, nor of newer settings.
-        there["settings"] = plan["settings"] | there.get("settings", {})
+        settings = there.get("settings", {})
+        there["settings"] = plan["settings"] | (settings if isinstance(settings, dict) else {})
         changed = sorted(key for key in plan if there.get(key, plan[key]) != plan[key])
         if changed:
+            told = ", ".join(IN_WORDS.get(key, key) for key in changed)
             raise CorpusError(
-                f"output_dir={output_dir} holds a preparation with another "
-                f"{', '.join(changed)}: choose another folder or delete this one"
+                f"output_dir={output_dir} holds a preparation with another {told}: choose another "
+                "folder or delete this one"
             )
         return
     if output_dir.exists() and any(PARTIAL not in one.suffixes for one in output_dir.iterdir()):
@@ -233,9 +253,13 @@ def _claim(output_dir, plan):
 def _read_plan(output_dir):
     path = output_dir / PLAN_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        plan = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CorpusError(f"{path}: not readable as JSON ({error})") from error
+    wrong = misfit(plan, dict)
+    if wrong:
+        raise CorpusError(f"{path} {wrong}; put a copy of it back, or choose another folder")
+    return plan
 
 
 def _write_plan(output_dir, plan):
@@ -503,10 +527,11 @@ def _read_summary(part):
     """A finished part's summary; `None` where it has to be prepared, also where files changed."""
     try:
         summary = json.loads(_summary_path(part.path).read_text(encoding="utf-8"))
-        whole = part.path.stat().st_size == summary["bytes"]
-        return summary if whole and summary.get(FILES, part.files) == part.files else None
+        if misfit(summary, SUMMARY) or part.path.stat().st_size != summary["bytes"]:
+            return None
     except (FileNotFoundError, ValueError):
         return None
+    return summary if summary.get(FILES, part.files) == part.files else None
 
 
 def _summary_path(path):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 SIXTEEN_BIT = 32768.0
+LOWEST_RATE = 4000  # Hz: below it nothing is speech.
 LOUDEST = 10.0  # 20 dB above full scale: what is louder was not meant to be in -1…1.
 CANCELLED = 0.01  # Of the channels' mean power; what of it independent channels keep is a half.
 BLOCK_FRAMES = 1 << 16
@@ -86,6 +87,11 @@ def read_header(path: str | Path) -> Header:
     header = Header(
         info.format, info.subtype, info.samplerate, info.channels, frames, info.extra_info
     )
+    if header.samplerate < LOWEST_RATE:
+        raise AudioError(
+            f"{path}: a sampling rate of {header.samplerate} Hz, where speech needs {LOWEST_RATE} "
+            "or more: probably a damaged header"
+        )
     missing = bytes_cut_off(header.extra_info)
     if missing:
         raise AudioError(f"{path}: the file was cut off: {missing} bytes are missing at its end")
@@ -318,7 +324,8 @@ def part_of(
     known = header.frames if header.frames is not None else last
     if not first >= 0 or (last is not None and not first < last <= known):
         length = "" if known is None else f" of {known / header.samplerate:.2f} s"
-        raise AudioError(f"{path}: no part from {start} to {end} s in a recording{length}")
+        until = "its end" if end is None else f"{end} s"
+        raise AudioError(f"{path}: no part from {start} to {until} in a recording{length}")
     return first, last
 
 

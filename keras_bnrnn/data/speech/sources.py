@@ -41,7 +41,7 @@ from keras_bnrnn.data.speech.audio import (
 from keras_bnrnn.data.speech.corpus import SPLITS
 from keras_bnrnn.data.speech.features import LogMelFilterBank
 from keras_bnrnn.data.speech.folders import and_unread, only_one
-from keras_bnrnn.data.speech.recordings import STANDARD_INPUT, URL, parse_channel
+from keras_bnrnn.data.speech.recordings import LOWEST_RATE, STANDARD_INPUT, URL, parse_channel
 from keras_bnrnn.data.speech.splits import (
     assign_splits,
     find_chosen_files,
@@ -61,7 +61,6 @@ TEXTGRID_TOLERANCE = 0.02  # seconds: two frames
 # have 75 % of their transcripts without the second half of the words, 84 % of other recordings'
 # transcripts and 84 % of reversed ones. Synthetic voices score down to -5.5.
 MIN_ALIGNMENT_SCORE = -3.5
-LOWEST_RATE = 4000
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,10 @@ class Source:
     def files(self, utterance):
         """Paths of all files that an utterance's frames and labels are read from."""
         return [self.file(utterance)]
+
+    def phone_names(self):
+        """Names of the labels where neither settings nor utterances tell them; else `None`."""
+        return None
 
     def described(self, state):
         """What `corpus.json` says of a `State` that `prepare` gave: more than that where known."""
@@ -258,9 +261,15 @@ class RecordedSource(AlignedSource):
 
     def label(self, utterance, samples):
         """`LabelledFrames` of an utterance's samples, with what its file says of itself."""
-        frames, take = super().label(utterance, samples), self.take(utterance)
+        take = self.take(utterance)
         header = audio_header(take.path)
         mixed = header.channels > 1 and take.channel is None
+        try:
+            frames = super().label(utterance, samples)
+        except UtteranceError as error:
+            if mixed:
+                raise UtteranceError(f"{error}; {header.channels} channels averaged") from error
+            raise
         return replace(frames, file_rate=header.samplerate, mixed=mixed)
 
 
@@ -299,6 +308,7 @@ class LibriSpeechSource(RecordedSource):
     """Folders `speaker/chapter` with `*.trans.txt` beside FLAC or WAV files.
 
     Folders above them whose names begin with train, dev or test decide the split, or `splits` does.
+    Ids that do not begin with their speaker become paths (`train/anna/001`) where they repeat.
 
     Args:
         input_dir: the folder.
@@ -327,6 +337,15 @@ class LibriSpeechSource(RecordedSource):
         listed, failures, told = [], failures_to_read(unread), set()
         for path in transcripts:
             self._list_chapter(root, path, audio, listed, failures, told)
+
+        def place(utterance):
+            # An id that begins with its speaker means the same wherever it is.
+            if utterance.id.startswith(f"{utterance.speaker}-"):
+                return Path(utterance.id)
+            return Path(utterance.location).parent.relative_to(root) / utterance.id
+
+        names = names_of(map(place, listed), self.splits)
+        listed = [replace(u, id=name) for u, name in zip(listed, names, strict=True)]
         failures += unlabelled(audio, told, "no transcript in a *.trans.txt beside it")
         return dealt_out(listed, failures, self)
 
@@ -414,23 +433,24 @@ def dealt_out(utterances, failures, source):
             failures.append(
                 Failure(
                     utterance.id,
-                    f"the id occurs twice in {utterance.split}: {utterance.location}, after "
+                    f"the id occurs twice in {utterance.split}: {source.file(utterance)}, after "
                     f"{seen[key]}",
                 )
             )
         else:
-            seen[key] = utterance.location
+            seen[key] = source.file(utterance)
             kept.append(utterance)
     return kept, failures
 
 
 def names_of(places, splits):
-    """The utterances' ids: their files' names, or their paths where names repeat in a split.
+    """The utterances' ids: their own names, or their paths where names repeat in a split.
 
     Args:
-        places: `Path` of each file below the data's folder, without its suffix.
+        places: an iterable of the `Path` of each one below the data's folder, without its suffix.
         splits: of the source; shares are still to be dealt out.
     """
+    places = list(places)
     dealt = splits == "layout" or named_folders(splits)
     keys = [
         (split_of_folders(place.parts[:-1], splits) if dealt else "", place.name)
@@ -450,8 +470,9 @@ class ManifestSource(RecordedSource):
     Without a header the columns are the audio's path and the transcript. A header names its
     columns: `audio_path` and `transcript`, and any of `id`, `speaker`, `split`, `channel` (from 1)
     and `start` and `end` of the utterance in a longer recording, in seconds. Paths are relative to
-    the manifest's folder. The default id is the path without its suffix, and for a part of a
-    recording, its start and end in hundredths of a second.
+    the manifest's folder. The default id is the path without its suffix, from the folder that
+    all manifests are below; the channel if one is named; and for a part of a recording, its start
+    and end in hundredths of a second.
 
     Common Voice's files are read as they are: audio is in `clips/`, and files named after train,
     dev or test are the split.
@@ -475,8 +496,10 @@ class ManifestSource(RecordedSource):
             raise CorpusError(f"splits={self.splits!r}: a manifest has no folders to name")
         names = [self.manifest] if Path(self.manifest).exists() else self.manifest.split(",")
         listed, failures = [], []
-        for name in names:
-            folder, contents = self._read(name)
+        read = [(name, *self._read(name)) for name in names]
+        common = os.path.commonpath([os.path.abspath(folder) for _, folder, _ in read])
+        for name, folder, contents in read:
+            below = Path(os.path.relpath(folder, common))
             lines = [line for line in utf_8(contents).splitlines() if line.strip()]
             if not lines:
                 raise CorpusError(f"manifest={name}: the file is empty")
@@ -485,7 +508,7 @@ class ManifestSource(RecordedSource):
             for number, line in enumerate(lines, start=1):
                 place = f"{name}, utterance {number}"
                 try:
-                    listed.append(self._utterance(folder, split, line, columns))
+                    listed.append(self._utterance(folder, below, split, line, columns))
                 except _BadLine as error:
                     failures.append(Failure(error.id, f"{place}: {error}"))
         return dealt_out(listed, failures, self)
@@ -522,7 +545,7 @@ class ManifestSource(RecordedSource):
             )
         return first, lines[1:]
 
-    def _utterance(self, folder, split, line, columns):
+    def _utterance(self, folder, below, split, line, columns):
         try:
             cells = line.decode("utf-8").rstrip("\r\n").split("\t")
         except UnicodeDecodeError:
@@ -535,7 +558,7 @@ class ManifestSource(RecordedSource):
         if not path:
             raise _BadLine(row.get("id", ""), "no audio_path")
         name = os.path.splitext(path)[0]
-        name = name if URL.match(path) else str(Path(name))
+        name = name if URL.match(path) else str(below / name)
         split = row.get("split") or split
         if split and split not in SPLITS:
             raise _BadLine(row.get("id") or name, f"split {split!r} is not in {', '.join(SPLITS)}")
@@ -547,6 +570,7 @@ class ManifestSource(RecordedSource):
             channel = parse_channel(row.get("channel", ""))
         except ValueError as error:
             raise _BadLine(row.get("id") or name, str(error)) from None
+        name += f"-{channel}" if channel else ""
         if start or end is not None:
             name += f"-{100 * start:07.0f}-{100 * end:07.0f}" if end else f"-{100 * start:07.0f}"
         if channel or start or end is not None:

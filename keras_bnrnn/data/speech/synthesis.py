@@ -134,12 +134,15 @@ def synthesize(prompt, sample_rate=16000):
         `[samples]`, float32 in -1…1. The same prompt gives the same samples in every process.
     """
     library = _fresh_library()
-    chunks = []
+    chunks, stopped = [], []
 
     def keep(samples, count, _events):
-        if samples and count > 0:
-            chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
-        return 0
+        try:
+            if samples and count > 0:
+                chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        except BaseException as error:  # A signal, most likely: nothing passes through C.
+            stopped.append(error)
+        return len(stopped)
 
     callback = _CALLBACK(keep)
     own_rate = library.espeak_Initialize(_SYNCHRONOUS, 0, _loader().get_data_path().encode(), 0)
@@ -153,6 +156,8 @@ def synthesize(prompt, sample_rate=16000):
     text = prompt.sentence.encode()
     library.espeak_Synth(text, len(text) + 1, 0, 1, 0, _UTF8, None, None)
     library.espeak_Synchronize()
+    if stopped:
+        raise stopped[0]
     if not chunks:
         raise UtteranceError(f"eSpeak NG gave no samples for {prompt.sentence!r}")
     samples = np.concatenate(chunks) / 32768.0

@@ -148,13 +148,29 @@ def test_parts_and_channels_of_a_call(tmp_path, recordings, capsys):
     manifest = write(tmp_path, header + "".join(rows))
     corpus = prepare_corpus(ManifestSource(manifest=manifest), tmp_path / "corpus")
     [train], [dev] = (list(read_utterances(corpus, split)) for split in ("train", "dev"))
-    assert (train["id"], dev["id"]) == (f"call-0000100-{100 * end:07.0f}", "call-0000100")
+    assert (train["id"], dev["id"]) == (
+        f"call-1-0000100-{100 * end:07.0f}",
+        "call-2-0000100",
+    )
     assert abs(len(train["labels"]) - 100 * (end - 1)) < 6
     assert train["alignment_score"] < 0
     assert corpus.document["recordings"] == {"sample_rates": {"22050": 2}, "mixed": 0}
     failures = (tmp_path / "corpus" / "failures.tsv").read_text()
     for reason in ("channel 3 of 2", "no part from 2.0 to 1.0", "'now' is no time", "'left'"):
         assert reason in failures
+
+
+def test_ids_tell_channels_and_folders_apart(tmp_path):
+    for folder, rows in {"one": ["A\ttrain", "B\ttrain"], "two": ["\tdev", "\tdev"]}.items():
+        (tmp_path / folder).mkdir()
+        lines = [f"call.wav\tone\t{row}\n" for row in rows]
+        write(tmp_path / folder, "audio_path\ttranscript\tchannel\tsplit\n" + "".join(lines))
+    manifests = f"{tmp_path}/one/list.tsv,{tmp_path}/two/list.tsv"
+    listed, failures = ManifestSource(manifest=manifests).utterances()
+    assert [u.id for u in listed] == ["one/call-1", "one/call-2", "two/call"]
+    [failure] = failures
+    place = tmp_path / "two" / "call.wav"
+    assert failure.reason == f"the id occurs twice in dev: {place}, after {place}"
 
 
 def test_common_voice_as_it_is(tmp_path):
@@ -176,10 +192,12 @@ def test_common_voice_as_it_is(tmp_path):
 
 
 def test_what_hardly_matches_is_a_failure(tmp_path, recordings):
+    samples, rate = soundfile.read(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "a.wav", np.stack([samples, samples], axis=1), rate)
     lines = [f"a.wav\t{recordings[0]}\ttrain\n", f"b.ogg\t{recordings[1]}\tdev\n"]
     manifest = write(tmp_path, LISTED + "".join(lines))
     source = ManifestSource(manifest=manifest, min_alignment_score=-0.1)
     with pytest.raises(
-        CorpusError, match=r"score is -\d\.\d\d, less than min_alignment_score=-0\.1"
+        CorpusError, match=r"score is -\d\.\d\d, less than min_alignment_score=-0\.1; 2 channels"
     ):
         prepare_corpus(source, tmp_path / "corpus")

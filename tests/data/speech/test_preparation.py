@@ -227,7 +227,7 @@ def test_one_process_prepares_at_a_time(prepared, source, tmp_path, monkeypatch)
 
 
 def test_folder_of_another_preparation_is_refused(prepared, tmp_path):
-    with pytest.raises(CorpusError, match="another listing, settings, utterances"):
+    with pytest.raises(CorpusError, match=r"another listing \(utt.*\), settings, utterances"):
         prepare_corpus(SyntheticSource(count=13, seed=5), prepared)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CorpusError, match="not empty"):
@@ -299,12 +299,22 @@ def test_bad_utterances_are_listed_and_the_others_kept(speech_tree, tmp_path):
         "7-1-0014": "7-1-0014.flac",
         "7-1-0015": "no transcript",
         "7-1-0016": "7-1-0016.flac: the transcript is empty",
-        "7-1-0017": "7-1-0017.flac: audio and transcript do not align",
+        "7-1-0017": "7-1-0017.flac: the audio is silent",
         "7-1-M\ufffdller": "no transcript",
         "7-3-0000": "no audio file",
         "7-3-0001": "7-3-0001.wav: no transcript",
     }.items():
         assert reason in failures[name], name
+
+
+def test_ids_that_repeat_are_told_apart_by_their_speakers(tmp_path):
+    for speaker in ("anna", "bob"):
+        folder = tmp_path / "train" / speaker
+        folder.mkdir(parents=True)
+        (folder / "001.flac").touch()
+        (folder / f"{speaker}.trans.txt").write_text("001 ONE\n")
+    listed, failures = LibriSpeechSource(input_dir=str(tmp_path)).utterances()
+    assert [u.id for u in listed] == ["train/anna/001", "train/bob/001"] and failures == []
 
 
 def test_empty_and_missing_folders(tmp_path):

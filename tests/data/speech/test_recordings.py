@@ -86,6 +86,12 @@ def test_a_sample_that_resamples_to_nothing(tmp_path):
         read_audio(tmp_path / "one.wav")
 
 
+def test_a_rate_that_is_none_of_speech(tmp_path):
+    soundfile.write(tmp_path / "slow.wav", noise(100), 1)
+    with pytest.raises(UtteranceError, match="sampling rate of 1 Hz"):
+        read_audio(tmp_path / "slow.wav")
+
+
 def test_another_scale_is_no_audio(tmp_path):
     path = tmp_path / "scale.wav"
     soundfile.write(path, 32768 * noise(1000), 16000, subtype="FLOAT")

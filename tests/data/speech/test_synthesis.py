@@ -41,3 +41,12 @@ def test_samples_do_not_depend_on_what_was_said_before(voice):
 def test_unknown_voice_is_named():
     with pytest.raises(UtteranceError, match="xx-klingon"):
         synthesis.synthesize(synthesis.Prompt("hello", "xx-klingon", 160, 50))
+
+
+def test_a_signal_within_the_library_is_not_lost(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.ctypeslib, "as_array", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        synthesis.synthesize(synthesis.Prompt("hello", "en-us", 160, 50))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_bnrnn.data.encodings import utf_8
 from keras_bnrnn.data.errors import CorpusError, PipeError, UtteranceError, missing_extra
 from keras_bnrnn.data.speech.audio import read_audio
 
@@ -81,32 +82,39 @@ def _unzipped(contents):
     return (b"".join(parts), not contents) if parts else (contents, True)
 
 
-def read_table(path, repeated=False, not_utf_8=None):
+def read_table(path, repeated=False, bad=None):
     """Reads a Kaldi table of lines `key value…`.
 
     Args:
-        path: the file; one that is not there is an empty table.
+        path: the file, UTF-8 or UTF-16; one that is not there is an empty table.
         repeated: keys may be repeated.
-        not_utf_8: a set, to which the keys of lines are added that cannot be decoded.
+        bad: a dictionary, to which the keys of lines that cannot be used are added with the reason.
 
     Returns:
         A dictionary; a list of pairs where keys may be repeated.
 
     Raises:
-        CorpusError: a line cannot be decoded, and `not_utf_8` is not given.
+        CorpusError: a line cannot be used, and `bad` is not given.
     """
-    pairs = []
-    contents = path.read_bytes().removeprefix(codecs.BOM_UTF8) if path.is_file() else b""
+    pairs, wrong = [], {}
+    contents = utf_8(path.read_bytes()) if path.is_file() else b""
     for line in contents.splitlines():
         key, *value = line.split(maxsplit=1) or [b""]
         try:
             if key:
                 pairs.append((key.decode("utf-8"), b"".join(value).decode("utf-8").strip()))
-        except UnicodeDecodeError as error:
-            if not_utf_8 is None:
-                raise CorpusError(f"{path}: not UTF-8 ({error})") from error
-            not_utf_8.add(key.decode("utf-8", "replace"))
-    return pairs if repeated else dict(pairs)
+        except UnicodeDecodeError:
+            wrong[key.decode("utf-8", "replace")] = "not UTF-8"
+    table = {}
+    for key, value in pairs if not repeated else []:
+        if table.setdefault(key, value) != value:
+            wrong[key] = "there twice, and differently"
+    if bad is not None:
+        bad.update(wrong)
+    elif wrong:
+        key, reason = next(iter(wrong.items()))
+        raise CorpusError(f"{path}: what it says of {key} is {reason}")
+    return pairs if repeated else table
 
 
 def is_command(location, pipes, entry=""):

@@ -199,8 +199,8 @@ class KaldiSource(Source):
     def _list_folder(self, root, path, failures):
         folder = path.parent
         speakers = read_table(folder / "utt2spk")
-        not_utf_8 = set()
-        transcripts = read_table(folder / "text", not_utf_8=not_utf_8)
+        bad = {}
+        transcripts = read_table(folder / "text", bad=bad)
         genders = read_table(folder / "spk2gender")
         for speaker, gender in genders.items():
             if gender not in GENDERS:
@@ -225,8 +225,8 @@ class KaldiSource(Source):
             if isinstance(aligned[name], UtteranceError):
                 failures.append(Failure(name, str(aligned[name])))
                 continue
-            if name in not_utf_8:
-                failures.append(Failure(name, f"{folder / 'text'}: transcript is not UTF-8"))
+            if name in bad:
+                failures.append(Failure(name, f"{folder / 'text'}: transcript is {bad[name]}"))
                 continue
             speaker = speakers.get(name, "")
             statistics = ""
@@ -246,9 +246,9 @@ class KaldiSource(Source):
         """`[(utterance, place of its features or Take of its audio), …]` of a list."""
 
         def rows(path):
-            not_utf_8 = set()
-            yield from read_table(path, repeated=True, not_utf_8=not_utf_8)
-            failures.extend(Failure(name, f"{path}: not UTF-8") for name in sorted(not_utf_8))
+            bad = {}
+            yield from read_table(path, repeated=True, bad=bad)
+            failures.extend(Failure(name, f"{path}: {bad[name]}") for name in sorted(bad))
 
         table = [
             (name, self._archive(path, name, without_flac(location)))
@@ -355,6 +355,10 @@ class KaldiSource(Source):
 
     def all_states(self, occurring):
         return [State(pdf) for pdf in range(len(self._alignments.states))]
+
+    def phone_names(self):
+        alignments = self.__dict__.get("_alignments")  # If they were needed.
+        return [state.name for state in alignments.states] if alignments else None
 
     def described(self, state):
         return self._alignments.states[state.number]

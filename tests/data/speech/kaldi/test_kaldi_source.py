@@ -185,6 +185,9 @@ def test_names_of_phones(tree, tmp_path):
     named = {0: "AH", 2: "SIL", 4: "AH"}
     pdf_of = read_transition_model(tree.ali / "final.mdl").pdf_of
     assert corpus.phones(utterance["labels"][:1]) == [named[pdf_of[ids[utterance["id"]][0]]]]
+    phones.write_text("SIL 1\nAE 2\n")
+    with pytest.raises(CorpusError, match="a preparation with another phone_names"):
+        prepare_corpus(tree.source(), tmp_path / "corpus")
     phones.write_text("SIL 1\n")
     with pytest.raises(CorpusError, match=r"lang/phones\.txt: no name for the phone 2"):
         tree.source().utterances()
@@ -313,6 +316,26 @@ def test_ids_that_train_and_dev_share(tree, tmp_path):
         for utterance in read_utterances(corpus, split):
             name = utterance["id"] if split == "train" else utterance["id"].replace("a", "c")
             np.testing.assert_array_equal(utterance["labels"], tree.pdf_ids[name])
+
+
+def test_transcripts_in_utf_16(tree):
+    tree.write_alignments()
+    (tree.data / "dev" / "text").write_text("c-0 sechs\nc-1 zwölf\n", encoding="utf-16")
+    found = {u.id: u.transcript for u in tree.source().utterances()[0] if u.split == "dev"}
+    assert found == {"c-0": "sechs", "c-1": "zwölf", "c-2": ""}
+
+
+def test_what_tables_say_twice(tree):
+    tree.write_alignments()
+    (tree.data / "dev" / "text").write_text("c-0 one\nc-1 two\nc-0 other\nc-1 two\n")
+    listed, failures = tree.source().utterances()
+    assert {u.id for u in listed if u.split == "dev"} == {"c-1", "c-2"}
+    [failure] = failures
+    assert failure.id == "c-0" and "text: transcript is there twice" in failure.reason
+    with open(tree.data / "dev" / "utt2spk", "a") as file:
+        print("c-1 somebody", file=file)
+    with pytest.raises(CorpusError, match="utt2spk: what it says of c-1 is there twice"):
+        tree.source().utterances()
 
 
 def test_gender_of_the_speakers_is_kept(tree, tmp_path):
