@@ -49,6 +49,7 @@ from keras_bnrnn.data.speech.splits import (
     split_of_folders,
 )
 from keras_bnrnn.data.speech.textgrid import frame_labels, read_textgrid
+from keras_bnrnn.data.speech.transcripts import CHARACTERS
 
 MANIFEST_REQUIRED = ["audio_path", "transcript"]
 MANIFEST_COLUMNS = [*MANIFEST_REQUIRED, "id", "speaker", "split", "channel", "start", "end"]
@@ -173,7 +174,7 @@ class AlignedSource(Source):
     """Base of the sources whose labels come from forced alignment.
 
     Args:
-        labels: one of `LABEL_KINDS`.
+        labels: one of `LABEL_KINDS`; or `"characters"`, the transcript itself: nothing is aligned.
         lexicon: path of extra pronunciations, or `None`.
         sample_rate: of the features, in Hz. The aligner has its own.
         min_alignment_score: an utterance whose alignment scores less is left out; `None` takes
@@ -187,8 +188,9 @@ class AlignedSource(Source):
 
     def __post_init__(self):
         require_rate(self.sample_rate)
-        if self.labels not in LABEL_KINDS:
-            raise CorpusError(f"labels={self.labels!r} is not one of {', '.join(LABEL_KINDS)}")
+        kinds = (*LABEL_KINDS, CHARACTERS)
+        if self.labels not in kinds:
+            raise CorpusError(f"labels={self.labels!r} is not one of {', '.join(kinds)}")
         if self.lexicon:
             read_lexicon(self.lexicon)
 
@@ -201,11 +203,13 @@ class AlignedSource(Source):
 
     def label(self, utterance, samples):
         """`LabelledFrames` of an utterance's samples; raises UtteranceError."""
-        states, score = self.frame_states(utterance, samples)
+        aligned = self.labels != CHARACTERS
+        states, score = self.frame_states(utterance, samples) if aligned else (None, None)
         features = filter_bank(self.sample_rate)(samples)
         if not len(features):
             raise UtteranceError(f"{len(samples)} samples are less than one frame")
-        features, states = match_lengths(features, states)
+        if aligned:
+            features, states = match_lengths(features, states)
         return LabelledFrames(features, states, score)
 
     def frame_states(self, utterance, samples):
@@ -280,18 +284,31 @@ class SyntheticSource(AlignedSource):
     Args:
         count: how many utterances, dev included.
         seed: of the sentences, voices and speeds.
+        language: one of `synthesis.LANGUAGES`; the aligner knows English alone.
     """
 
     count: int = 360
     seed: int = 0
+    language: str = "en"
 
     name = "synthetic"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.language not in synthesis.LANGUAGES:
+            known = ", ".join(synthesis.LANGUAGES)
+            raise CorpusError(f"language={self.language!r} is not one of {known}")
+        if self.language != "en" and self.labels != CHARACTERS:
+            raise CorpusError(
+                f"language={self.language!r}: the aligner knows English alone; use "
+                f"labels={CHARACTERS}"
+            )
 
     def utterances(self):
         if self.count < 2:
             raise CorpusError(f"utterances={self.count}: at least 2 (one to train, one for dev)")
         num_dev = max(1, self.count // 6)
-        train, dev = synthesis.make_prompts(self.count - num_dev, num_dev, self.seed)
+        train, dev = synthesis.make_prompts(self.count - num_dev, num_dev, self.seed, self.language)
         listed = [
             Utterance(f"{split}-{number:05d}", prompt.voice, split, prompt.sentence, prompt)
             for split, prompts in (("train", train), ("dev", dev))
@@ -620,6 +637,7 @@ class TextGridSource(RecordedSource):
         input_dir: a folder with audio files, at any depth.
         alignment_dir: a folder with `*.TextGrid` at the same places and of the same names; by
             default they are in `input_dir`.
+        labels: `"phones"`, or `"characters"`: the intervals of the tier are words.
         tier: name of the phone tier, or what follows the speaker in it (`s1 - phones`).
         splits, seed: as for `LibriSpeechSource`.
     """
@@ -634,8 +652,10 @@ class TextGridSource(RecordedSource):
     name = "textgrid"
 
     def __post_init__(self):
-        if self.labels != "phones" or self.lexicon:
-            raise CorpusError("textgrid: labels are the phones of a tier; no senones, no lexicon")
+        if self.labels not in ("phones", CHARACTERS) or self.lexicon:
+            raise CorpusError(
+                "textgrid: labels are the phones of a tier, or characters; no senones, no lexicon"
+            )
         require_rate(self.sample_rate)
 
     def utterances(self):
@@ -670,7 +690,14 @@ class TextGridSource(RecordedSource):
                 continue
             split = split_of_folders(place.parts[:-1], self.splits)
             speaker = "" if place.parent == Path(".") else place.parent.name
-            listed.append(Utterance(name, speaker, split, "", (str(file), str(grid))))
+            words = []
+            if self.labels == CHARACTERS:
+                words = attempt(read_textgrid, str(grid), self.tier)
+                if isinstance(words, UtteranceError):
+                    failures.append(Failure(name, str(words)))
+                    continue
+            transcript = " ".join(interval.label for interval in words if interval.label)
+            listed.append(Utterance(name, speaker, split, transcript, (str(file), str(grid))))
         failures += unlabelled(audio, told, "no TextGrid of the same name")
         return dealt_out(listed, failures, self)
 
