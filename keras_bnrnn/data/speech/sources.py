@@ -204,6 +204,8 @@ class AlignedSource(Source):
     def label(self, utterance, samples):
         """`LabelledFrames` of an utterance's samples; raises UtteranceError."""
         aligned = self.labels != CHARACTERS
+        if not aligned:
+            require_sound(samples)
         states, score = self.frame_states(utterance, samples) if aligned else (None, None)
         features = filter_bank(self.sample_rate)(samples)
         if not len(features):
