@@ -26,7 +26,7 @@ from keras_bnrnn import recalibrate
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model
+from keras_bnrnn.fit.tables import best_model
 from keras_bnrnn.population import normalizing_by_batch
 from recipes.language_model import reset_states
 from recipes.language_task import define_text_files

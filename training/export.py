@@ -36,7 +36,7 @@ from command_line import CommandError
 from keras_bnrnn import fold_batch_norm, serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import RESULTS_FILE, best_model
+from keras_bnrnn.fit.tables import RESULTS_FILE, best_model
 from keras_bnrnn.folding import FoldingError
 from keras_bnrnn.serving.litert import QUANTIZATIONS
 from keras_bnrnn.serving.runtimes import FORMATS

@@ -26,7 +26,7 @@ from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
 from keras_bnrnn.data.speech.pipelines import kept_lengths
 from keras_bnrnn.data.speech.transcripts import decoded
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model
+from keras_bnrnn.fit.tables import best_model
 from recipes.phone_model import phone_segments
 from recipes.speech_task import SpeechTask
 from recipes.tasks import read_run

@@ -32,7 +32,7 @@ from command_line import CommandError
 from keras_bnrnn.data.speech.transcripts import CHARACTERS
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_history, read_results
+from keras_bnrnn.fit.tables import read_history, read_results
 from paper import report
 from paper.experiments import EXPERIMENTS, POPULATION, QUICK_EPOCHS
 from recipes.language_task import read_text

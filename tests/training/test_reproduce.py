@@ -17,7 +17,7 @@ import reproduce
 import train_ptb
 from command_line import EXIT_STOPPED, CommandError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_history, read_results
+from keras_bnrnn.fit.tables import read_history, read_results
 from paper import claims, report
 from paper.experiment_results import Results
 from paper.experiments import EXPERIMENTS, POPULATION, Configuration

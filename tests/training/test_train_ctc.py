@@ -11,7 +11,7 @@ from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus
 from keras_bnrnn.fit.loop import evaluate, prepare
-from keras_bnrnn.fit.run_folder import read_history, read_results
+from keras_bnrnn.fit.tables import read_history, read_results
 from recipes.ctc_task import CtcTask
 from script_fixtures import write_corpus
 

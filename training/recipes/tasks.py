@@ -4,7 +4,7 @@ from pathlib import Path
 
 from command_line import CommandError
 from keras_bnrnn.files import NUMBER, misfit
-from keras_bnrnn.fit.run_folder import HISTORY_FILE, RESULTS_FILE, read_history, read_results
+from keras_bnrnn.fit.tables import HISTORY_FILE, RESULTS_FILE, read_history, read_results
 from recipes.ctc_task import CtcTask
 from recipes.language_task import LanguageTask
 from recipes.measures import columns

@@ -202,6 +202,13 @@ def load_corpus(data_dir: str | os.PathLike[str]) -> Corpus:
 
     Raises:
         CorpusError: the folder holds no corpus, or one this version cannot read.
+
+    Example:
+
+    >>> from keras_bnrnn.data import load_corpus
+    >>> corpus = load_corpus("corpus")  # doctest: +SKIP
+    >>> corpus.dimension, corpus.num_states  # doctest: +SKIP
+    (123, 309)
     """
     data_dir = str(data_dir)
     path = _join(data_dir, CORPUS_FILE)
@@ -357,10 +364,25 @@ def read_example(record, dimension):
 
 
 def read_utterances(corpus: Corpus, split: str) -> Iterator[dict[str, Any]]:
-    """Yields a split's utterances one after the other, as `read_example` gives them.
+    """Yields a split's utterances one after the other.
+
+    Args:
+        corpus: what `load_corpus` gave.
+        split: `"train"`, `"dev"` or `"test"`.
+
+    Returns:
+        An iterator of dictionaries: `id`, `speaker`, `gender` and `transcript`, strings; `features`
+        `[time, dimension]`, float32; `labels` `[time]`, int64; `alignment_score`, which is `None`
+        where there is none.
 
     Raises:
         CorpusError: a shard is missing or damaged.
+
+    Example:
+
+    >>> from keras_bnrnn.data import load_corpus, read_utterances
+    >>> for utterance in read_utterances(load_corpus("corpus"), "dev"):  # doctest: +SKIP
+    ...     print(utterance["id"], utterance["transcript"])
     """
     corpus.check_shards(split)
     for path in corpus.shard_paths(split):

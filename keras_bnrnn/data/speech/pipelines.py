@@ -70,6 +70,13 @@ def speech_dataset(
 
     Raises:
         CorpusError: there is no such corpus or split, or a shard is missing or truncated.
+
+    Example:
+
+    >>> from keras_bnrnn.data import speech_dataset
+    >>> train = speech_dataset("corpus", "train", batch_size=24)  # doctest: +SKIP
+    >>> dev = speech_dataset("corpus", "dev", batch_size=24)  # doctest: +SKIP
+    >>> model.fit(train, validation_data=dev)  # doctest: +SKIP
     """
     corpus = data_dir if hasattr(data_dir, "shard_paths") else load_corpus(data_dir)
     if batch_size < 1:

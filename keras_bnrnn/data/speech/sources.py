@@ -204,6 +204,8 @@ class AlignedSource(Source):
     def label(self, utterance, samples):
         """`LabelledFrames` of an utterance's samples; raises UtteranceError."""
         aligned = self.labels != CHARACTERS
+        if not aligned:
+            require_sound(samples)
         states, score = self.frame_states(utterance, samples) if aligned else (None, None)
         features = filter_bank(self.sample_rate)(samples)
         if not len(features):
@@ -487,9 +489,9 @@ class ManifestSource(RecordedSource):
     Without a header the columns are the audio's path and the transcript. A header names its
     columns: `audio_path` and `transcript`, and any of `id`, `speaker`, `split`, `channel` (from 1)
     and `start` and `end` of the utterance in a longer recording, in seconds. Paths are relative to
-    the manifest's folder. The default id is the path without its suffix, from the folder that
-    all manifests are below; the channel if one is named; and for a part of a recording, its start
-    and end in hundredths of a second.
+    the manifest's folder. The default id is the path, without its suffix unless files differ in
+    that alone, from the folder that all manifests are below; the channel if one is named; and for
+    a part of a recording, its start and end in hundredths of a second.
 
     Common Voice's files are read as they are: audio is in `clips/`, and files named after train,
     dev or test are the split.
@@ -528,7 +530,14 @@ class ManifestSource(RecordedSource):
                     listed.append(self._utterance(folder, below, split, line, columns))
                 except _BadLine as error:
                     failures.append(Failure(error.id, f"{place}: {error}"))
-        return dealt_out(listed, failures, self)
+        suffixes = collections.defaultdict(set)
+        for utterance, suffix in listed:
+            suffixes[utterance.split, utterance.id].add(suffix)
+        named = [
+            replace(u, id=u.id + suffix) if len(suffixes[u.split, u.id]) > 1 else u
+            for u, suffix in listed
+        ]
+        return dealt_out(named, failures, self)
 
     def _read(self, name):
         """The folder that paths are relative to, and a manifest's bytes."""
@@ -563,6 +572,7 @@ class ManifestSource(RecordedSource):
         return first, lines[1:]
 
     def _utterance(self, folder, below, split, line, columns):
+        """The `Utterance` of a line, and its file's suffix if its id lacks that."""
         try:
             cells = line.decode("utf-8").rstrip("\r\n").split("\t")
         except UnicodeDecodeError:
@@ -574,7 +584,7 @@ class ManifestSource(RecordedSource):
         path = row["audio_path"]
         if not path:
             raise _BadLine(row.get("id", ""), "no audio_path")
-        name = os.path.splitext(path)[0]
+        name, suffix = os.path.splitext(path)
         name = name if URL.match(path) else str(below / name)
         split = row.get("split") or split
         if split and split not in SPLITS:
@@ -593,8 +603,9 @@ class ManifestSource(RecordedSource):
         if channel or start or end is not None:
             location = Take(location, channel, start, end)
         gender = GENDERS.get(row.get("gender", "").partition("_")[0], "")
-        name, speaker = row.get("id") or name, row.get("speaker", "")
-        return Utterance(name, speaker, split, row["transcript"], location, gender)
+        suffix, name = ("", row["id"]) if row.get("id") else (suffix, name)
+        speaker, transcript = row.get("speaker", ""), row["transcript"]
+        return Utterance(name, speaker, split, transcript, location, gender), suffix
 
 
 class _BadLine(ValueError):

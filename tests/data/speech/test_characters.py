@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.errors import CorpusError, UtteranceError
 from keras_bnrnn.data.speech import preparation, sources
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances, verify_corpus
 from keras_bnrnn.data.speech.pipelines import speech_dataset
@@ -76,6 +76,12 @@ def test_what_cannot_be_learnt_is_a_failure_with_its_reason(manifest, tmp_path):
     assert "empty transcript" in reasons["empty"]
     assert "audio shorter than its text: 48 frames for" in reasons["long"]
     assert corpus.document["failures"] == 2
+
+
+def test_silence_is_refused_where_nothing_is_aligned():
+    source = SyntheticSource(labels="characters")
+    with pytest.raises(UtteranceError, match="silent"):
+        source.label(source.utterances()[0][0], np.zeros(16000, np.float32))
 
 
 def test_rules_are_in_the_corpus_and_another_folder_is_needed_for_others(manifest, tmp_path):
