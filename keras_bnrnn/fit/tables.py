@@ -40,7 +40,14 @@ def path_of_run(path: str | os.PathLike) -> Path:
 
 
 def read_results(path: str | os.PathLike) -> dict:
-    """Returns a run's `results.json`; a `FitError` says what is wrong with it."""
+    """Returns a run's `results.json`; a `FitError` says what is wrong with it.
+
+    Example:
+
+    >>> from keras_bnrnn import fit
+    >>> fit.read_results("runs/mine")["best"]["epoch"]  # doctest: +SKIP
+    3
+    """
     results = path_of_run(path) / RESULTS_FILE
     if not results.is_file():
         raise FitError(f"{path} has no results.json: it is no run's folder, or no epoch has ended")
@@ -74,6 +81,13 @@ def best_model(path: str | os.PathLike, results: dict) -> Path:
 
     Raises:
         FitError: it is missing or damaged, or of another epoch.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_bnrnn import fit
+    >>> results = fit.read_results("runs/mine")  # doctest: +SKIP
+    >>> model = keras.saving.load_model(fit.best_model("runs/mine", results))  # doctest: +SKIP
     """
     folder = path_of_run(path)
     try:
@@ -114,6 +128,12 @@ def read_history(path: str | os.PathLike) -> list[dict[str, float]]:
     """Returns a run's `history.csv`, a dictionary of numbers for each of one or more epochs.
 
     A `FitError` says what is wrong with it.
+
+    Example:
+
+    >>> from keras_bnrnn import fit
+    >>> [row["val_loss"] for row in fit.read_history("runs/mine")]  # doctest: +SKIP
+    [0.42, 0.31, 0.28]
     """
     history = path_of_run(path) / HISTORY_FILE
     if not history.is_file():
