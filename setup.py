@@ -22,7 +22,13 @@ TEXT = ["tensorflow-text>=2.16.1,<3"]
 TFIO = ["tensorflow-io[tensorflow]>=0.37.1,<0.38"]
 ONNX = ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "tf2onnx>=1.16.1,<2"]
 LITERT = ["ai-edge-litert>=1.3,<3"]
-TRAIN = ["absl-py>=2.0,<3", "matplotlib>=3.8,<4", "tensorboard>=2.16,<3", "tqdm>=4.60,<5"]
+TRAIN = [
+    "absl-py>=2.0,<3",
+    "jiwer>=4.0,<5",
+    "matplotlib>=3.8,<4",
+    "tensorboard>=2.16,<3",
+    "tqdm>=4.60,<5",
+]
 EXPERIMENTS = ["scikit-learn>=1.5,<2"]
 DOCS = [
     "ipykernel>=6.29,<8",

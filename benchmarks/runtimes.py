@@ -30,7 +30,7 @@ from tabulate import tabulate  # noqa: E402
 from keras_bnrnn import serving  # noqa: E402
 from keras_bnrnn.data import speech_dataset  # noqa: E402
 from keras_bnrnn.data.speech.corpus import load_corpus  # noqa: E402
-from keras_bnrnn.fit.run_folder import best_model, read_results  # noqa: E402
+from keras_bnrnn.fit.tables import best_model, read_results  # noqa: E402
 from keras_bnrnn.serving.runtimes import FILES  # noqa: E402
 from recipes.speech_model import build_speech_model  # noqa: E402
 from recipes.speech_task import SpeechTask  # noqa: E402

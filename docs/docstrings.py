@@ -12,6 +12,8 @@ def with_known_sections(docstring):
     # "activation, dropout, …: every other …" is what the signature calls **kwargs.
     text = re.sub(r"^    \w+(, \w+)+, …:", "    **kwargs:", text, flags=re.M)
     text = re.sub(r"^    (\w+(?:, \w+)+): (.*(?:\n     .*)*)", _one_by_one, text, flags=re.M)
+    # Without a type before a colon Griffe would take the words up to the first one for it.
+    text = re.sub(r"^(Returns:\n {4})", r"\1: ", text, flags=re.M)
     text, heading, example = text.partition("\nExample:\n\n")
     if not heading:
         return text

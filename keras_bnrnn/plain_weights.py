@@ -34,6 +34,16 @@ def copy_weights(source: keras.layers.Layer, target: keras.layers.Layer) -> None
     Raises:
         ValueError: If the two are not a layer and its namesake, a shape or an activation differs,
             one is not built, or the normalisation of `source` cannot be folded.
+
+    Example:
+
+    >>> import keras, keras_bnrnn
+    >>> lstm, layer = keras.layers.LSTM(4), keras_bnrnn.BatchNormLSTM(4)
+    >>> x = keras.random.normal((2, 5, 3))
+    >>> expected, _ = lstm(x), layer(x)  # which builds both
+    >>> keras_bnrnn.copy_weights(lstm, layer)
+    >>> float(keras.ops.max(keras.ops.abs(layer(x) - expected))) < 1e-5
+    True
     """
     if isinstance(source, keras.layers.Bidirectional) and isinstance(
         target, keras.layers.Bidirectional

@@ -19,9 +19,11 @@ from script_fixtures import (  # noqa: F401  fixtures
     run_without,
     settings_end_with_the_test,
     sharded_corpus,
+    tiny_characters,
     tiny_corpus,
     tiny_recipe,
     tiny_text,
+    trained_ctc,
     trained_language,
     trained_speech,
 )

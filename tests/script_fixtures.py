@@ -17,13 +17,16 @@ import tensorflow as tf
 from tensorflow.python.framework.config import disable_op_determinism
 
 import command_line
+from keras_bnrnn.ctc import BLANK
 from keras_bnrnn.data.speech.corpus import file_checksum, make_example
+from keras_bnrnn.data.speech.transcripts import TextRules, decoded
 from recipes.language_model import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STATES = 5
 DIMENSION = 123
 SAMPLE_RATE = 8000
+ALPHABET = [" ", "a", "e", "ö"]
 
 # A process in which some packages cannot be imported, whatever is installed or on the path. They
 # can be looked up: TensorFlow asks where Keras lies before it needs any of it.
@@ -43,8 +46,8 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
-def write_corpus(folder, utterances=(26, 9), seed=0, shard_count=2):
-    """Writes a corpus whose labels can be learnt from its features."""
+def write_corpus(folder, utterances=(26, 9), seed=0, shard_count=2, characters=False):
+    """Writes a corpus whose labels can be learnt from its features; 8 frames per character."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(STATES, DIMENSION)).astype("float32")
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,11 +55,14 @@ def write_corpus(folder, utterances=(26, 9), seed=0, shard_count=2):
     for split, count in zip(("train", "dev"), utterances, strict=True):
         examples, lengths, counts = [], [], np.zeros(STATES, int)
         for index in range(count):
-            labels = np.repeat(rng.integers(STATES, size=rng.integers(2, 7)), 4)
-            features = 3.0 + centres[labels] + rng.normal(size=(len(labels), DIMENSION))
+            labels = rng.integers(int(characters), STATES, size=rng.integers(2, 7))
+            aligned = np.repeat(labels, 8 if characters else 4)
+            labels = labels if characters else aligned
+            features = 3.0 + centres[aligned] + rng.normal(size=(len(aligned), DIMENSION))
             name = f"{split}-{index:02d}"
-            examples.append(make_example(name, "speaker", "words", features, labels))
-            lengths.append(len(labels))
+            transcript = decoded(labels, ALPHABET) if characters else "words"
+            examples.append(make_example(name, "speaker", transcript, features, labels))
+            lengths.append(len(aligned))
             counts += np.bincount(labels, minlength=STATES)
             if split == "train":
                 seen.append(features)
@@ -109,6 +115,9 @@ def write_corpus(folder, utterances=(26, 9), seed=0, shard_count=2):
         "versions": {},
         "failures": 0,
     }
+    if characters:
+        document["states"] = [{"name": name} for name in (BLANK, *ALPHABET)]
+        document["text"] = TextRules().changes([])
     (folder / "corpus.json").write_text(json.dumps(document))
     return folder
 
@@ -116,6 +125,12 @@ def write_corpus(folder, utterances=(26, 9), seed=0, shard_count=2):
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("speech") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def tiny_characters(tmp_path_factory):
+    """A corpus of characters: texts of the characters in `ALPHABET`."""
+    return write_corpus(tmp_path_factory.mktemp("speech") / "text", characters=True)
 
 
 @pytest.fixture(scope="session", params=[1, 3], ids="{} shards".format)
@@ -220,6 +235,33 @@ def trained_speech(made_once, tiny_corpus, call_script_in_module):
         call_script_in_module(export, f"--run_dir={run}", f"--output_dir={folder}/exported")
 
     return made_once("trained-speech", train)
+
+
+@pytest.fixture(scope="session")
+def trained_ctc(made_once, tiny_characters, call_script_in_module):
+    """A batch-normalised model of `tiny_characters` after a few epochs.
+
+    `run/` is the run's folder, `output.txt` what train_ctc.py printed, `exported/` the SavedModel.
+    Not to be changed.
+    """
+
+    def train(folder):
+        import export
+        import train_ctc
+
+        flags = ["--layers=1", "--units=12", "--batch_size=8", "--learning_rate=0.02"]
+        run = f"{folder}/run"
+        with (folder / "output.txt").open("w") as output, contextlib.redirect_stdout(output):
+            call_script_in_module(
+                train_ctc,
+                f"--data_dir={tiny_characters}",
+                f"--output_dir={run}",
+                "--epochs=3",
+                *flags,
+            )
+        call_script_in_module(export, f"--run_dir={run}", f"--output_dir={folder}/exported")
+
+    return made_once("trained-ctc", train)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,17 @@
-"""Cross-entropy per frame against Keras's, and what it makes of extreme logits and wrong labels."""
+"""Cross-entropy and CTC against Keras's, and what they make of extreme logits and wrong labels."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bnrnn.losses import FrameMeanCrossEntropy, cross_entropy_per_frame
+from keras_bnrnn.ctc import NEVER
+from keras_bnrnn.losses import (
+    FrameMeanCrossEntropy,
+    UtteranceMeanCTC,
+    cross_entropy_per_frame,
+    ctc_per_utterance,
+)
 from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate
 
 CLASSES = 7
@@ -89,3 +95,44 @@ def test_weights_and_labels_with_other_axes(measure, shape):
             measure.reset_state()
         found.append(float(measure(y_true, logits, sample_weight=w)))
     assert found[1] == pytest.approx(found[0]) and found[2] == pytest.approx(found[0])
+
+
+NEVER_BUT_BLANK = [0.0] + [NEVER] * (CLASSES - 1)
+
+
+def padded_logits(lengths, time, seed=0):
+    logits = np.random.default_rng(seed).normal(size=(len(lengths), time, CLASSES)) * 2.0
+    for row, length in enumerate(lengths):
+        logits[row, length:] = NEVER_BUT_BLANK
+    return logits.astype("float32")
+
+
+def test_ctc_is_that_of_keras_for_each_utterance_alone():
+    lengths = [9, 5, 7]
+    labels = np.array([[1, 1, 3, 0], [4, 0, 0, 0], [2, 5, 6, 2]])
+    logits = padded_logits(lengths, 9)
+    expected = [
+        float(keras.losses.CTC()(y[np.newaxis, y > 0], x[np.newaxis, :length]))
+        for y, x, length in zip(labels, logits, lengths, strict=True)
+    ]
+    values, weights = ctc_per_utterance(labels, logits)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    np.testing.assert_array_equal(weights, 1.0)
+    assert float(UtteranceMeanCTC()(labels, logits)) == pytest.approx(np.mean(expected), rel=1e-5)
+    weighted = UtteranceMeanCTC()(labels, logits, [1.0, 0.0, 1.0])
+    assert float(weighted) == pytest.approx((expected[0] + expected[2]) / 2, rel=1e-5)
+
+
+def test_what_the_model_cannot_write_has_neither_loss_nor_gradient():
+    labels = np.array([[1, 2, 3], [1, 1, 0], [1, CLASSES, 0], [2, 3, 0]])
+    logits = tf.constant(padded_logits([2, 2, 4, 4], 4))
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = UtteranceMeanCTC()(labels, logits)
+    gradient = tape.gradient(loss, logits).numpy()
+    values, weights = ctc_per_utterance(labels, logits)
+    np.testing.assert_array_equal(weights, [0, 0, 0, 1])
+    assert float(loss) == pytest.approx(float(values[3]))
+    assert not gradient[:3].any() and np.abs(gradient[3]).max() > 0.01
+    nothing = UtteranceMeanCTC()(labels[:1], logits[:1])
+    assert float(nothing) == 0.0

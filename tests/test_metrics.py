@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate, Perplexity
+from keras_bnrnn.ctc import NEVER, texts
+from keras_bnrnn.metrics import (
+    CharacterErrorRate,
+    FrameCrossEntropy,
+    FrameErrorRate,
+    Perplexity,
+    UtteranceCTC,
+    WordErrorRate,
+)
 
 CLASSES = 7
 
@@ -139,3 +147,45 @@ def test_replicas_are_summed_not_averaged():
     scores = model.evaluate(dataset, verbose=0, return_dict=True)
     assert scores["fce"] == pytest.approx(nats.mean(), rel=1e-5)
     assert scores["fer"] == pytest.approx(errors.mean(), rel=1e-5)
+
+
+ALPHABET = [" ", "a", "b", "ö", "'"]
+
+
+def written(text, time):
+    """Logits `[time, classes]` whose best path is a text, with blanks between and padding after."""
+    path = [index for one in text for index in (ALPHABET.index(one) + 1, 0)]
+    logits = np.full([time, len(ALPHABET) + 1], NEVER, "float32")
+    logits[:, 0] = 0.0
+    logits[np.arange(len(path)), path] = 5.0
+    return logits
+
+
+def test_error_rates_are_those_of_jiwer():
+    jiwer = pytest.importorskip("jiwer", reason="the tests' package jiwer is not installed")
+    said = ["ab a", "öö b' a", "a", "b b b"]
+    heard = [" ab  aa", "öb a", "", "a b b b"]
+    labels = np.zeros([len(said), 7], int)
+    for row, text in enumerate(said):
+        labels[row, : len(text)] = [ALPHABET.index(one) + 1 for one in text]
+    logits = np.stack([written(text, 16) for text in heard])
+    printed = texts(keras.ops.ctc_decode(logits, [16] * 4)[0][0], ALPHABET).numpy()
+    printed = [text.decode() for text in printed]
+    assert printed == ["ab aa", "öb a", "", "a b b b"]
+    rates = {CharacterErrorRate: jiwer.cer, WordErrorRate: jiwer.wer}
+    for metric, of_jiwer in rates.items():
+        one = metric(ALPHABET)
+        one.update_state(labels[:3], logits[:3])
+        one.update_state(labels[3:], logits[3:], sample_weight=np.ones(1))
+        one.update_state(labels[:1], logits[1:2], sample_weight=np.zeros(1))
+        assert float(one.result()) == pytest.approx(of_jiwer(said, printed), rel=1e-6)
+        assert metric.from_config(one.get_config()).alphabet == ALPHABET
+
+
+def test_an_unknown_character_is_an_error():
+    metric = CharacterErrorRate(ALPHABET)
+    metric.update_state([[2, len(ALPHABET) + 1]], [written("ab", 6)])
+    assert float(metric.result()) == 0.5
+    loss = UtteranceCTC()
+    loss.update_state([[2, len(ALPHABET) + 1]], [written("ab", 6)])
+    assert float(loss.count) == 0 and float(loss.result()) == 0

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import soundfile
 
+from recipes.ctc_model import build_ctc_model
 from recipes.language_model import RECIPES, build_language_model
 from recipes.speech_model import build_speech_model
 
@@ -26,6 +27,11 @@ def shaken(model, seed=0):
 def speech_model(states=5, **options):
     small = {"normalized": True, "layers": 2, "units": 6, **options}
     return shaken(build_speech_model(123, states, **small))
+
+
+def ctc_model(states=5, **options):
+    small = {"normalized": True, "layers": 2, "units": 6, "reduction": 4, **options}
+    return shaken(build_ctc_model(123, states, **small))
 
 
 def language_model(units=8):

@@ -25,7 +25,7 @@ from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
 from keras_bnrnn.data.speech.sources import SyntheticSource
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_results
+from keras_bnrnn.fit.tables import read_results
 
 SCRIPTS = Path(__file__).resolve().parent
 

@@ -8,6 +8,9 @@ averages), with exact ones (`keras_bnrnn.recalibrate` over the training split) a
 each validation batch, which no served model has. Speech is also scored for the speakers that
 training heard and for those that it did not. The figures are printed and written to evaluation.json
 in the run's folder, which is otherwise only read: best.keras keeps its moving averages.
+
+A corpus that prepare_speech.py --like made of other recordings is scored with the moving averages,
+in all and by speaker, into evaluation-NAME.json.
 """
 
 import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
@@ -23,7 +26,7 @@ from keras_bnrnn import recalibrate
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model
+from keras_bnrnn.fit.tables import best_model
 from keras_bnrnn.population import normalizing_by_batch
 from recipes.language_model import reset_states
 from recipes.language_task import define_text_files
@@ -34,7 +37,11 @@ from recipes.training import check_config, unchanged
 FLAGS = flags.FlagValues()
 command_line.define_path("run_dir", None, "Output folder of a training script.", FLAGS)
 command_line.define_path(
-    "data_dir", None, "The --data_dir that it was trained with.", FLAGS, remote=True
+    "data_dir",
+    None,
+    "The --data_dir that it was trained with, or a corpus made by prepare_speech.py --like of it.",
+    FLAGS,
+    remote=True,
 )
 define_text_files(FLAGS)
 
@@ -43,30 +50,32 @@ def main(argv):
     run_dir = Path(command_line.require_flag(FLAGS, "run_dir"))
     kind, results = read_run(run_dir, {"model": str})
     path = best_model(run_dir, results)
-    if kind is SpeechTask:
+    if issubclass(kind, SpeechTask):
         command_line.require_flag(FLAGS, "data_dir")
     described = {kind.data: {"sha256": str}} if kind.data else {}
     form = dict.fromkeys(kind.setting_names, object) | kind.setting_forms | described
     check_config(run_dir, results["config"], form)
     task = kind(results["config"], kind.data_of(FLAGS))
     check_data(task, results)
+    other = task.valid == "test"
     model = task.load_model(path)
     infer = function_of(model, task)
     found = {
         "moving_averages": score(model, infer, task, "moving averages"),
         **task.more_scores(infer),
     }
-    if results["model"] == "batch_norm":
+    if results["model"] == "batch_norm" and not other:
         with normalizing_by_batch(model):
             on_batches = function_of(model, task)
             found["batch_statistics"] = score(model, on_batches, task, "batch statistics")
         print("recalibrating over the training split", flush=True)
         recalibrate(model, task.batches("train"), verbose=command_line.fit_verbosity())
         found["recalibrated"] = score(model, infer, task, "recalibrated")
-    write_aside(run_dir / EVALUATION_FILE, (json.dumps(found, indent=2) + "\n").encode())
+    file = f"evaluation-{Path(FLAGS.data_dir).name}.json" if other else EVALUATION_FILE
+    write_aside(run_dir / file, (json.dumps(found, indent=2) + "\n").encode())
     for name, scores in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
-    print(f"Written: {run_dir / EVALUATION_FILE}")
+    print(f"Written: {run_dir / file}")
 
 
 def check_data(task, results):

@@ -12,6 +12,7 @@ The model with the best criterion is folded into plain layers and written with t
         serve_audio     the bytes of WAV files -> the same
         step            the next features and the states -> log-posteriors and new states
                         (models that read in one direction)
+    a run of train_ctc.py: the same, and the text beside the log-posteriors
     a run of train_ptb.py
         score           sentences -> tokens, log-probability, perplexity
         next_token      beginnings of sentences -> the likeliest next words
@@ -35,7 +36,7 @@ from command_line import CommandError
 from keras_bnrnn import fold_batch_norm, serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import RESULTS_FILE, best_model
+from keras_bnrnn.fit.tables import RESULTS_FILE, best_model
 from keras_bnrnn.folding import FoldingError
 from keras_bnrnn.serving.litert import QUANTIZATIONS
 from keras_bnrnn.serving.runtimes import FORMATS
@@ -44,7 +45,7 @@ from recipes.tasks import check_results, read_run
 
 FLAGS = flags.FlagValues()
 command_line.define_path(
-    "run_dir", None, "Folder of a run of train_speech.py or train_ptb.py.", FLAGS
+    "run_dir", None, "Folder of a run of train_speech.py, train_ctc.py or train_ptb.py.", FLAGS
 )
 command_line.define_path(
     "output_dir", None, "Folder of the SavedModel; must be new or empty.", FLAGS

@@ -24,8 +24,9 @@ from keras_bnrnn.data.speech.corpus import (
 )
 from keras_bnrnn.data.speech.features import FRAME_SECONDS, normalize_features
 from keras_bnrnn.data.speech.pipelines import kept_lengths
+from keras_bnrnn.data.speech.transcripts import decoded
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import best_model
+from keras_bnrnn.fit.tables import best_model
 from recipes.phone_model import phone_segments
 from recipes.speech_task import SpeechTask
 from recipes.tasks import read_run
@@ -78,9 +79,10 @@ def show_corpus(corpus):
             f"{seconds.min():.1f} to {seconds.max():.1f}, median {np.median(seconds):.1f}"
         )
     print(f"{corpus.document['failures']} utterances failed in preparation")
-    train = corpus.split("train")
+    # Of a corpus made like another there is a test split alone.
+    name, train = next(iter(corpus.splits.items()))
     counts = np.array(train["state_frames"])
-    print(f"commonest states in train ({(counts == 0).sum()} never occur there):")
+    print(f"commonest states in {name} ({(counts == 0).sum()} never occur there):")
     for state in np.argsort(-counts, kind="stable")[:FREQUENT_STATES]:
         print(f"  {corpus.states[state]['name']:14} {counts[state] / train['frames']:6.2%}")
     scores = sorted(
@@ -111,6 +113,8 @@ def show_corpus(corpus):
 def show_utterance(corpus):
     """Prints an utterance's phones; draws features, labels and posteriors."""
     split, utterance = find_utterance(corpus, FLAGS.utterance)
+    if corpus.alphabet is not None:
+        return show_text(corpus, split, utterance)
     labels = utterance["labels"]
     gender = f" ({utterance['gender']})" if utterance["gender"] else ""
     print(f"{utterance['id']} ({split}), speaker {utterance['speaker'] or 'unknown'}{gender}")
@@ -133,6 +137,20 @@ def show_utterance(corpus):
         raise command_line.CommandError("--picture shows labels, and this utterance has none")
     if FLAGS.picture:
         draw_utterance(corpus, utterance, posteriors)
+
+
+def show_text(corpus, split, utterance):
+    """Prints what is stored of an utterance in a corpus of characters."""
+    for flag in ("run_dir", "picture"):
+        if FLAGS[flag].present:
+            raise command_line.CommandError(
+                f"--{flag} with --utterance shows labels of frames, and {corpus.path} has text"
+            )
+    frames = len(utterance["features"])
+    print(f"{utterance['id']} ({split}), speaker {utterance['speaker'] or 'unknown'}")
+    print(f"transcript: {utterance['transcript']}")
+    print(f"text:       {decoded(utterance['labels'], corpus.alphabet)}")
+    print(f"{frames * FRAME_SECONDS:.2f} s, {len(utterance['labels'])} characters")
 
 
 def run_model(corpus, features):

@@ -1,10 +1,12 @@
-r"""Prepares speech for training: audio and transcripts to features and frame labels in shards.
+r"""Prepares speech for training: audio and transcripts to features and labels in shards.
 
     prepare_speech.py --source=synthetic --output_dir=corpus
     prepare_speech.py --source=librispeech --input_dir=LibriSpeech --output_dir=corpus
     prepare_speech.py --source=manifest --manifest=mine.tsv --output_dir=corpus
     prepare_speech.py --source=kaldi --input_dir=data --alignment_dir=exp --output_dir=corpus \
         --splits=train=train_si284,dev=test_dev93,test=test_eval92
+    prepare_speech.py --source=manifest --manifest=mine.tsv --labels=characters --output_dir=corpus
+    prepare_speech.py --source=manifest --manifest=new.tsv --like=corpus --output_dir=new
     prepare_speech.py --verify=corpus
 
 The output folder holds corpus.json (set-up, states, counts, statistics), failures.tsv (utterances
@@ -22,15 +24,19 @@ from tqdm import tqdm
 from keras_bnrnn.data.errors import CorpusError, PipeError
 from keras_bnrnn.data.speech import sources
 from keras_bnrnn.data.speech.alignment import LABEL_KINDS, SAMPLE_RATE
-from keras_bnrnn.data.speech.corpus import FAILURES_FILE, verify_corpus
+from keras_bnrnn.data.speech.corpus import FAILURES_FILE, load_corpus, verify_corpus
 from keras_bnrnn.data.speech.features import FRAME_SECONDS
 from keras_bnrnn.data.speech.kaldi import CMVN_KINDS, KaldiSource
 from keras_bnrnn.data.speech.preparation import prepare_corpus
 from keras_bnrnn.data.speech.recordings import parse_channel
+from keras_bnrnn.data.speech.synthesis import LANGUAGES
+from keras_bnrnn.data.speech.transcripts import CHARACTERS, TextRules
 
 SOURCES = ("synthetic", "librispeech", "manifest", "textgrid", "kaldi")
 SYNTHETIC_UTTERANCES = 360
 ALIGNED = ("synthetic", "librispeech", "manifest")
+OF_ALIGNING = ("lexicon", "min_alignment_score", "alignment_dir")
+OF_CHARACTERS = ("keep_case", "keep_punctuation")
 FLAGS_OF_SOURCES = {
     "input_dir": ("librispeech", "textgrid", "kaldi"),
     "manifest": ("manifest",),
@@ -38,7 +44,7 @@ FLAGS_OF_SOURCES = {
     "cmvn": ("kaldi",),
     "pipes": ("kaldi",),
     "tier": ("textgrid",),
-    "labels": ALIGNED,
+    "language": ("synthetic",),
     "lexicon": ALIGNED,
     "min_alignment_score": ("librispeech", "manifest"),
     "channel": ("librispeech", "manifest", "textgrid", "kaldi"),
@@ -88,8 +94,16 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_string(
     "tier",
-    "phones",
-    "textgrid: the tier that holds the phones, or what follows the speaker in it: `s1 - phones`.",
+    None,
+    "textgrid: the tier that holds the phones, or what follows the speaker in it: `s1 - phones`. "
+    "Default: phones, or words for --labels=characters.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "language",
+    "en",
+    LANGUAGES,
+    "synthetic: what is spoken; other languages than English need --labels=characters.",
     flag_values=FLAGS,
 )
 command_line.define_path("output_dir", None, "Folder of the prepared corpus.", FLAGS)
@@ -105,8 +119,21 @@ flags.DEFINE_integer("seed", 0, "Seed of everything drawn by chance.", flag_valu
 flags.DEFINE_enum(
     "labels",
     "senones",
-    LABEL_KINDS,
-    "What aligned frames are labelled with.",
+    (*LABEL_KINDS, CHARACTERS),
+    "What aligned frames are labelled with; or characters: the transcripts themselves, in any "
+    "language, for train_ctc.py. Nothing is aligned then.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "keep_case",
+    False,
+    "Of --labels=characters: tell capital letters from small ones; else all are small.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "keep_punctuation",
+    False,
+    "Of --labels=characters: keep punctuation and symbols; else apostrophes within words alone.",
     flag_values=FLAGS,
 )
 command_line.define_path(
@@ -160,6 +187,14 @@ flags.DEFINE_integer(
     "shard_megabytes", 100, "Size at which a shard is closed.", lower_bound=1, flag_values=FLAGS
 )
 command_line.define_path(
+    "like",
+    None,
+    "The corpus that a model was trained on: make a test split alone, with its labels, alphabet "
+    "and normalisation, for evaluate.py. --splits=test=FOLDER takes one folder.",
+    FLAGS,
+    remote=True,
+)
+command_line.define_path(
     "verify", None, "Check this corpus instead and name what is damaged.", FLAGS, remote=True
 )
 
@@ -168,6 +203,9 @@ def main(argv):
     if FLAGS.verify:
         return verify(FLAGS.verify)
     output_dir = command_line.require_flag(FLAGS, "output_dir")
+    like = load_corpus(FLAGS.like) if FLAGS.like else None
+    if like is not None:
+        as_in(like)
     source = make_source(command_line.require_flag(FLAGS, "source"))
     with flag_named(), tqdm(unit="utt", desc="preparing", disable=None) as bar:
 
@@ -185,6 +223,8 @@ def main(argv):
             shard_bytes=FLAGS.shard_megabytes * 1_000_000,
             progress=progress,
             scheduler=FLAGS.scheduler,
+            text_rules=TextRules(FLAGS.keep_case, FLAGS.keep_punctuation),
+            like=like,
         )
     for name, split in corpus.splits.items():
         unlabelled = split.get("unlabelled")
@@ -193,7 +233,13 @@ def main(argv):
             f"({split['frames'] * FRAME_SECONDS / 60:.1f} minutes), {len(split['shards'])} shards"
             f"{f', {unlabelled} utterances without labels' if unlabelled else ''}"
         )
-    print(f"{corpus.num_states} states, {corpus.dimension} features per frame")
+        unknown = split.get("unknown_states")
+        if unknown:
+            print(f"frames of states that {FLAGS.like} lacks: {counted(unknown)}")
+    if corpus.alphabet is None:
+        print(f"{corpus.num_states} states, {corpus.dimension} features per frame")
+    else:
+        print_alphabet(corpus)
     mixed = corpus.document.get("recordings", {}).get("mixed")
     if mixed:
         print(
@@ -205,6 +251,38 @@ def main(argv):
         print(f"{failed} utterances failed, listed in {os.path.join(output_dir, FAILURES_FILE)}")
     print(f"the corpus is in {output_dir}")
     return 0
+
+
+def print_alphabet(corpus):
+    """What the text is made of, and what became of the rest."""
+    shown = "".join(corpus.alphabet).replace(" ", "␣")
+    print(f"{len(corpus.alphabet)} characters: {shown}; {corpus.dimension} features per frame")
+    removed = corpus.document["text"]["removed"]
+    if removed:
+        print(f"removed from the transcripts: {counted(removed)}")
+    for name, split in corpus.splits.items():
+        unknown = split.get("unknown_characters")
+        if unknown:
+            print(f"{name} has characters that training lacks: {counted(unknown)}")
+
+
+def as_in(like):
+    """Sets the flags that another corpus decides."""
+    for name in (*OF_CHARACTERS, "labels"):
+        if FLAGS[name].present:
+            raise command_line.CommandError(f"--{name} is what the corpus of --like has")
+    labels = like.document.get("settings", {}).get("labels")
+    if labels in FLAGS["labels"].parser.enum_values:  # Others are of one source alone.
+        FLAGS.labels = labels
+    if not FLAGS["sample_rate"].present and like.sample_rate:
+        FLAGS.sample_rate = like.sample_rate
+    if not FLAGS["splits"].present:
+        FLAGS.splits = "test"
+
+
+def counted(characters):
+    """What is counted, as `ä (3), ö (1)`."""
+    return ", ".join(f"{one} ({times})" for one, times in characters.items())
 
 
 @contextlib.contextmanager
@@ -219,6 +297,7 @@ def flag_named():
 def make_source(name):
     """The source that the flags describe."""
     refuse_other_sources_flags(name)
+    characters = labels_of(name) == CHARACTERS
     aligned = {
         "labels": FLAGS.labels,
         "lexicon": FLAGS.lexicon,
@@ -232,7 +311,9 @@ def make_source(name):
     dealt = {"splits": FLAGS.splits, "seed": FLAGS.seed}
     if name == "synthetic":
         count = FLAGS.utterances or SYNTHETIC_UTTERANCES
-        return sources.SyntheticSource(count=count, seed=FLAGS.seed, **aligned)
+        return sources.SyntheticSource(
+            count=count, seed=FLAGS.seed, language=FLAGS.language, **aligned
+        )
     if name == "manifest":
         manifest = command_line.require_flag(FLAGS, "manifest")
         return sources.ManifestSource(manifest=manifest, **aligned, **recorded, **matching, **dealt)
@@ -245,15 +326,16 @@ def make_source(name):
         return sources.TextGridSource(
             input_dir=input_dir,
             alignment_dir=FLAGS.alignment_dir or "",
-            tier=FLAGS.tier,
+            tier=FLAGS.tier or ("words" if characters else "phones"),
+            labels=labels_of(name),
             sample_rate=FLAGS.sample_rate,
             **recorded,
             **dealt,
         )
-    alignment_dir = command_line.require_flag(FLAGS, "alignment_dir")
     return KaldiSource(
         input_dir=input_dir,
-        alignment_dir=alignment_dir,
+        alignment_dir="" if characters else command_line.require_flag(FLAGS, "alignment_dir"),
+        labels=labels_of(name),
         cmvn=FLAGS.cmvn,
         pipes=FLAGS.pipes,
         audio_rate=FLAGS.sample_rate,
@@ -262,8 +344,24 @@ def make_source(name):
     )
 
 
+def labels_of(name):
+    """What the source's utterances are labelled with."""
+    own = {"textgrid": "phones", "kaldi": "pdfs"}
+    return FLAGS.labels if FLAGS.labels == CHARACTERS else own.get(name, FLAGS.labels)
+
+
 def refuse_other_sources_flags(name):
     """A flag that the source does not read was given by mistake."""
+    characters = FLAGS.labels == CHARACTERS
+    if FLAGS["labels"].present and not characters and name not in ALIGNED:
+        raise command_line.CommandError(
+            f"--labels={FLAGS.labels} is of no use with --source={name}: it belongs to "
+            f"{', '.join(ALIGNED)}"
+        )
+    for flag in OF_ALIGNING if characters else OF_CHARACTERS:
+        if FLAGS[flag].present and not (flag == "alignment_dir" and name == "textgrid"):
+            kind = "is of no use with" if characters else "belongs to"
+            raise command_line.CommandError(f"--{flag} {kind} --labels={CHARACTERS}")
     for flag, readers in FLAGS_OF_SOURCES.items():
         if FLAGS[flag].present and name not in readers:
             raise command_line.CommandError(

@@ -29,12 +29,14 @@ from absl import flags
 from tqdm import tqdm
 
 from command_line import CommandError
+from keras_bnrnn.data.speech.transcripts import CHARACTERS
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_history, read_results
+from keras_bnrnn.fit.tables import read_history, read_results
 from paper import report
 from paper.experiments import EXPERIMENTS, POPULATION, QUICK_EPOCHS
 from recipes.language_task import read_text
+from recipes.speech_task import SpeechTask
 from recipes.tasks import EVALUATION_FILE
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -123,16 +125,17 @@ def main(argv):
     ]
     needed = dict.fromkeys(EXPERIMENTS[name].data for name in experiments)
     sources = {corpus: data_of(corpus) for corpus in needed}
-    corpora = {**sources, SPEECH: work_dir / "digits-corpus"}  # What the scripts read.
     for folder in (work_dir, results_dir):
         check_writable(folder)
     runs = []
     for name in experiments:
-        of_experiment = runs_of(name, corpora[EXPERIMENTS[name].data], work_dir, results_dir)
+        data = corpus_of(EXPERIMENTS[name], sources, work_dir)
+        of_experiment = runs_of(name, data, work_dir, results_dir)
         runs += [run for run in of_experiment if name in names or run.name in chosen]
     left = [run for run in runs if not run.done]
-    if any(EXPERIMENTS[run.experiment].data == SPEECH for run in left):
-        prepare_digits(sources[SPEECH], corpora[SPEECH])
+    for task in {EXPERIMENTS[run.experiment].task for run in left}:
+        if issubclass(task, SpeechTask):
+            prepare_digits(sources[SPEECH], digits_corpus(task, work_dir), task)
     failed = make(left, len(runs))
     report.write(results_dir, FLAGS.quick)
     print(f"Written: {results_dir}/README.md, its figures, and a folder for each run.")
@@ -165,11 +168,24 @@ def data_of(name):
     return folder
 
 
-def prepare_digits(audio, corpus):
+def corpus_of(experiment, sources, work_dir):
+    """What an experiment's scripts read."""
+    if experiment.data == SPEECH:
+        return digits_corpus(experiment.task, work_dir)
+    return sources[experiment.data]
+
+
+def digits_corpus(task, work_dir):
+    """The folder of the digits, labelled as a task needs them."""
+    return work_dir / ("digits-text" if task.labels == CHARACTERS else "digits-corpus")
+
+
+def prepare_digits(audio, corpus, task):
     """Makes the corpus that is trained on from the audio, at the first time."""
     command = [
         *(sys.executable, str(SCRIPTS / "prepare_speech.py"), "--source=librispeech"),
         *(f"--input_dir={audio}", f"--output_dir={corpus}", f"--workers={FLAGS.jobs}"),
+        *([f"--labels={CHARACTERS}"] if task.labels == CHARACTERS else []),
     ]
     environment = command_line.child_environment()
     if subprocess.run(command, env=environment, check=False).returncode:

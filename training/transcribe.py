@@ -1,4 +1,4 @@
-"""Prints the phones that an exported acoustic model hears in audio files, with their times.
+"""Prints the phones or words that an exported model hears in audio files, with their times.
 
     python training/transcribe.py --model=exported speech.wav more.flac
     python training/transcribe.py --model=exported --transcript="one two three" --plot speech.wav
@@ -8,6 +8,11 @@ For each file: a line with its name and its phones, then a line per phone with i
 end in seconds. Where a transcript is given, the phone error rate too: phones inserted, deleted or
 substituted in relation to the pronunciation in pocketsphinx's dictionary that fits best.
 
+A model of train_ctc.py writes words in the place of phones: the best character of each frame, or
+with --beam the likeliest text of those that are kept, and with --nbest the next likely ones and the
+logarithms of their probabilities. A transcript then gives the error rates of words and characters,
+as jiwer defines them.
+
 The phones are those of the best path (Viterbi) through the states: log-posteriors less log-priors,
 durations and a phone bigram, which are those of the training alignments. More than a minute is
 heard in overlapping parts, in memory that does not grow with the recording. Needs TensorFlow,
@@ -16,6 +21,7 @@ look up a transcript's words.
 """
 
 import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
+import itertools
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +41,7 @@ from recipes.phone_model import (
     is_speech,
     phone_errors,
 )
+from recipes.text_model import TextModel
 
 recordings = command_line.module_by_file("data/speech/recordings.py")
 
@@ -46,6 +53,8 @@ FRAME_SECONDS = 0.01
 WHOLE_SECONDS = 60  # Longer recordings are heard in parts.
 PART_FRAMES, OVERLAP_FRAMES = 2000, 300
 PARTS_AT_ONCE = 6
+OF_PHONES = ("min_frames", "prior_scale", "bigram_weight", "lexicon")
+OF_TEXT = ("beam", "nbest")
 FORMATS = {"text": ".txt", "ctm": ".ctm", "textgrid": ".TextGrid"}
 
 
@@ -63,7 +72,7 @@ command_line.define_path("model", None, "SavedModel that export.py wrote.", FLAG
 command_line.define_path(
     "transcript",
     None,
-    "What was said, to print the phone error rate: the words themselves if there is one audio "
+    "What was said, to print the error rate: the words themselves if there is one audio "
     "file, or a file with a line for each: its name or id, a tab or space, and the words. Words in "
     "brackets are noise and do not count.",
     FLAGS,
@@ -92,6 +101,22 @@ flags.DEFINE_float(
     lower_bound=0.0,
     flag_values=FLAGS,
 )
+flags.DEFINE_integer(
+    "beam",
+    0,
+    "Of a model that writes text: how many beginnings of texts to keep; 0 takes the best character "
+    "of each frame.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "nbest",
+    1,
+    "With --beam: how many texts to print, with the logarithms of their probabilities. Of "
+    "recordings up to a minute.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "channel",
     "mix",
@@ -115,8 +140,9 @@ flags.DEFINE(
     PlotParser(),
     "plot",
     None,
-    "Draw waveform, features, posteriors and phones: `--plot` into NAME.png in the current folder, "
-    "`--plot=PATH` into a PNG file, or a folder for several audio files. Up to a minute.",
+    "Draw waveform, features, posteriors and phones or words: `--plot` into NAME.png in the "
+    "current folder, `--plot=PATH` into a PNG file, or a folder for several audio files. Up to a "
+    "minute.",
     flag_values=FLAGS,
     boolean=True,
 )
@@ -132,23 +158,8 @@ def main(argv):
     except ValueError as error:
         raise CommandError(f"--channel: {error}") from None
     description = read_description(folder)
-    try:
-        phone_model = PhoneModel(
-            description["states"],
-            description["phone_counts"],
-            FLAGS.min_frames,
-            FLAGS.prior_scale,
-            FLAGS.bigram_weight,
-        )
-    except (ValueError, KeyError, TypeError):
-        raise CommandError(
-            f"{folder / DESCRIPTION_FILE} counts other phones than the model's; export it again"
-        ) from None
-    references, compared_as = [None] * len(paths), str
-    if FLAGS.transcript is not None:
-        references, compared_as = look_up(
-            read_transcripts(FLAGS.transcript, paths), phone_model.phones
-        )
+    kind = of_text if "text" in description else of_phones
+    scorer, new_search = kind(folder, description, paths)
     pictures = output_paths("plot", FLAGS.plot, paths, ".png")
     outputs = output_paths("output_dir", FLAGS.output_dir, paths, FORMATS[FLAGS.format])
     if FLAGS.format == "textgrid" and len(paths) > 1 and not FLAGS.output_dir:
@@ -156,11 +167,11 @@ def main(argv):
     # TensorFlow warns that the model cannot be trained any further.
     absl.logging.set_verbosity(absl.logging.ERROR)
     signatures = tf.saved_model.load(str(folder)).signatures
-    errors = expected = failed = mixed = 0
-    rows = zip(paths, names_of(paths), references, pictures, outputs, strict=True)
-    for path, name, reference, picture, output in rows:
+    failed = mixed = 0
+    rows = zip(paths, names_of(paths), pictures, outputs, strict=True)
+    for number, (path, name, picture, output) in enumerate(rows):
         try:
-            heard = transcribe(path, channel, description, signatures, phone_model)
+            heard = transcribe(path, channel, description, signatures, new_search())
         except recordings.AudioError as error:
             if len(paths) == 1:
                 raise CommandError(str(error)) from None
@@ -174,14 +185,12 @@ def main(argv):
         else:
             output.write_text(text, encoding="utf-8")
             print(f"{path}: {output}", flush=True)
-        if reference is not None:
-            spoken = [compared_as(one.phone) for one in heard.segments if is_speech(one.phone)]
-            wrong, length = phone_errors(reference, spoken)
-            # What other programs are to read stays theirs.
-            stream = sys.stdout if output or FLAGS.format == "text" else sys.stderr
-            rate = f"phone error rate {wrong / length:.1%} ({wrong} of {length})"
-            print(f"  {rate}", file=stream, flush=True)
-            errors, expected = errors + wrong, expected + length
+        # What other programs are to read stays theirs.
+        stream = sys.stdout if output or FLAGS.format == "text" else sys.stderr
+        if FLAGS.nbest > 1:
+            print_answers(path, heard, stream)
+        if scorer is not None:
+            print(f"  {scorer.add(number, heard.segments)}", file=stream, flush=True)
         if picture and heard.segments:
             if heard.scores is None:
                 seconds = f"{heard.seconds:.0f} s, more than {WHOLE_SECONDS} s"
@@ -189,8 +198,8 @@ def main(argv):
                 continue
             draw(picture, Path(path).name, description, heard)
             print(f"  picture: {picture}")
-    if len(paths) > 1 and expected:
-        print(f"all: phone error rate {errors / expected:.1%} ({errors} of {expected})")
+    if len(paths) > 1 and scorer is not None and scorer.count:
+        print(f"all: {scorer.total()}")
     if mixed:
         print(
             f"note: {mixed} recordings have several channels, which were averaged; --channel "
@@ -201,17 +210,131 @@ def main(argv):
         raise CommandError(f"{failed} of {len(paths)} files could not be transcribed")
 
 
+class ErrorRates:
+    """Error rates of what was heard, file by file and in all.
+
+    Args:
+        compare: from the file's number and its segments to `{unit: (errors, how many there are)}`.
+    """
+
+    def __init__(self, compare):
+        self._compare, self._sums, self.count = compare, {}, 0
+
+    def add(self, number, segments):
+        """The rates of a file, in words."""
+        found = self._compare(number, segments)
+        self.count += 1
+        for unit, (errors, length) in found.items():
+            before = self._sums.get(unit, (0, 0))
+            self._sums[unit] = before[0] + errors, before[1] + length
+        return self._text(found)
+
+    def total(self):
+        """The rates of all files."""
+        return self._text(self._sums)
+
+    @staticmethod
+    def _text(found):
+        return ", ".join(
+            f"{unit} error rate {errors / length:.1%} ({errors} of {length})"
+            for unit, (errors, length) in found.items()
+        )
+
+
+def of_phones(folder, description, paths):
+    """The `ErrorRates` where transcripts are given, and a function to a new search for phones."""
+    refuse(OF_TEXT, "a model that writes text (train_ctc.py)")
+    try:
+        phone_model = PhoneModel(
+            description["states"],
+            description["phone_counts"],
+            FLAGS.min_frames,
+            FLAGS.prior_scale,
+            FLAGS.bigram_weight,
+        )
+    except (ValueError, KeyError, TypeError):
+        raise CommandError(
+            f"{folder / DESCRIPTION_FILE} counts other phones than the model's; export it again"
+        ) from None
+    if FLAGS.transcript is None:
+        return None, lambda: Search(phone_model)
+    references, compared_as = look_up(read_transcripts(FLAGS.transcript, paths), phone_model.phones)
+
+    def compare(number, segments):
+        spoken = [compared_as(one.phone) for one in segments if is_speech(one.phone)]
+        return {"phone": phone_errors(references[number], spoken)}
+
+    return ErrorRates(compare), lambda: Search(phone_model)
+
+
+def of_text(folder, description, paths):
+    """The same for a model that writes text."""
+    refuse(OF_PHONES, "a model of phones (train_speech.py)")
+    if FLAGS.nbest > max(FLAGS.beam, 1):
+        raise CommandError(f"--nbest={FLAGS.nbest} needs a --beam of as many or more")
+    text_model = TextModel(description["states"], description["reduction"], FLAGS.beam, FLAGS.nbest)
+    if FLAGS.transcript is None:
+        return None, text_model.search
+    import jiwer
+
+    from keras_bnrnn.data.speech.transcripts import TextRules
+
+    rules = TextRules(*(description["text"][name] for name in ("keep_case", "keep_punctuation")))
+    texts = [rules.normalized(text) for text in read_transcripts(FLAGS.transcript, paths)]
+    if not all(texts):
+        raise CommandError("--transcript: a transcript has no words")
+    unknown = sorted(set("".join(texts)) - set(text_model.characters))
+    if unknown:
+        print(
+            f"note: no training utterance has {', '.join(unknown)}; each of them in a transcript "
+            "is an error",
+            file=sys.stderr,
+        )
+
+    def compare(number, segments):
+        heard, found = " ".join(one.phone for one in segments), {}
+        units = {"word": jiwer.process_words, "character": jiwer.process_characters}
+        for unit, process in units.items():
+            counts = process(texts[number], heard)
+            wrong = counts.substitutions + counts.deletions
+            found[unit] = wrong + counts.insertions, wrong + counts.hits
+        return found
+
+    return ErrorRates(compare), text_model.search
+
+
+def refuse(names, whose):
+    """A `CommandError` where flags of the other kind of model are given."""
+    for name in names:
+        if FLAGS[name].present:
+            raise CommandError(f"--{name} is for {whose}, and --model={FLAGS.model} is none")
+
+
+def print_answers(path, heard, stream):
+    """A line for each of several texts."""
+    if heard.answers is None:
+        print(
+            f"warning: {path} has one text only: more than {WHOLE_SECONDS} s are heard in parts",
+            file=sys.stderr,
+        )
+        return
+    for text, score in heard.answers:
+        print(f"  {score:10.3f}  {text}", file=stream)
+
+
 class Heard(NamedTuple):
     """What was heard in a recording.
 
     Attributes:
-        segments: its phones, `Segment`s.
+        segments: its phones or words, `Segment`s.
         start: when frame 0 begins, in seconds.
         seconds: how long it is.
         mixed: whether its channels were averaged.
         waveform: `[samples]`, of a short one; else `None`, as the others.
         features: `[time, dimension]`.
         scores: log-posteriors, `[time, states]`.
+        answers: the likeliest texts, of a short one too.
+        words: whether the segments are words, with pauses between them.
     """
 
     segments: list
@@ -221,6 +344,8 @@ class Heard(NamedTuple):
     waveform: np.ndarray | None
     features: np.ndarray | None
     scores: np.ndarray | None
+    answers: list | None = None
+    words: bool = False
 
     def times(self):
         """`(start, end, phone)` of each phone, in seconds."""
@@ -228,23 +353,25 @@ class Heard(NamedTuple):
             yield self.start + FRAME_SECONDS * first, self.start + FRAME_SECONDS * last, phone
 
 
-def transcribe(path, channel, description, signatures, phone_model):
-    """What is `Heard` in an audio file."""
+def transcribe(path, channel, description, signatures, search):
+    """What is `Heard` in an audio file, by a new search."""
     here = path == recordings.STANDARD_INPUT or Path(path).exists()
     if not here and not recordings.URL.match(path):
         raise recordings.AudioError(f"{path}: no such file")
     rate, level = description["sample_rate"], Level()
+    reduction = description.get("reduction", 1)
     with recordings.as_file(path) as file:
         header = recordings.read_header(file)
         warn_of_bandwidth(path, header.samplerate, description)
         blocks = recordings.read_blocks(file, rate, channel, watch=level.add)
-        parts = parts_of(blocks, description["features"])
-        search, start, whole, samples = Search(phone_model), 0.0, (None, None, None), 0
+        parts = parts_of(blocks, description["features"], reduction)
+        start, whole, samples = 0.0, (None, None, None), 0
         for some in batches_of(parts):
             waveforms = [part.waveform for part in some]
-            features, scores, middle = hear(signatures, waveforms)
+            features, scores, middle = hear(signatures, waveforms, reduction)
             for part, row in zip(some, scores, strict=True):
-                search.extend(row[part.skip :][: part.frames])
+                own = None if part.frames is None else part.frames // reduction
+                search.extend(row[part.skip // reduction :][:own])
                 samples += part.new_samples
             if some[0].first:
                 start = max(middle - 0.5 * FRAME_SECONDS, 0.0)
@@ -253,9 +380,14 @@ def transcribe(path, channel, description, signatures, phone_model):
     level.warn(path)
     segments = search.finish()
     if not segments:
-        print(f"warning: {path} is too short for a single frame of 25 ms", file=sys.stderr)
+        # A text may be empty.
+        short = "too short for a single frame of 25 ms"
+        empty = samples >= rate * 0.025 and "text" in description
+        print(f"warning: {path} is {'without words' if empty else short}", file=sys.stderr)
     mixed = header.channels > 1 and channel is None
-    return Heard(segments, start, samples / rate, mixed, *whole)
+    answers = getattr(search, "answers", None)
+    words = "text" in description
+    return Heard(segments, start, samples / rate, mixed, *whole, answers, words)
 
 
 class Part(NamedTuple):
@@ -277,17 +409,19 @@ class Part(NamedTuple):
     last: bool
 
 
-def parts_of(blocks, front_end):
+def parts_of(blocks, front_end, reduction=1):
     """Cuts a recording into `Part`s; one of up to a minute is a single one.
 
     Args:
         blocks: its samples, in blocks.
         front_end: the set-up of the features: `sample_rate`.
+        reduction: parts begin and end with a multiple of so many frames.
     """
+    part_frames, overlap = (n // reduction * reduction for n in (PART_FRAMES, OVERLAP_FRAMES))
     shift = int(front_end["sample_rate"] * FRAME_SECONDS)
     whole = WHOLE_SECONDS * front_end["sample_rate"]
     # Frames reach beyond their shift; what they lack at a part's end is in the overlap.
-    length = (PART_FRAMES + OVERLAP_FRAMES) * shift
+    length = (part_frames + overlap) * shift
     pending, skip, known = np.zeros(0, np.float32), 0, 0
     divided = False
     for block in blocks:
@@ -295,9 +429,9 @@ def parts_of(blocks, front_end):
         divided = divided or len(pending) > whole
         while divided and len(pending) > length + skip * shift:
             part = pending[: length + skip * shift]
-            yield Part(part, skip, PART_FRAMES, len(part) - known, skip == 0, False)
-            done = PART_FRAMES + skip - OVERLAP_FRAMES
-            pending, skip = pending[done * shift :], OVERLAP_FRAMES
+            yield Part(part, skip, part_frames, len(part) - known, skip == 0, False)
+            done = part_frames + skip - overlap
+            pending, skip = pending[done * shift :], overlap
             known = len(part) - done * shift
     yield Part(pending, skip, None, len(pending) - known, skip == 0, True)
 
@@ -322,8 +456,11 @@ def read_description(folder):
         raise CommandError(
             f"{folder / DESCRIPTION_FILE} is missing: no acoustic model that export.py wrote"
         )
-    form = {"signatures": [str], "states": [{"name": str}], "phone_counts": PHONE_COUNTS}
-    description = command_line.read_json(folder / DESCRIPTION_FILE, form)
+    path = folder / DESCRIPTION_FILE
+    description = command_line.read_json(path, {"signatures": [str], "states": [{"name": str}]})
+    rules = {"keep_case": bool, "keep_punctuation": bool}
+    text = {"text": rules, "reduction": int}
+    command_line.read_json(path, text if "text" in description else {"phone_counts": PHONE_COUNTS})
     if "serve_waveform" not in description["signatures"]:
         raise CommandError(
             f"--model={folder} takes features and no audio: its training corpus came with features "
@@ -445,12 +582,13 @@ def look_up(transcripts, phones):
     return found, compared_as
 
 
-def hear(signatures, waveforms):
+def hear(signatures, waveforms, reduction=1):
     """Hears several waveforms side by side.
 
     Args:
         signatures: the SavedModel's.
         waveforms: `[samples]` each.
+        reduction: how many frames of the features the model joins to one.
 
     Returns:
         For each of them features `[time, dimension]`, and log-posteriors `[time, states]`; and the
@@ -463,23 +601,24 @@ def hear(signatures, waveforms):
     heard = signatures["features"](waveform=tf.constant(rows), lengths=tf.constant(lengths))
     scores = signatures["serve"](features=heard["features"], lengths=heard["frames"])
     frames = heard["frames"].numpy()
+    joined = (frames + reduction - 1) // reduction
     each = [
-        [row[:count] for row, count in zip(values.numpy(), frames, strict=True)]
-        for values in (heard["features"], scores["log_posteriors"])
+        [row[:count] for row, count in zip(values.numpy(), counts, strict=True)]
+        for values, counts in ((heard["features"], frames), (scores["log_posteriors"], joined))
     ]
     times = np.ravel(heard["times"])  # Models of before have one row for all.
     return *each, float(times[0]) if len(times) else 0.0
 
 
 def text_of(path, heard):
-    """A line of phones, and a line for each with its times."""
+    """A line of phones or words, and a line for each with its times."""
     lines = [f"{path}: {' '.join(segment.phone for segment in heard.segments)}"]
     lines += [f"  {start:8.2f} {end:8.2f}  {phone}" for start, end, phone in heard.times()]
     return "\n".join(lines) + "\n"
 
 
 def ctm_of(name, heard):
-    """NIST's lines: recording, channel, start, duration, phone."""
+    """NIST's lines: recording, channel, start, duration, phone or word."""
     channel = recordings.parse_channel(FLAGS.channel) or 1
     name = "_".join(name.split())
     return "".join(
@@ -489,13 +628,20 @@ def ctm_of(name, heard):
 
 
 def textgrid_of(name, heard):
-    """Praat's file with a tier `phones`, from 0 to the recording's end without a gap."""
-    segments = heard.segments or [("", 0, 0)]
-    labels = [phone.replace('"', '""') for phone, *_ in segments]
-    ends = [start for start, *_ in heard.times()][1:] + [heard.seconds]
+    """Praat's file with a tier `phones` or `words`, from 0 to the end without a gap."""
+    labels, ends, before = [], [], 0.0
+    for start, end, label in heard.times():
+        # Phones follow each other at once; what the beginning and the end lack is theirs.
+        if heard.words and start > before:
+            labels, ends = [*labels, ""], [*ends, start]
+        labels, ends, before = [*labels, label.replace('"', '""')], [*ends, end], end
+    if (heard.words and before < heard.seconds) or not labels:
+        labels, ends = [*labels, ""], [*ends, heard.seconds]
+    ends[-1] = heard.seconds
     lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0"]
     lines += [f"xmax = {heard.seconds:.4f}", "tiers? <exists>", "size = 1", "item []:"]
-    lines += ["    item [1]:", '        class = "IntervalTier"', '        name = "phones"']
+    lines += ["    item [1]:", '        class = "IntervalTier"']
+    lines += [f'        name = "{"words" if heard.words else "phones"}"']
     lines += ["        xmin = 0", f"        xmax = {heard.seconds:.4f}"]
     lines += [f"        intervals: size = {len(labels)}"]
     start = 0.0
@@ -548,20 +694,22 @@ def output_paths(flag, folder, paths, suffix):
 
 
 def draw(picture, title, description, heard):
-    """Waveform, features, phones' posteriors, and the phones over all three."""
+    """Waveform, features, posteriors of phones or characters, and the segments over all three."""
     from matplotlib.figure import Figure
 
-    segments, start, *_, waveform, features, scores = heard
-    end = start + FRAME_SECONDS * len(scores)
+    segments, start, features, scores = heard.segments, heard.start, heard.features, heard.scores
+    end = start + FRAME_SECONDS * len(features)
     channels = description["features"]["num_mel_bins"] + description["features"]["use_energy"]
     phones = [state.get("phone", state["name"]) for state in description["states"]]
-    shown = list(dict.fromkeys(segment.phone for segment in segments))
+    found = (segment.phone for segment in segments)
+    shown = list(dict.fromkeys(itertools.chain(*found) if heard.words else found))
     per_phone = np.stack(
         [np.exp(scores[:, [phone == one for phone in phones]]).sum(axis=1) for one in shown]
     )
     figure = Figure(figsize=(12, 7), layout="constrained")
     wave, log_mel, posteriors = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 2.5))
-    wave.plot(np.arange(len(waveform)) / description["sample_rate"], waveform, linewidth=0.4)
+    seconds = np.arange(len(heard.waveform)) / description["sample_rate"]
+    wave.plot(seconds, heard.waveform, linewidth=0.4)
     wave.set_ylabel("waveform")
     wave.set_title(title, pad=18)
     image = {"origin": "lower", "aspect": "auto"}

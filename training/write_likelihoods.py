@@ -50,6 +50,7 @@ flags.DEFINE_integer(
 def main(argv):
     model_dir = Path(command_line.require_flag(FLAGS, "model"))
     corpus = load_corpus(command_line.require_flag(FLAGS, "data_dir"))
+    corpus.require_labels("frames")
     output_dir = Path(command_line.require_flag(FLAGS, "output_dir"))
     description = read_description(model_dir, corpus)
     splits = FLAGS.splits or list(corpus.splits)

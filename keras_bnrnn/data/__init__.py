@@ -4,7 +4,7 @@ Importing this package needs none of the extras; a function that needs one says 
 """
 
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
-from keras_bnrnn.data.masks import sequence_mask
+from keras_bnrnn.data.masks import FillPadding, sequence_mask
 from keras_bnrnn.data.speech.augmentation import SpecAugment
 from keras_bnrnn.data.speech.corpus import Corpus, load_corpus, read_utterances
 from keras_bnrnn.data.speech.features import LogMelFilterBank
@@ -14,6 +14,7 @@ from keras_bnrnn.data.text import TextCorpus, load_text, token_windows
 __all__ = [
     "Corpus",
     "CorpusError",
+    "FillPadding",
     "LogMelFilterBank",
     "SpecAugment",
     "TextCorpus",

@@ -26,13 +26,8 @@ from keras_bnrnn.fit.errors import FitError, Stopped
 from keras_bnrnn.fit.loop import Splits, evaluate, prepare, train
 from keras_bnrnn.fit.precision import PRECISIONS, scaled
 from keras_bnrnn.fit.run import fit
-from keras_bnrnn.fit.run_folder import (
-    RunFolder,
-    best_model,
-    claim_in_turn,
-    read_history,
-    read_results,
-)
+from keras_bnrnn.fit.run_folder import RunFolder, claim_in_turn
+from keras_bnrnn.fit.tables import best_model, read_history, read_results
 from keras_bnrnn.fit.tensorboard import TensorBoard
 
 __all__ = [

@@ -71,6 +71,11 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
 
     Raises:
         FitError: for another name, or a `TF_CONFIG` that is missing or wrong.
+
+    Example:
+
+    >>> make_strategy("none").num_replicas_in_sync
+    1
     """
     if name not in STRATEGIES:
         raise FitError(f"{name!r} is not one of {', '.join(STRATEGIES)}", "strategy")
@@ -179,7 +184,13 @@ def _listening(port):
 
 
 def worker_of(strategy: tf.distribute.Strategy) -> Worker:
-    """Which `Worker` this process is."""
+    """Which `Worker` this process is.
+
+    Example:
+
+    >>> worker_of(make_strategy("none"))
+    Worker(index=0, count=1)
+    """
     resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
         return Worker()
@@ -247,6 +258,14 @@ def rows_of_worker(dataset: tf.data.Dataset, worker: Worker, rows: int) -> tf.da
         dataset: batches of all workers, nested tensors `[batch, …]`.
         worker: whose share it is.
         rows: of a full batch of one worker.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> batches = tf.data.Dataset.from_tensor_slices((tf.range(4), tf.range(4))).batch(4)
+    >>> for inputs, _ in rows_of_worker(batches, Worker(1, 2), rows=2).as_numpy_iterator():
+    ...     print(inputs)
+    [2 3]
     """
     if worker.count == 1:
         return dataset

@@ -19,7 +19,8 @@ from keras_bnrnn.fit.distribution import (
     worker_of,
 )
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import RunFolder, claim_in_turn, path_of_run
+from keras_bnrnn.fit.run_folder import RunFolder, claim_in_turn
+from keras_bnrnn.fit.tables import path_of_run
 
 
 def fit(

@@ -28,6 +28,7 @@ def stepping(
     head: Callable = lambda outputs: outputs,
     given: str = "the next frames",
     results: str = "outputs",
+    blocks: bool = False,
 ) -> Runtime:
     """`step` for other runtimes: a functional model that reads forwards, its states outside.
 
@@ -35,10 +36,11 @@ def stepping(
         model: its frames all count.
         head: what is done to each output.
         given, results: what the model takes and returns, in words.
+        blocks: as for `CarriedStack`.
     """
 
     def build(one_row):
-        stack = CarriedStack(model, "none", one_row)
+        stack = CarriedStack(model, "none", one_row, blocks)
         count = len(stack.state_specs)
         outputs, states = stack.model.outputs[:-count], stack.model.outputs[-count:]
         return keras.Model(stack.model.inputs, [*map(head, outputs), *states])

@@ -1,8 +1,9 @@
-"""The signatures of an acoustic model: features, samples or WAV files to log-posteriors."""
+"""The signatures of an acoustic model: features, samples or WAV files to scores and text."""
 
 import keras
 import tensorflow as tf
 
+from keras_bnrnn.ctc import NEVER, greedy_labels, texts
 from keras_bnrnn.data.speech.corpus import Corpus
 from keras_bnrnn.data.speech.features import LogMelFilterBank, normalize_features
 from keras_bnrnn.serving.runtimes import stepping, whole
@@ -21,14 +22,16 @@ WAV_HEADER_BYTES = 44
 LOUDEST = 100.0  # Well beyond samples in -1…1, however hot, and well below 16-bit numbers.
 
 
-def speech_endpoints(model: keras.Model, corpus: Corpus) -> dict[str, Endpoint]:
+def speech_endpoints(model: keras.Model, corpus: Corpus, reduction: int = 1) -> dict[str, Endpoint]:
     """The endpoints of an acoustic model.
 
     Args:
         model: without normalisation; from features `[batch, time, dimension]` and lengths
             `[batch]`, or from features with zeros in the padding; to logits
-            `[batch, time, states]`.
+            `[batch, time, states]`. One that writes text takes lengths too and gives
+            `[batch, ceil(time / reduction), states]`, sure of the blank in the padding.
         corpus: what it was trained on, for the mean, the variance and the features' set-up.
+        reduction: how many frames the model joins to one.
 
     Returns:
         `{name: Endpoint}`.
@@ -43,16 +46,29 @@ def speech_endpoints(model: keras.Model, corpus: Corpus) -> dict[str, Endpoint]:
         "frames": "int32 [batch]: how many frames of each row have a meaning",
         "times": "float32 [batch, time]: the middle of each frame, in seconds",
     }
-    masked = with_mask(model)
+    writes = corpus.alphabet is not None
+    if writes:
+        meanings["log_posteriors"] += ": of the blank, then of the characters; the blank's is 0 in "
+        meanings["log_posteriors"] += "the padding"
+        meanings["text"] = "string [batch]: the best character of each frame, read as text, UTF-8"
+        if reduction > 1:
+            joined = f"the model joins {reduction} frames of the features to one"
+            meanings["frames"] += f"; {joined}, but not in the signature features"
+    masked = None if writes else with_mask(model)
     padding = " and lengths [batch]" if len(model.inputs) > 1 else ", zeros in the padding,"
 
-    def log_posteriors(features, lengths):
+    def answers(features, lengths):
         lengths = checked_lengths(lengths, features)
-        time = tf.shape(features)[1]
+        time = _reduced(tf.shape(features)[1], reduction)
         features = at_least_one_frame(features)
         mask = tf.sequence_mask(lengths, tf.shape(features)[1])
-        logits = masked([checked_features(features, mask), mask], training=False)
-        return tf.nn.log_softmax(logits)[:, :time]
+        features = checked_features(features, mask)
+        if not writes:
+            logits = masked([features, mask], training=False)[:, :time]
+            return {"log_posteriors": tf.nn.log_softmax(logits)}
+        logits = model({"features": features, "lengths": lengths}, training=False)
+        text = texts(greedy_labels(logits), corpus.alphabet)
+        return {"log_posteriors": tf.nn.log_softmax(logits)[:, :time], "text": text}
 
     specs = [
         tf.TensorSpec([None, None, corpus.dimension], tf.float32, "features"),
@@ -60,7 +76,7 @@ def speech_endpoints(model: keras.Model, corpus: Corpus) -> dict[str, Endpoint]:
     ]
     endpoints = {
         "serve": Endpoint(
-            lambda features, lengths: {"log_posteriors": log_posteriors(features, lengths)},
+            answers,
             specs,
             "Scores whole utterances given as features.",
             meanings,
@@ -69,33 +85,53 @@ def speech_endpoints(model: keras.Model, corpus: Corpus) -> dict[str, Endpoint]:
     }
     front_end = make_front_end(corpus)
     if front_end is not None:
-        endpoints |= _audio_endpoints(front_end, corpus, log_posteriors, meanings)
-    stack = carried_stack(model, mask="given")
+        endpoints |= _audio_endpoints(front_end, corpus, answers, meanings, reduction)
+    blocks = reduction > 1
+    stack = carried_stack(model, mask="given", blocks=blocks)
     if stack is not None:
+        pieces = f"any multiple of {reduction} frames but for the last" if blocks else "any size"
         endpoints["step"] = Endpoint(
-            speech_step(stack),
+            speech_step(stack, reduction, writes),
             [*specs, *stack.state_specs],
-            "Scores the next frames of utterances that come in pieces of any size.",
+            f"Scores the next frames of utterances that come in pieces of {pieces}.",
             {**meanings, **stack.meanings()},
-            stepping(model, keras.ops.log_softmax, "frames [batch, time]", "log-probabilities"),
+            stepping(
+                model, keras.ops.log_softmax, "frames [batch, time]", "log-probabilities", blocks
+            ),
         )
     return endpoints
 
 
-def speech_step(stack):
-    """The function of `step`, for a stack that is given its mask."""
+def _reduced(frames, reduction):
+    """How many frames the model makes of the features'."""
+    return (frames + reduction - 1) // reduction
+
+
+def speech_step(stack, reduction=1, writes=False):
+    """The function of `step`, for a stack that is given its mask.
+
+    Args:
+        stack: a `CarriedStack`.
+        reduction: how many frames the model joins to one.
+        writes: whether the model is sure of the blank in the padding.
+    """
 
     def step(features, lengths, *states):
         lengths = checked_lengths(lengths, features)
         states = checked_states(states, tf.shape(features)[0])
-        mask = tf.sequence_mask(lengths, tf.shape(features)[1])
-        [logits], states = stack([checked_features(features, mask)], states, mask)
+        time = tf.shape(features)[1]
+        features = checked_features(features, tf.sequence_mask(lengths, time))
+        mask = tf.sequence_mask(_reduced(lengths, reduction), _reduced(time, reduction))
+        [logits], states = stack([features], states, mask)
+        if writes:
+            blank = tf.one_hot(0, logits.shape[-1], on_value=0.0, off_value=NEVER)
+            logits = tf.where(mask[:, :, tf.newaxis], logits, blank)
         return {"log_posteriors": tf.nn.log_softmax(logits), **stack.named(states)}
 
     return step
 
 
-def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
+def _audio_endpoints(front_end, corpus, answers, meanings, reduction):
     rate = corpus.sample_rate
     # Frame t is centred on this time plus t times the shift.
     first = 0.5 * (front_end.frame_length if front_end.snip_edges else front_end.frame_shift) / rate
@@ -115,8 +151,11 @@ def _audio_endpoints(front_end, corpus, log_posteriors, meanings):
 
     def serve_waveform(waveform, lengths):
         heard = features(waveform, lengths)
-        scores = log_posteriors(heard.pop("features"), heard["frames"])
-        return {"log_posteriors": scores, **heard}
+        found = answers(heard["features"], heard["frames"])
+        # The middle of the frames that are joined to one.
+        later = 0.5 * (reduction - 1) * front_end.frame_shift / rate
+        times = heard["times"][:, ::reduction] + later
+        return {**found, "frames": _reduced(heard["frames"], reduction), "times": times}
 
     def decode(contents):
         samples, file_rate = tf.audio.decode_wav(contents)

@@ -12,11 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bnrnn.data.masks import FillPadding
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.layers import BatchNormRNN
 from keras_bnrnn.serving.errors import ServingError
 from keras_bnrnn.serving.litert import OneSequence, one_sequence, projecting
 
+# What has no say where the mask comes from outside.
+MASKING = (keras.layers.Masking, FillPadding)
 # What gives each frame a value of its own at inference, if it has no axis or the last one.
 PER_FRAME = tuple(
     getattr(keras.layers, name)
@@ -70,6 +73,8 @@ class CarriedStack:
         mask: `"own"`, the model masks frames as it is built to; `"given"`, a mask comes with the
             inputs in place of that and of their lengths; `"none"`, all frames count.
         one_row: whether it is for batches of one row, in the loops of `litert.py`.
+        blocks: whether the model may join blocks of frames to one, each for itself; a given mask is
+            then that of the blocks.
 
     Attributes:
         model: from `[*inputs, mask if given, *states]` to `[*outputs, *new states]`.
@@ -79,7 +84,9 @@ class CarriedStack:
         ServingError: the model does not read forwards, frame by frame.
     """
 
-    def __init__(self, model: keras.Model, mask: str = "own", one_row: bool = False):
+    def __init__(
+        self, model: keras.Model, mask: str = "own", one_row: bool = False, blocks: bool = False
+    ):
         batch = 1 if one_row else None
         inputs = [
             keras.Input(
@@ -99,11 +106,11 @@ class CarriedStack:
             for layer in model.layers
             if isinstance(layer, keras.layers.RNN)
         }
-        frames_alone = _Frames()
+        frames_alone = _Frames(blocks)
         states, after = keras.tree.flatten(list(before.values())), {}
 
         def call(layer, *args, **kwargs):
-            if mask != "own" and isinstance(layer, keras.layers.Masking):
+            if mask != "own" and isinstance(layer, MASKING):
                 return args[0]
             if layer not in before:
                 return frames_alone.call(layer, args, kwargs)
@@ -185,7 +192,7 @@ def with_mask(model: keras.Model) -> keras.Model:
     mask = keras.Input((None,), dtype="bool", name="mask")
 
     def call(layer, *args, **kwargs):
-        if isinstance(layer, keras.layers.Masking):
+        if isinstance(layer, MASKING):
             return args[0]
         if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
             kwargs["mask"] = mask
@@ -204,7 +211,7 @@ def of_one_row(model: keras.Model) -> keras.Model:
     """
 
     def call(layer, *args, **kwargs):
-        if isinstance(layer, keras.layers.Masking):
+        if isinstance(layer, MASKING):
             return args[0]
         if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
             kwargs.pop("mask", None)
@@ -268,8 +275,8 @@ def _state_sizes(layer):
 class _Frames:
     """Calls what gives each frame a value of its own; anything else is a `ServingError`."""
 
-    def __init__(self):
-        self.masks = []
+    def __init__(self, blocks):
+        self.masks, self.blocks = [], blocks
 
     def call(self, layer, args, kwargs):
         outputs = layer(*args, **kwargs)
@@ -277,6 +284,7 @@ class _Frames:
             known = _is_per_frame(layer, args) and not any(
                 one is mask for one in keras.tree.flatten(args) for mask in self.masks
             )
+            known = known or (self.blocks and _is_per_block(layer))
         else:  # Of bare operations those that make masks, which are made of integers.
             made = keras.tree.flatten(outputs)
             known = not any("float" in one.dtype for one in made)
@@ -292,6 +300,17 @@ def _is_per_frame(layer, args):
         isinstance(layer, PER_FRAME)
         and rank >= 3
         and set(np.ravel(getattr(layer, "axis", -1))) <= {-1, rank - 1}
+    )
+
+
+def _is_per_block(layer):
+    """Whether a layer makes one frame of each block of frames, or completes the last block."""
+    if isinstance(layer, keras.layers.ZeroPadding1D):
+        return layer.padding[0] == 0
+    return (
+        isinstance(layer, keras.layers.Conv1D)
+        and layer.kernel_size == layer.strides
+        and layer.padding == "valid"
     )
 
 

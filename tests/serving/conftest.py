@@ -41,6 +41,15 @@ def speech(tiny_corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def text(tiny_characters, tmp_path_factory):
+    """A model that writes text and reads forwards, a quarter of the frames."""
+    corpus = load_corpus(tiny_characters)
+    endpoints = functools.partial(speech_endpoints, corpus=corpus, reduction=4)
+    model = untrained.ctc_model(bidirectional=False)
+    return export(model, tmp_path_factory.mktemp("text") / "exported", endpoints)
+
+
+@pytest.fixture(scope="session")
 def language(tmp_path_factory):
     pytest.importorskip("tensorflow_text", reason="the extra 'text' is not installed")
     endpoints = functools.partial(

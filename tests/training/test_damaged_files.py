@@ -21,7 +21,7 @@ from keras_bnrnn import serving
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus
 from keras_bnrnn.fit import FitError, RunFolder
-from keras_bnrnn.fit.run_folder import comment_of, read_history, read_results
+from keras_bnrnn.fit.tables import comment_of, read_history, read_results
 from recipes.phone_model import DESCRIPTION_FILE, PHONE_COUNTS
 from untrained import WORDS
 

@@ -11,7 +11,7 @@ import evaluate
 from command_line import CommandError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_results
+from keras_bnrnn.fit.tables import read_results
 from recipes import speech_task
 from recipes.speech_task import SpeechTask
 from recipes.tasks import EVALUATION_FILE

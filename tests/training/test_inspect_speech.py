@@ -91,3 +91,14 @@ def test_what_cannot_be_shown(show, trained_speech, trained_language, tmp_path):
     (run / "corpus.json").write_text(json.dumps(document))
     with pytest.raises(CommandError, match="with other states"):
         show("--utterance=dev-00", f"--run_dir={run}")
+
+
+def test_text(call_script, tiny_characters, capsys):
+    call_script(inspect_speech, f"--data_dir={tiny_characters}")
+    assert "commonest states" in capsys.readouterr().out
+    call_script(inspect_speech, f"--data_dir={tiny_characters}", "--utterance=dev-00")
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line)
+    assert lines["text"].strip() == lines["transcript"].strip()
+    with pytest.raises(CommandError, match="has text"):
+        arguments = ["--utterance=dev-00", "--picture=x.png"]
+        call_script(inspect_speech, f"--data_dir={tiny_characters}", *arguments)

@@ -17,12 +17,13 @@ import reproduce
 import train_ptb
 from command_line import EXIT_STOPPED, CommandError
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_history, read_results
+from keras_bnrnn.fit.tables import read_history, read_results
 from paper import claims, report
 from paper.experiment_results import Results
 from paper.experiments import EXPERIMENTS, POPULATION, Configuration
 from recipes import measures
 from recipes.pixel_task import PixelTask
+from recipes.speech_task import SpeechTask
 from untrained import write_epochs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -415,7 +416,7 @@ def test_a_model_of_each_kind_can_be_made_for_the_comparison_of_statistics(
     call_script(reproduce, *arguments)
     assert {run.name for run in made} == set(POPULATION)
     assert not any("--model=baseline" in run.arguments for run in made)
-    assert prepared == [("spoken-digits", tmp_path / "quick" / "digits-corpus")]
+    assert prepared == [("spoken-digits", tmp_path / "quick" / "digits-corpus", SpeechTask)]
     call_script(reproduce, *arguments, "--only=pixel-digits")
     assert {run.name for run in made} > {*POPULATION, "pixel-digits/baseline-0"}
     call_script(reproduce, "--only=pixel-digits", f"--work_dir={tmp_path}", "--quick")

@@ -19,7 +19,7 @@ from command_line import CommandError
 from conformance import parameters
 from keras_bnrnn.fit import loop
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_history
+from keras_bnrnn.fit.tables import read_history
 from keras_bnrnn.gap import is_gap
 from recipes import language_model
 from script_fixtures import write_text

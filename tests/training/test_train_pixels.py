@@ -12,7 +12,7 @@ import train_pixels
 from command_line import CommandError
 from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_history
+from keras_bnrnn.fit.tables import read_history
 from recipes.pixel_task import PixelTask, batches, read_images
 
 FLAGS = ("--units=6", "--epochs=2", "--batch_size=100")

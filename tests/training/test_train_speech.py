@@ -11,7 +11,7 @@ from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.fit.errors import FitError
-from keras_bnrnn.fit.run_folder import read_history, read_results
+from keras_bnrnn.fit.tables import read_history, read_results
 from recipes.speech_task import SpeechTask
 
 SMALL = ("--layers=1", "--units=6", "--batch_size=8", "--learning_rate=0.01")

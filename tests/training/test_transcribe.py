@@ -314,3 +314,57 @@ def test_the_bad_file_is_named(call_script, exported, tmp_path, name, content, m
 def test_no_model(call_script, tmp_path):
     with pytest.raises(CommandError, match="is no SavedModel"):
         call_script(transcribe, f"--model={tmp_path}", "x.wav")
+
+
+@pytest.fixture(scope="module")
+def spelling(trained_ctc):
+    return trained_ctc / "exported"
+
+
+def test_words_of_a_model_that_writes_text(spelling, audio, tmp_path, call_script, capsys):
+    flags = [f"--model={spelling}", "--transcript=Aö, ea [NOISE] ß", "--beam=8", "--nbest=3"]
+    call_script(transcribe, *flags, f"--plot={tmp_path}/x.png", audio)
+    captured = capsys.readouterr()
+    first, *lines = captured.out.splitlines()
+    words = first.partition(": ")[2].split()
+    assert [line.split()[-1] for line in lines[: len(words)]] == words
+    answers = lines[len(words) : len(words) + 3]
+    scores = [float(line.split()[0]) for line in answers]
+    assert scores == sorted(scores, reverse=True) and answers[0].split()[1:] == words
+    assert re.search(
+        r"word error rate [\d.]+% \(\d+ of 3\), character error rate [\d.]+% \(\d+ of 7\)",
+        captured.out,
+    )
+    assert "no training utterance has ß" in captured.err
+    assert (tmp_path / "x.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_words_as_a_textgrid_and_as_ctm(spelling, audio, call_script, capsys):
+    call_script(transcribe, f"--model={spelling}", "--format=textgrid", audio)
+    grid = capsys.readouterr().out
+    assert 'name = "words"' in grid
+    edges = [float(one) for one in re.findall(r"xm(?:in|ax) = ([\d.]+)", grid)[4:]]
+    assert edges[0] == 0.0 and edges[-1] == 0.5
+    np.testing.assert_allclose(edges[1:-1:2], edges[2::2])
+
+
+def test_a_long_text_is_heard_in_parts(spelling, tmp_path, call_script, capsys):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).normal(size=8000 * 70), 8000)
+    call_script(transcribe, f"--model={spelling}", "--beam=2", "--nbest=2", path)
+    captured = capsys.readouterr()
+    assert "has one text only" in captured.err
+    times = [line.split()[:2] for line in captured.out.splitlines()[1:]]
+    starts = [float(start) for start, _ in times]
+    assert starts == sorted(starts) and (not starts or starts[-1] < 70)
+
+
+def test_flags_of_the_other_kind_of_model_are_refused(spelling, exported, audio, call_script):
+    for model, flag, message in (
+        (exported, "--beam=4", "for a model that writes text"),
+        (spelling, "--prior_scale=0.5", "for a model of phones"),
+        (spelling, "--nbest=4", "needs a --beam"),
+        (spelling, "--transcript=[NOISE]", "no words"),
+    ):
+        with pytest.raises(CommandError, match=message):
+            call_script(transcribe, f"--model={model}", flag, audio)

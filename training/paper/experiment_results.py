@@ -3,7 +3,7 @@
 import statistics
 from typing import NamedTuple
 
-from keras_bnrnn.fit.run_folder import read_history
+from keras_bnrnn.fit.tables import read_history
 from paper.experiments import EXPERIMENTS
 from recipes.tasks import read_epochs
 

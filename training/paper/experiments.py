@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from recipes.ctc_task import CtcTask
 from recipes.language_task import LanguageTask
 from recipes.pixel_task import PixelTask
 from recipes.speech_task import SpeechTask
@@ -31,6 +32,13 @@ SPEECH_NOTE = (
     "(CC BY-SA 4.0): 360 utterances, 34 minutes, to train, and 100, 9 minutes, to validate. Three "
     "of the speakers of the dev recordings are heard in training, the fourth is not. There "
     "is no test split: rate and epoch are chosen on what is shown."
+)
+
+TEXT_NOTE = (
+    "The utterances of digits-speech, and what is learnt are their words, spelt: 16 characters, no "
+    "alignment and no dictionary. `cer` and `wer` are the error rates of characters and words of "
+    "the best character of each frame, `ctc_loss` is in nats per utterance. Rate and epoch are "
+    "chosen on what is shown."
 )
 
 FUTURE_NOTE = (
@@ -174,6 +182,24 @@ EXPERIMENTS = {
             at_rates("0.001", "0.002", "0.004"), "sequence", "sequence-wise", seeds=3
         ),
         note=SPEECH_NOTE,
+    ),
+    "digits-ctc": Experiment(
+        title="Spoken digits, spelt, 2 × 64 units, bidirectional, a quarter of the frames",
+        task=CtcTask,
+        data="spoken-digits",
+        epochs=8,
+        arguments=("--layers=2", "--units=64"),
+        quick=("--layers=1", "--units=8"),
+        configurations={
+            f"{name}_{trial}": Configuration(label, (*kind, *flags), 3)
+            for trial, flags in at_rates("0.002", "0.004").items()
+            for name, label, kind in (
+                ("baseline", "LSTM", PLAIN),
+                ("sequence", "sequence-wise", NORMALIZED),
+                ("sequence_renorm", "sequence-wise, renormalised", RENORMALIZED),
+            )
+        },
+        note=TEXT_NOTE,
     ),
     "ptb-small": Experiment(
         title="Penn Treebank, 2 × 200 units, the recipe of Zaremba et al. 2014",

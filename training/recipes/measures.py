@@ -53,6 +53,11 @@ SPEECH = (
     Measure("Frame-wise cross-entropy (nats)", "fce", "dev"),
     Measure("Frame error rate", "fer", "dev", percent=True),
 )
+CTC = (
+    Measure("Character error rate", "cer", "dev", percent=True),
+    Measure("Word error rate", "wer", "dev", percent=True),
+    Measure("CTC loss (nats per utterance)", "ctc_loss", "dev", logarithmic=True),
+)
 LANGUAGE = (Measure("Perplexity", "perplexity", logarithmic=True),)
 PIXELS = (
     Measure("Cross-entropy (nats)", "loss", metric="cross_entropy", logarithmic=True),

@@ -8,6 +8,11 @@ from keras_bnrnn.fit.precision import scaled
 from keras_bnrnn.losses import FrameMeanCrossEntropy
 from keras_bnrnn.metrics import FrameCrossEntropy, FrameErrorRate
 
+CELLS = {
+    "lstm": (keras.layers.LSTM, keras_bnrnn.BatchNormLSTM),
+    "gru": (keras.layers.GRU, keras_bnrnn.BatchNormGRU),
+}
+
 
 def build_speech_model(
     dimension,
@@ -43,24 +48,47 @@ def build_speech_model(
     features = keras.Input((None, dimension), name="features")
     lengths = keras.Input((), dtype="int32", name="lengths")
     mask = sequence_mask(features, lengths)
-    values = features
+    values = recurrent_layers(
+        features,
+        mask,
+        normalized=normalized,
+        layers=layers,
+        units=units,
+        bidirectional=bidirectional,
+        renorm=renorm,
+        momentum=momentum,
+        synchronized=synchronized,
+    )
+    logits = keras.layers.Dense(num_states, dtype="float32", name="logits")(values)
+    return keras.Model({"features": features, "lengths": lengths}, logits, name="speech_model")
+
+
+def recurrent_layers(
+    values, mask, *, normalized, layers, units, bidirectional=True, cell="lstm", **normalization
+):
+    """The stack of recurrent layers, plain or batch-normalised.
+
+    Args:
+        values: `[batch, time, features]`.
+        mask: `[batch, time]`.
+        normalized, layers, units, bidirectional: as for `build_speech_model`.
+        cell: one of `CELLS`.
+        **normalization: arguments of the normalised layers, of which the plain ones know nothing.
+
+    Returns:
+        `[batch, time, units]`, of both directions `2 * units`.
+    """
+    plain, batch_norm = CELLS[cell]
     for index in range(1, layers + 1):
-        arguments = {"return_sequences": True, "name": f"lstm_{index}"}
+        arguments = {"return_sequences": True, "name": f"{cell}_{index}"}
         if normalized:
-            layer = keras_bnrnn.BatchNormLSTM(
-                units,
-                **arguments,
-                renorm=renorm,
-                momentum=momentum,
-                synchronized=synchronized,
-            )
+            layer = batch_norm(units, **arguments, **normalization)
         else:
-            layer = keras.layers.LSTM(units, **arguments)
+            layer = plain(units, **arguments)
         if bidirectional:
             layer = keras_bnrnn.Bidirectional(layer, name=f"bidirectional_{index}")
         values = layer(values, mask=mask)
-    logits = keras.layers.Dense(num_states, dtype="float32", name="logits")(values)
-    return keras.Model({"features": features, "lengths": lengths}, logits, name="speech_model")
+    return values
 
 
 def with_lengths(model):

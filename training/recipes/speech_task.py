@@ -41,6 +41,8 @@ class SpeechTask(Task):
     exported = True
     setting_forms = {**Task.setting_forms, "max_frames": int, "augment": bool}
     data = "corpus"
+    labels = "frames"
+    title, also_described = "Acoustic model", "the counts of its alignments"
     valid = "dev"
     setting_names = (
         *("model", "layers", "units", "bidirectional", "batch_size", "max_frames", "augment"),
@@ -49,14 +51,20 @@ class SpeechTask(Task):
 
     def read_data(self, data_dir):
         self.corpus = load_corpus(data_dir)
-        self.kept = kept_lengths(self.corpus.split("train"), self.settings.max_frames)
+        self.corpus.require_labels(self.labels)
+        if "like" in self.corpus.document:  # Made to be scored on alone.
+            self.valid, self.kept = "test", []
+        else:
+            self.kept = kept_lengths(self.corpus.split("train"), self.settings.max_frames)
         self.batch_size, self.examples = self.settings.batch_size, len(self.kept)
 
     def describe_data(self):
+        corpus = self.corpus
+        like = corpus.document.get("like", {"source": corpus.source, "sha256": corpus.checksum})
         return {
-            "source": self.corpus.source,
-            "states": self.corpus.num_states,
-            "sha256": self.corpus.checksum[:16],
+            "source": like["source"],
+            "states": corpus.num_states,
+            "sha256": like["sha256"][:16],
         }
 
     def check_devices(self, strategy):
@@ -65,8 +73,7 @@ class SpeechTask(Task):
 
     def batches(self, split, worker=Worker(), epoch=None):  # noqa: B008  immutable
         """A worker's batches; weights are 1 for live frames, else 0."""
-        dataset = self.read(split, worker, epoch)
-        return dataset.map(lambda inputs, labels, mask: (inputs, labels, tf.cast(mask, tf.float32)))
+        return self.read(split, worker, epoch).map(weighted)
 
     def read(self, split, worker=Worker(), epoch=None, with_ids=False):  # noqa: B008  immutable
         augment = epoch is not None and split == "train" and self.settings.augment
@@ -133,14 +140,18 @@ class SpeechTask(Task):
         return {"dev_fer_of_commonest_state": 1.0 - dev["state_frames"][commonest] / dev["frames"]}
 
     def plan(self):
+        [rate] = self.trivial_scores().values()
+        yield from self.plan_of_data(f"{self.corpus.num_states:,} states")
+        yield f"Always answering the commonest state: dev fer {rate:.1%}."
+
+    def plan_of_data(self, classes):
+        """Lines about the corpus and what of it is trained on."""
         corpus, train = self.corpus, self.corpus.split("train")
         counts = ", ".join(
             f"{entry['utterances']:,} {name} ({entry['frames']:,} frames)"
             for name, entry in corpus.splits.items()
         )
-        yield f"Corpus {corpus.path}: utterances {counts}; {corpus.num_states:,} states."
-        [rate] = self.trivial_scores().values()
-        yield f"Always answering the commonest state: dev fer {rate:.1%}."
+        yield f"Corpus {corpus.path}: utterances {counts}; {classes}."
         if len(self.kept) < train["utterances"]:
             yield (
                 f"Left out of training: {train['utterances'] - len(self.kept):,} utterances longer "
@@ -160,8 +171,8 @@ class SpeechTask(Task):
             f"python training/transcribe.py --model={exported} AUDIO",
         ]
 
-    @staticmethod
-    def served(run_dir, results):
+    @classmethod
+    def served(cls, run_dir, results):
         corpus = load_corpus(run_dir)
         check_config(run_dir, results["config"], {"max_frames": (int, type(None))})
         if "corpus" in results["config"]:
@@ -170,22 +181,14 @@ class SpeechTask(Task):
                 raise CommandError(
                     f"{run_dir / CORPUS_FILE} is not that of the run; put a copy of it back"
                 )
-        counts = read_json(
-            run_dir / PHONE_COUNTS_FILE,
-            PHONE_COUNTS,
-        )
-        if {len(counts[name]) for name in ("state_frames", "visits")} != {corpus.num_states}:
-            raise CommandError(
-                f"{run_dir / PHONE_COUNTS_FILE} does not count the {corpus.num_states} states of "
-                f"{CORPUS_FILE}; put a copy of it back"
-            )
+        described = cls.described(run_dir, corpus, results["config"])
         lengths = kept_lengths(corpus.split("train"), results["config"]["max_frames"])
         hours = lengths.sum() * FRAME_SECONDS / 3600
         data = (
             f"Trained on {len(lengths):,} utterances ({hours:.2f} hours) of a corpus prepared from "
             f"{corpus.source}: {corpus.num_states} states, frames of 10 ms with {corpus.dimension} "
             f"features. `{DESCRIPTION_FILE}` has the states' names, the set-up of the "
-            "features, the training set's mean and variance, and the counts of its alignments."
+            f"features, the training set's mean and variance, and {cls.also_described}."
         )
         description = {
             "sample_rate": corpus.sample_rate,
@@ -194,32 +197,54 @@ class SpeechTask(Task):
             "variance": corpus.variance.tolist(),
             "states": corpus.states,
             "recordings": corpus.document.get("recordings"),
-            "phone_counts": counts,
+            **described,
             **{key: results[key] for key in ("model", "config", "best", "versions")},
         }
         return {
-            "endpoints": functools.partial(speech_endpoints, corpus=corpus),
-            "title": "Acoustic model",
+            "endpoints": functools.partial(
+                speech_endpoints, corpus=corpus, reduction=results["config"].get("reduction", 1)
+            ),
+            "title": cls.title,
             "training": training_section(data, results),
             "assets": {DESCRIPTION_FILE.name: description},
         }
 
+    @staticmethod
+    def described(run_dir, corpus, config):
+        """What else `speech_model.json` says."""
+        counts = read_json(run_dir / PHONE_COUNTS_FILE, PHONE_COUNTS)
+        if {len(counts[name]) for name in ("state_frames", "visits")} != {corpus.num_states}:
+            raise CommandError(
+                f"{run_dir / PHONE_COUNTS_FILE} does not count the {corpus.num_states} states of "
+                f"{CORPUS_FILE}; put a copy of it back"
+            )
+        return {"phone_counts": counts}
+
     def more_scores(self, infer):
-        """Frame error rates of speakers that training heard, of others, and of each."""
-        heard = {utterance["speaker"] for utterance in read_utterances(self.corpus, "train")}
-        speakers = {u["id"]: u["speaker"] for u in read_utterances(self.corpus, "dev")}
+        """Error rates of speakers that training heard, of others, and of each."""
+        train = read_utterances(self.corpus, "train") if "train" in self.corpus.splits else ()
+        heard = {utterance["speaker"] for utterance in train}
+        speakers = {u["id"]: u["speaker"] for u in read_utterances(self.corpus, self.valid)}
         rates = {}
         for x, y, mask, names in tqdm(
-            self.read("dev", with_ids=True), desc="by speaker", unit="batch"
+            self.read(self.valid, with_ids=True), desc="by speaker", unit="batch"
         ):
+            x, y, mask = weighted(x, y, mask)
             logits = infer(x)
             for row, name in enumerate(names.numpy()):
                 speaker = speakers[name.decode()]
-                groups = ("seen" if speaker in heard else "unseen", f"speaker {speaker}")
+                groups = ["seen" if speaker in heard else "unseen"] if heard else ["all"]
+                groups.append(f"speaker {speaker}")
                 for group in groups:
-                    rate = rates.setdefault(group, FrameErrorRate())
-                    rate.update_state(y[row], logits[row], sample_weight=mask[row])
+                    rate = rates.setdefault(group, self.rate_by_speaker())
+                    rate.update_state(
+                        y[row : row + 1], logits[row : row + 1], sample_weight=mask[row : row + 1]
+                    )
         return {"speakers": {group: float(rates[group].result()) for group in sorted(rates)}}
+
+    def rate_by_speaker(self):
+        """A fresh metric of what is told for each speaker."""
+        return FrameErrorRate()
 
     @contextlib.contextmanager
     def damage_explained(self):
@@ -236,3 +261,10 @@ class SpeechTask(Task):
                 f"whose checksum is wrong: {damaged}. Prepare the corpus again (prepare_speech.py "
                 f"--verify={path} tells more), then give this command again: it continues"
             ) from error
+
+
+def weighted(inputs, labels, counts):
+    """A batch with weights; frames of a state that the model does not know weigh nothing."""
+    if counts.shape.rank == 2:
+        counts, labels = counts & (labels >= 0), tf.maximum(labels, 0)
+    return inputs, labels, tf.cast(counts, tf.float32)

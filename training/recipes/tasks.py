@@ -4,14 +4,15 @@ from pathlib import Path
 
 from command_line import CommandError
 from keras_bnrnn.files import NUMBER, misfit
-from keras_bnrnn.fit.run_folder import HISTORY_FILE, RESULTS_FILE, read_history, read_results
+from keras_bnrnn.fit.tables import HISTORY_FILE, RESULTS_FILE, read_history, read_results
+from recipes.ctc_task import CtcTask
 from recipes.language_task import LanguageTask
 from recipes.measures import columns
 from recipes.pixel_task import PixelTask
 from recipes.speech_task import SpeechTask
 
 EVALUATION_FILE = "evaluation.json"  # evaluate.py writes it into a run's folder.
-TASKS = {task.name: task for task in (SpeechTask, LanguageTask, PixelTask)}
+TASKS = {task.name: task for task in (SpeechTask, CtcTask, LanguageTask, PixelTask)}
 # A key that the configuration of each has; the folders of old runs do not say what they are of.
 MARKS = {"corpus": SpeechTask, "text": LanguageTask, "permuted": PixelTask}
 

@@ -22,7 +22,8 @@ from keras_bnrnn.fit.distribution import (
 from keras_bnrnn.fit.errors import Stopped
 from keras_bnrnn.fit.loop import Splits, evaluate, train, watchers
 from keras_bnrnn.fit.precision import PRECISIONS
-from keras_bnrnn.fit.run_folder import RESULTS_FILE, RunFolder, claim_in_turn
+from keras_bnrnn.fit.run_folder import RunFolder, claim_in_turn
+from keras_bnrnn.fit.tables import RESULTS_FILE
 from keras_bnrnn.gap import is_gap
 from recipes.measures import columns
 

@@ -35,8 +35,8 @@ _LEXICON_LINE = re.compile(r"^(\S+?)(?:\(\d+\))?\s+(?:\d[\d.e+-]*\s+)*([^\d\s].*
 _LEXICON_COMMENT = re.compile(r";;;|(?:^|\s)#(?:\s|$)")
 _PUNCTUATION = re.compile(r"[.,;:!?\"“”„…]+|(?<!\w)[-–—'’]+|[-–—'’]+(?!\w)")
 # [NOISE], <unk>, {laugh}, (coughs twice), ++um++: what transcribers say of the recording.
-_ANNOTATION = re.compile(r"\[[^][]*\]|<[^<>]*>|\{[^{}]*\}|\([^()]*\)|\+\+?\w+\+\+?")
-_TOKEN = re.compile(rf"(?:{_ANNOTATION.pattern})(?!\S)|\S+")
+ANNOTATION = re.compile(r"\[[^][]*\]|<[^<>]*>|\{[^{}]*\}|\([^()]*\)|\+\+?\w+\+\+?")
+_TOKEN = re.compile(rf"(?:{ANNOTATION.pattern})(?!\S)|\S+")
 
 
 @dataclass(frozen=True, order=True)
@@ -131,7 +131,7 @@ class Aligner:
             if known(token) is not None:
                 found.append(token)
                 continue
-            for word in normalize_transcript(_ANNOTATION.sub(" ", token)).split():
+            for word in normalize_transcript(ANNOTATION.sub(" ", token)).split():
                 parts = word.split("-")
                 as_parts = known(word) is None and all(known(part) is not None for part in parts)
                 found += parts if as_parts else [word]

@@ -19,6 +19,12 @@ class SpecAugment:
         time_width: most frames of one, and at most a fifth of the utterance.
         frequency_masks: stretches of channels per utterance.
         frequency_width: most channels of one.
+
+    Example:
+
+    >>> from keras_bnrnn.data import SpecAugment, speech_dataset
+    >>> augment = SpecAugment(time_masks=1, time_width=20)
+    >>> batches = speech_dataset("corpus", "train", 24, augment=augment)  # doctest: +SKIP
     """
 
     time_masks: int = 2

@@ -8,6 +8,9 @@ An example holds `id`, `speaker`, `gender` and `transcript` (bytes), `features` 
 not normalised), `labels` (int64, `[T]`: indices into the states of `corpus.json`, or -1 in an
 utterance that nothing aligns, to be decoded) and, where labels were aligned, `alignment_score`
 (float32, `[1]`: per frame, 0 at best).
+
+In a corpus of characters `labels` are those of the text instead: indices from 1 into the states,
+of which the first is no character, and one beyond them for a character that training lacks.
 """
 
 import hashlib
@@ -25,6 +28,7 @@ import tensorflow as tf
 
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.alignment import State
+from keras_bnrnn.data.speech.transcripts import TextRules
 from keras_bnrnn.files import NUMBER, misfit
 
 FORMAT_VERSION = 1
@@ -61,9 +65,11 @@ class Corpus:
         sample_rate: of the audio behind the features, in Hz; `None` if unknown.
         features: the set-up of the features, among it `"dimension"`.
         states: `states[k]` says what label k stands for (`"name"` and, where known, `"phone"`,
-            `"position"`, `"senone"` or `"pdf"`).
+            `"position"`, `"senone"` or `"pdf"`). Of characters `"name"` alone; 0 is the blank.
         splits: `{"train": {"utterances", "frames", "shards": […], …}, "dev": …}`; of a test split
-            also `"unlabelled"`, how many utterances nothing aligns, if there are any.
+            also `"unlabelled"`, how many utterances nothing aligns, if there are any; of
+            characters `"unknown_characters"`, which training lacks, and how often they occur. Of
+            a corpus made like another `"unknown_states"`, whose frames are labelled -1.
         mean, variance: of the training split's features, `[dimension]`, float32.
         document: the whole of `corpus.json`.
     """
@@ -82,6 +88,38 @@ class Corpus:
     def num_states(self) -> int:
         """Number of labels."""
         return len(self.states)
+
+    @property
+    def alphabet(self) -> list[str] | None:
+        """The characters of the labels from 1; `None` where labels are those of frames."""
+        if "text" not in self.document:
+            return None
+        return [state["name"] for state in self.states[1:]]
+
+    @property
+    def text_rules(self) -> TextRules:
+        """What became of the transcripts, in a corpus of characters."""
+        text = self.document["text"]
+        return TextRules(text["keep_case"], text["keep_punctuation"])
+
+    def require_labels(self, kind: str) -> None:
+        """Checks what the corpus is labelled with.
+
+        Args:
+            kind: `"frames"` or `"characters"`.
+
+        Raises:
+            CorpusError: with the other; says what to do.
+        """
+        here = "frames" if self.alphabet is None else "characters"
+        if here != kind:
+            advice = {
+                "frames": "it has text and no labels of frames: prepare it with labels=senones, or "
+                "train it with train_ctc.py",
+                "characters": "it has labels of frames and no text: prepare it with "
+                "labels=characters, or train it with train_speech.py",
+            }
+            raise CorpusError(f"{self.path}: {advice[kind]}")
 
     @property
     def dimension(self) -> int:
@@ -164,6 +202,13 @@ def load_corpus(data_dir: str | os.PathLike[str]) -> Corpus:
 
     Raises:
         CorpusError: the folder holds no corpus, or one this version cannot read.
+
+    Example:
+
+    >>> from keras_bnrnn.data import load_corpus
+    >>> corpus = load_corpus("corpus")  # doctest: +SKIP
+    >>> corpus.dimension, corpus.num_states  # doctest: +SKIP
+    (123, 309)
     """
     data_dir = str(data_dir)
     path = _join(data_dir, CORPUS_FILE)
@@ -233,7 +278,7 @@ def verify_corpus(data_dir):
                 continue
             if file_checksum(path) != shard["sha256"]:
                 problems.append(f"{path}: the checksum differs from corpus.json's")
-            problems.extend(_verify_records(path, shard, corpus, seen, entry.get("unlabelled")))
+            problems.extend(_verify_records(path, shard, corpus, seen, entry))
         if len(seen) != entry["utterances"]:
             problems.append(
                 f"{corpus.path}: {split} has {len(seen)} readable utterances, corpus.json says "
@@ -259,7 +304,7 @@ def make_example(
     Args:
         utterance_id, speaker, transcript, gender: strings, empty where unknown.
         features: `[T, D]`, float32.
-        labels: `[T]`, integers.
+        labels: `[T]`, integers; of characters as many as there are.
         alignment_score: of an `Alignment`; `None` where there is none.
 
     Returns:
@@ -294,19 +339,18 @@ def read_example(record, dimension):
 
     Returns:
         A dictionary with `id`, `speaker`, `gender`, `transcript`, `features` `[T, D]`, `labels`
-        `[T]` and `alignment_score`, which is `None` where there is none.
+        (`[T]`, or of the text) and `alignment_score`, which is `None` where there is none.
 
     Raises:
-        CorpusError: the number of features is not frames times dimension.
+        CorpusError: the number of features is not a multiple of the dimension.
     """
     fields = tf.train.Example.FromString(record).features.feature
     features = np.array(fields["features"].float_list.value, np.float32)
     labels = np.array(fields["labels"].int64_list.value, np.int64)
     utterance_id = fields["id"].bytes_list.value[0].decode("utf-8")
-    if features.size != labels.size * dimension:
+    if features.size % dimension:
         raise CorpusError(
-            f"utterance {utterance_id}: {features.size} features for {labels.size} frames of "
-            f"{dimension}"
+            f"utterance {utterance_id}: {features.size} features for frames of {dimension}"
         )
     return {
         "alignment_score": next(iter(fields["alignment_score"].float_list.value), None),
@@ -314,16 +358,31 @@ def read_example(record, dimension):
             name: b"".join(fields[name].bytes_list.value).decode("utf-8")
             for name in ("id", "speaker", "gender", "transcript")
         },
-        "features": features.reshape(labels.size, dimension),
+        "features": features.reshape(-1, dimension),
         "labels": labels,
     }
 
 
 def read_utterances(corpus: Corpus, split: str) -> Iterator[dict[str, Any]]:
-    """Yields a split's utterances one after the other, as `read_example` gives them.
+    """Yields a split's utterances one after the other.
+
+    Args:
+        corpus: what `load_corpus` gave.
+        split: `"train"`, `"dev"` or `"test"`.
+
+    Returns:
+        An iterator of dictionaries: `id`, `speaker`, `gender` and `transcript`, strings; `features`
+        `[time, dimension]`, float32; `labels` `[time]`, int64; `alignment_score`, which is `None`
+        where there is none.
 
     Raises:
         CorpusError: a shard is missing or damaged.
+
+    Example:
+
+    >>> from keras_bnrnn.data import load_corpus, read_utterances
+    >>> for utterance in read_utterances(load_corpus("corpus"), "dev"):  # doctest: +SKIP
+    ...     print(utterance["id"], utterance["transcript"])
     """
     corpus.check_shards(split)
     for path in corpus.shard_paths(split):
@@ -397,7 +456,7 @@ def _check_names(path, splits):
                 raise CorpusError(f"{path}: {name!r} does not name a file in this folder")
 
 
-def _verify_records(path, shard, corpus, seen, unlabelled):
+def _verify_records(path, shard, corpus, seen, entry):
     problems, frames, utterances = [], 0, 0
     try:
         for record in tf.data.TFRecordDataset(path):
@@ -408,15 +467,23 @@ def _verify_records(path, shard, corpus, seen, unlabelled):
                 continue
             name = f"{path}: utterance {utterance['id']}"
             utterances += 1
-            frames += len(utterance["labels"])
+            frames += len(utterance["features"])
             if utterance["id"] in seen:
                 problems.append(f"{name}: occurs twice")
             seen.add(utterance["id"])
             if not np.isfinite(utterance["features"]).all():
                 problems.append(f"{name}: features that are not finite numbers")
             labels = utterance["labels"]
-            if unlabelled and (labels == UNLABELLED).all():
+            if corpus.alphabet is None and len(labels) != len(utterance["features"]):
+                problems.append(
+                    f"{name}: {len(labels)} labels for {len(utterance['features'])} frames"
+                )
+            if entry.get("unlabelled") and (labels == UNLABELLED).all():
                 continue
+            if entry.get("unknown_states"):
+                labels = labels[labels != UNLABELLED]
+            if corpus.alphabet is not None:
+                labels = labels[labels != corpus.num_states]  # What training lacks.
             if len(labels) and not 0 <= labels.min() <= labels.max() < corpus.num_states:
                 problems.append(
                     f"{name}: labels {labels.min()} to {labels.max()}, but there are "

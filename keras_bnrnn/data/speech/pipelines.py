@@ -64,10 +64,19 @@ def speech_dataset(
         A `tf.data.Dataset` of `({"features", "lengths"}, labels, mask)`: float32
         `[batch, time, dimension]`, int32 `[batch]`, int32 `[batch, time]`, bool `[batch, time]`;
         under `with_ids` a string `[batch]` as well. Labels are -1 where the corpus has none
-        (`Corpus.has_labels`): predict such a split, do not evaluate it.
+        (`Corpus.has_labels`): predict such a split, do not evaluate it. In a corpus of characters
+        labels are those of the text, `[batch, characters]`, padded with 0, and in the place of the
+        mask each utterance has a weight: `True`, `[batch]`.
 
     Raises:
         CorpusError: there is no such corpus or split, or a shard is missing or truncated.
+
+    Example:
+
+    >>> from keras_bnrnn.data import speech_dataset
+    >>> train = speech_dataset("corpus", "train", batch_size=24)  # doctest: +SKIP
+    >>> dev = speech_dataset("corpus", "dev", batch_size=24)  # doctest: +SKIP
+    >>> model.fit(train, validation_data=dev)  # doctest: +SKIP
     """
     corpus = data_dir if hasattr(data_dir, "shard_paths") else load_corpus(data_dir)
     if batch_size < 1:
@@ -76,7 +85,7 @@ def speech_dataset(
     training = split == "train"
     shuffle = training if shuffle is None else shuffle
     limit = max_frames if training else None
-    shards = _Shards(corpus.shard_paths(split), *worker)
+    shards = _Shards(corpus.shard_paths(split), corpus.dimension, *worker)
     lengths = kept_lengths(corpus.split(split), limit)
     if not len(lengths):
         shortest = kept_lengths(corpus.split(split)).min()
@@ -93,7 +102,7 @@ def speech_dataset(
         parse = _augmented(parse, augment, corpus, seed)
     dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     if limit is not None:
-        dataset = dataset.filter(lambda features, labels, name: tf.shape(labels)[0] <= limit)
+        dataset = dataset.filter(lambda features, labels, name: tf.shape(features)[0] <= limit)
     boundaries = bucket_boundaries(corpus.split(split), batch_size, limit) if bucket else []
     dataset = _batches(dataset, corpus.dimension, batch_size, boundaries, drop_remainder)
 
@@ -101,7 +110,8 @@ def speech_dataset(
         mask = tf.sequence_mask(lengths, tf.shape(features)[1])
         features = normalize_features(features, corpus.mean, corpus.variance)
         features = tf.where(mask[:, :, tf.newaxis], features, 0.0)
-        batch = {"features": features, "lengths": lengths}, labels, mask
+        counts = mask if corpus.alphabet is None else tf.ones_like(lengths, tf.bool)
+        batch = {"features": features, "lengths": lengths}, labels, counts
         return (*batch, names) if with_ids else batch
 
     dataset = dataset.map(normalize, num_parallel_calls=tf.data.AUTOTUNE)
@@ -146,11 +156,12 @@ class _Shards:
         paths: of the shards it reads.
     """
 
-    def __init__(self, paths, index, count):
+    def __init__(self, paths, dimension, index, count):
         if not 0 <= index < count:
             raise ValueError(f"worker={(index, count)} must be (index, count) with index < count")
         by_file = len(paths) >= count
         self.paths = paths[index::count] if by_file else paths
+        self._parse = _parser(dimension)
         self._part = (1, 0) if by_file else (count, index)
 
     def records(self, path):
@@ -160,7 +171,11 @@ class _Shards:
     def lengths(self, limit):
         """Lengths in frames of the utterances that are read, sorted, up to a limit."""
         records = _interleave(tf.constant(self.paths), self.records)
-        lengths = np.sort([len(labels) for labels in _labels(records).as_numpy_iterator()])
+        frames = records.map(
+            lambda record: tf.shape(self._parse(record, 0)[0])[0],
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        lengths = np.sort(list(frames.as_numpy_iterator()))
         return lengths if limit is None else lengths[lengths <= limit]
 
 
@@ -244,7 +259,7 @@ def _augmented(parse, augment, corpus, seed):
 def _batches(dataset, dimension, batch_size, boundaries, drop_remainder):
     """Padded batches `(features, labels, lengths, ids)`."""
     dataset = dataset.map(
-        lambda features, labels, name: (features, labels, tf.shape(labels)[0], name)
+        lambda features, labels, name: (features, labels, tf.shape(features)[0], name)
     )
     shapes = ([None, dimension], [None], [], [])
     if not boundaries:

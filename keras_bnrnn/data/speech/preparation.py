@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from keras_bnrnn.ctc import BLANK, UNKNOWN
 from keras_bnrnn.data.errors import CorpusError, UtteranceError, attempt, missing_extra
 from keras_bnrnn.data.speech.alignment import State
 from keras_bnrnn.data.speech.corpus import (
@@ -45,6 +46,7 @@ from keras_bnrnn.data.speech.corpus import (
 )
 from keras_bnrnn.data.speech.sources import Failure
 from keras_bnrnn.data.speech.splits import take_utterances
+from keras_bnrnn.data.speech.transcripts import CHARACTERS, TextRules, frames_needed
 from keras_bnrnn.files import (
     PARTIAL,
     local_path,
@@ -86,6 +88,8 @@ def prepare_corpus(
     shard_bytes=SHARD_BYTES,
     progress=None,
     scheduler=None,
+    text_rules=None,
+    like=None,
 ):
     """Prepares a corpus; continues where an earlier, killed call stopped.
 
@@ -100,6 +104,9 @@ def prepare_corpus(
         scheduler: address of a Dask scheduler, whose workers do the work then. They see the same
             files under the same paths, and have the same versions of everything. The result is the
             same.
+        text_rules: `TextRules` of a source whose labels are characters.
+        like: a `Corpus` that a model was trained on: all utterances become the split `"test"` of a
+            corpus with its labels, alphabet, mean and variance, to score the model on.
 
     Returns:
         The `Corpus`. If it was there already, made with the same settings, that one.
@@ -110,6 +117,9 @@ def prepare_corpus(
     if workers < 1:
         raise CorpusError(f"workers={workers}: at least 1")
     found, failures = source.utterances()
+    if like is not None:
+        _check_like(source, like)
+        found = [dataclasses.replace(u, split="test") for u in found]
     listed = [u for u in found if _is_text(u.id + u.speaker)]
     failures += [
         Failure(u.id, "its id or speaker is not UTF-8")
@@ -117,7 +127,7 @@ def prepare_corpus(
         if not _is_text(u.id + u.speaker)
     ]
     listed = _in_shard_order(take_utterances(listed, utterances, seed), seed)
-    for split in ("train", "dev"):
+    for split in ("train", "dev") if like is None else ("test",):
         if not any(u.split == split for u in listed):
             reasons = f"; {failures[0].id}: {failures[0].reason}" if failures else ""
             if getattr(source, "splits", "") == "layout":
@@ -127,7 +137,10 @@ def prepare_corpus(
         output_dir = local_path(output_dir)
     except ValueError as error:
         raise CorpusError(f"output_dir: {error}") from error
-    plan = _plan(source, listed, seed, shard_bytes)
+    text = None
+    if getattr(source, "labels", None) == CHARACTERS:
+        text = _text_of(listed, text_rules or TextRules(), like)
+    plan = _plan(source, listed, seed, shard_bytes, text, like)
     with _disk_errors(output_dir):
         _claim(output_dir, plan)
         parts_dir = output_dir / PARTS_FOLDER
@@ -137,7 +150,8 @@ def prepare_corpus(
             with _lock(parts_dir):
                 if not _is_made(output_dir, files):  # By another process, meanwhile.
                     where = _Where(workers, scheduler)
-                    _make(source, output_dir, plan, parts, failures, where, progress)
+                    how = (source, output_dir, plan, parts, failures, where)
+                    _make(*how, progress, text, like)
                     _write_plan(output_dir, {**plan, FILES: files})
         # After the lock: where folders are shared, an open file's does not go away.
         shutil.rmtree(parts_dir, ignore_errors=True)
@@ -155,7 +169,76 @@ def _is_made(output_dir, files):
     return _read_plan(output_dir).get(FILES, files) == files
 
 
-def _make(source, output_dir, plan, parts, failures, where, progress):
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """How transcripts become labels: each character is a state, as pdf-ids and phones are.
+
+    Attributes:
+        rules: `TextRules`.
+        alphabet: the characters of the training transcripts.
+        changes: what the rules do to all transcripts, for `corpus.json`.
+    """
+
+    rules: TextRules
+    alphabet: tuple
+    changes: dict
+
+    def labelled(self, frames, utterance):
+        """`LabelledFrames` with a state for each character; raises UtteranceError."""
+        text = self.rules.normalized(utterance.transcript)
+        if not text:
+            raise UtteranceError("an empty transcript: no character is left of it")
+        if frames_needed(text) > len(frames.features):
+            raise UtteranceError(
+                f"audio shorter than its text: {len(frames.features)} frames for {len(text)} "
+                "characters"
+            )
+        known = set(self.alphabet)
+        states = [State(phone=one if one in known else UNKNOWN) for one in text]
+        return dataclasses.replace(frames, states=states)
+
+    def labels(self):
+        """`{State: label}`: of each character, and beyond them of what is unknown."""
+        names = (BLANK, *self.alphabet, UNKNOWN)
+        return {State(phone=name): label for label, name in enumerate(names)}
+
+    def document(self):
+        """`"states"` and `"text"` of `corpus.json`."""
+        return {
+            "states": [{"name": name} for name in (BLANK, *self.alphabet)],
+            "text": self.changes,
+        }
+
+    def unknown(self, transcripts):
+        """`{character: times}` of what the alphabet lacks."""
+        found = collections.Counter(
+            one for transcript in transcripts for one in self.rules.normalized(transcript)
+        )
+        return {one: found[one] for one in sorted(set(found) - set(self.alphabet))}
+
+
+def _check_like(source, like):
+    """Raises a CorpusError where a source's corpus would be of another kind than `like`."""
+    like.require_labels(CHARACTERS if getattr(source, "labels", None) == CHARACTERS else "frames")
+    own = source.feature_settings()
+    others = [key for key, value in own.items() if like.features.get(key) != value]
+    if others:
+        told = ", ".join(f"{key}={own[key]} instead of {like.features.get(key)}" for key in others)
+        raise CorpusError(f"features that are not those of {like.path}: {told}")
+
+
+def _text_of(listed, rules, like):
+    """The `_Text` of listed utterances."""
+    if like is not None:
+        changes = like.text_rules.changes(u.transcript for u in listed)
+        return _Text(like.text_rules, tuple(like.alphabet), changes)
+    alphabet = rules.alphabet(u.transcript for u in listed if u.split == "train")
+    if not alphabet:
+        raise CorpusError("the source's training utterances have no transcripts")
+    return _Text(rules, tuple(alphabet), rules.changes(u.transcript for u in listed))
+
+
+def _make(source, output_dir, plan, parts, failures, where, progress, text, like):
     shards = set()
     # Without a checksum of its files, the process that made it was killed when all was done.
     if (output_dir / CORPUS_FILE).exists() and _read_plan(output_dir).get(FILES):
@@ -164,9 +247,9 @@ def _make(source, output_dir, plan, parts, failures, where, progress):
         )
         corpus = load_corpus(output_dir)
         shards = {Path(path) for split in corpus.splits for path in corpus.shard_paths(split)}
-    _make_parts(source, parts, where, len(failures), progress)
+    _make_parts(source, parts, where, len(failures), progress, text, like)
     summaries = [_finished_summary(part) for part in parts]
-    _write_corpus(source, output_dir, plan, parts, summaries, failures, where)
+    _write_corpus(source, output_dir, plan, parts, summaries, failures, where, text, like)
     corpus = load_corpus(output_dir)
     for path in shards.difference(
         Path(path) for split in corpus.splits for path in corpus.shard_paths(split)
@@ -207,7 +290,7 @@ def _in_shard_order(listed, seed):
     return ordered
 
 
-def _plan(source, listed, seed, shard_bytes):
+def _plan(source, listed, seed, shard_bytes, text=None, like=None):
     """Everything that decides the corpus's bytes."""
     digest = hashlib.sha256()
     for u in listed:
@@ -225,6 +308,8 @@ def _plan(source, listed, seed, shard_bytes):
         "utterances": len(listed),
         "listing": digest.hexdigest(),
         "versions": _versions(),
+        **({} if text is None else {"text": dataclasses.asdict(text.rules)}),
+        **({} if like is None else {"like": like.checksum}),
     }
 
 
@@ -314,7 +399,7 @@ def _dimension(source, parts):
     return max(counts, key=counts.get, default=None)
 
 
-def _make_parts(source, parts, where, failed, progress):
+def _make_parts(source, parts, where, failed, progress, text, like):
     total = sum(len(part.utterances) for part in parts)
     done = 0
     pending = []
@@ -325,7 +410,10 @@ def _make_parts(source, parts, where, failed, progress):
         else:
             done += len(part.utterances)
             failed += len(summary["failures"])
-    dimension = _dimension(source, parts) if pending else None
+    if like is not None:
+        dimension = like.dimension
+    else:
+        dimension = _dimension(source, parts) if pending else None
 
     def report(summary, part):
         nonlocal done, failed
@@ -336,7 +424,7 @@ def _make_parts(source, parts, where, failed, progress):
 
     if progress:
         progress(done, total, failed)
-    jobs = [(part, source, dimension) for part in pending]
+    jobs = [(part, source, dimension, text) for part in pending]
     for (part, *_), summary in _run(_make_part, jobs, where):
         report(summary, part)
 
@@ -439,7 +527,7 @@ def _start_worker():
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _make_part(part, source, dimension):
+def _make_part(part, source, dimension, text=None):
     """Prepares a part's utterances; returns its summary, which is on disk then."""
     labels_of, failures, lengths, counts = {}, [], [], {}
     rates, mixed, unlabelled = collections.Counter(), 0, 0
@@ -453,6 +541,8 @@ def _make_part(part, source, dimension):
         for utterance, frames in zip(part.utterances, prepared, strict=True):
             if not isinstance(frames, UtteranceError):
                 frames = attempt(_checked, frames, dimension)
+            if text is not None and not isinstance(frames, UtteranceError):
+                frames = attempt(text.labelled, frames, utterance)
             if isinstance(frames, UtteranceError):
                 file, reason = str(source.file(utterance)), str(frames)
                 failures.append([utterance.id, reason if file in reason else f"{file}: {reason}"])
@@ -466,7 +556,7 @@ def _make_part(part, source, dimension):
                 if label != UNLABELLED:
                     counts[int(label)] = counts.get(int(label), 0) + int(count)
             moments.add(frames.features)
-            lengths.append(len(labels))
+            lengths.append(len(frames.features))
             mixed += frames.mixed
             if frames.file_rate:
                 rates[str(frames.file_rate)] += 1
@@ -566,14 +656,25 @@ class _Moments:
         return [self.count, self.mean.tolist(), self.squares.tolist()]
 
 
-def _write_corpus(source, output_dir, plan, parts, summaries, failures, where):
+def _write_corpus(source, output_dir, plan, parts, summaries, failures, where, text, like):
     failures = [[failure.id, failure.reason] for failure in failures]
     failures += [failure for summary in summaries for failure in summary["failures"]]
     _write_failures(output_dir / FAILURES_FILE, failures)
 
-    occurring = {State.from_entry(entry) for s in summaries for entry in s["states"]}
-    states = source.all_states(occurring)
-    label_of = {state: label for label, state in enumerate(states)}
+    unknown_states = collections.Counter()
+    if text is None:
+        occurring = {State.from_entry(entry) for s in summaries for entry in s["states"]}
+        if like is None:
+            states = source.all_states(occurring)
+            labels = {"states": [source.described(state).entry() for state in states]}
+            label_of = {state: label for label, state in enumerate(states)}
+        else:
+            labels = {"states": like.states}
+            known = {one["name"]: label for label, one in enumerate(like.states)}
+            names = {state: source.described(state).name for state in occurring}
+            label_of = {state: known.get(name, UNLABELLED) for state, name in names.items()}
+    else:
+        label_of, labels = text.labels(), text.document()
 
     moments = _Moments()
     splits, jobs = {}, []
@@ -592,10 +693,14 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, where):
                 f"the first: {failures[0][0]}: {failures[0][1]} (all in "
                 f"{output_dir / FAILURES_FILE})"
             )
-        state_frames = np.zeros(len(states), np.int64)
+        # What is unknown comes last.
+        state_frames = np.zeros(len(labels["states"]) + 1, np.int64)
         for _, summary in members:
             for entry, count in zip(summary["states"], summary["state_frames"], strict=True):
-                state_frames[label_of[State.from_entry(entry)]] += count
+                label = label_of[State.from_entry(entry)]
+                state_frames[label] += count
+                if label == UNLABELLED:
+                    unknown_states[State.from_entry(entry).name] += count
             if split == "train":
                 moments.merge(_Moments(*summary["moments"]))
         lengths, counts = np.unique(frames, return_counts=True)
@@ -603,9 +708,18 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, where):
             "utterances": len(frames),
             "frames": int(sum(frames)),
             "lengths": dict(zip(map(str, lengths.tolist()), counts.tolist(), strict=True)),
-            "state_frames": state_frames.tolist(),
+            "state_frames": state_frames[:-1].tolist(),
             "shards": [],
         }
+        if unknown_states:
+            splits[split]["unknown_states"] = dict(sorted(unknown_states.items()))
+        if text is not None:
+            failed = {name for _, summary in members for name, _ in summary["failures"]}
+            unknown = text.unknown(
+                u.transcript for part, _ in members for u in part.utterances if u.id not in failed
+            )
+            if unknown:
+                splits[split]["unknown_characters"] = unknown
         unlabelled = sum(summary.get("unlabelled", 0) for _, summary in members)
         if unlabelled:
             splits[split]["unlabelled"] = unlabelled
@@ -633,11 +747,10 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, where):
         "seed": plan["seed"],
         "sample_rate": source.sample_rate,
         "features": source.feature_settings(),
-        "states": [source.described(state).entry() for state in states],
+        **labels,
         "splits": splits,
         "failures": len(failures),
-        "mean": moments.mean.tolist(),
-        "variance": (moments.squares / moments.count).tolist(),
+        **(_statistics(moments) if like is None else _statistics_of(like)),
         "versions": plan["versions"],
     }
     document["features"]["dimension"] = len(document["mean"])
@@ -650,6 +763,20 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, where):
             "mixed": sum(s.get("mixed", 0) for s in summaries),
         }
     write_aside(output_dir / CORPUS_FILE, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _statistics(moments):
+    """The mean and the variance that features are normalised with."""
+    return {
+        "mean": moments.mean.tolist(),
+        "variance": (moments.squares / moments.count).tolist(),
+    }
+
+
+def _statistics_of(like):
+    """Those of another corpus, and which it is."""
+    own = {key: like.document[key] for key in ("mean", "variance")}
+    return {**own, "like": {"source": like.source, "sha256": like.checksum}}
 
 
 def _this_process():

@@ -49,6 +49,7 @@ from keras_bnrnn.data.speech.splits import (
     split_of_folders,
 )
 from keras_bnrnn.data.speech.textgrid import frame_labels, read_textgrid
+from keras_bnrnn.data.speech.transcripts import CHARACTERS
 
 MANIFEST_REQUIRED = ["audio_path", "transcript"]
 MANIFEST_COLUMNS = [*MANIFEST_REQUIRED, "id", "speaker", "split", "channel", "start", "end"]
@@ -173,7 +174,7 @@ class AlignedSource(Source):
     """Base of the sources whose labels come from forced alignment.
 
     Args:
-        labels: one of `LABEL_KINDS`.
+        labels: one of `LABEL_KINDS`; or `"characters"`, the transcript itself: nothing is aligned.
         lexicon: path of extra pronunciations, or `None`.
         sample_rate: of the features, in Hz. The aligner has its own.
         min_alignment_score: an utterance whose alignment scores less is left out; `None` takes
@@ -187,8 +188,9 @@ class AlignedSource(Source):
 
     def __post_init__(self):
         require_rate(self.sample_rate)
-        if self.labels not in LABEL_KINDS:
-            raise CorpusError(f"labels={self.labels!r} is not one of {', '.join(LABEL_KINDS)}")
+        kinds = (*LABEL_KINDS, CHARACTERS)
+        if self.labels not in kinds:
+            raise CorpusError(f"labels={self.labels!r} is not one of {', '.join(kinds)}")
         if self.lexicon:
             read_lexicon(self.lexicon)
 
@@ -201,11 +203,13 @@ class AlignedSource(Source):
 
     def label(self, utterance, samples):
         """`LabelledFrames` of an utterance's samples; raises UtteranceError."""
-        states, score = self.frame_states(utterance, samples)
+        aligned = self.labels != CHARACTERS
+        states, score = self.frame_states(utterance, samples) if aligned else (None, None)
         features = filter_bank(self.sample_rate)(samples)
         if not len(features):
             raise UtteranceError(f"{len(samples)} samples are less than one frame")
-        features, states = match_lengths(features, states)
+        if aligned:
+            features, states = match_lengths(features, states)
         return LabelledFrames(features, states, score)
 
     def frame_states(self, utterance, samples):
@@ -280,18 +284,31 @@ class SyntheticSource(AlignedSource):
     Args:
         count: how many utterances, dev included.
         seed: of the sentences, voices and speeds.
+        language: one of `synthesis.LANGUAGES`; the aligner knows English alone.
     """
 
     count: int = 360
     seed: int = 0
+    language: str = "en"
 
     name = "synthetic"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.language not in synthesis.LANGUAGES:
+            known = ", ".join(synthesis.LANGUAGES)
+            raise CorpusError(f"language={self.language!r} is not one of {known}")
+        if self.language != "en" and self.labels != CHARACTERS:
+            raise CorpusError(
+                f"language={self.language!r}: the aligner knows English alone; use "
+                f"labels={CHARACTERS}"
+            )
 
     def utterances(self):
         if self.count < 2:
             raise CorpusError(f"utterances={self.count}: at least 2 (one to train, one for dev)")
         num_dev = max(1, self.count // 6)
-        train, dev = synthesis.make_prompts(self.count - num_dev, num_dev, self.seed)
+        train, dev = synthesis.make_prompts(self.count - num_dev, num_dev, self.seed, self.language)
         listed = [
             Utterance(f"{split}-{number:05d}", prompt.voice, split, prompt.sentence, prompt)
             for split, prompts in (("train", train), ("dev", dev))
@@ -470,9 +487,9 @@ class ManifestSource(RecordedSource):
     Without a header the columns are the audio's path and the transcript. A header names its
     columns: `audio_path` and `transcript`, and any of `id`, `speaker`, `split`, `channel` (from 1)
     and `start` and `end` of the utterance in a longer recording, in seconds. Paths are relative to
-    the manifest's folder. The default id is the path without its suffix, from the folder that
-    all manifests are below; the channel if one is named; and for a part of a recording, its start
-    and end in hundredths of a second.
+    the manifest's folder. The default id is the path, without its suffix unless files differ in
+    that alone, from the folder that all manifests are below; the channel if one is named; and for
+    a part of a recording, its start and end in hundredths of a second.
 
     Common Voice's files are read as they are: audio is in `clips/`, and files named after train,
     dev or test are the split.
@@ -511,7 +528,14 @@ class ManifestSource(RecordedSource):
                     listed.append(self._utterance(folder, below, split, line, columns))
                 except _BadLine as error:
                     failures.append(Failure(error.id, f"{place}: {error}"))
-        return dealt_out(listed, failures, self)
+        suffixes = collections.defaultdict(set)
+        for utterance, suffix in listed:
+            suffixes[utterance.split, utterance.id].add(suffix)
+        named = [
+            replace(u, id=u.id + suffix) if len(suffixes[u.split, u.id]) > 1 else u
+            for u, suffix in listed
+        ]
+        return dealt_out(named, failures, self)
 
     def _read(self, name):
         """The folder that paths are relative to, and a manifest's bytes."""
@@ -546,6 +570,7 @@ class ManifestSource(RecordedSource):
         return first, lines[1:]
 
     def _utterance(self, folder, below, split, line, columns):
+        """The `Utterance` of a line, and its file's suffix if its id lacks that."""
         try:
             cells = line.decode("utf-8").rstrip("\r\n").split("\t")
         except UnicodeDecodeError:
@@ -557,7 +582,7 @@ class ManifestSource(RecordedSource):
         path = row["audio_path"]
         if not path:
             raise _BadLine(row.get("id", ""), "no audio_path")
-        name = os.path.splitext(path)[0]
+        name, suffix = os.path.splitext(path)
         name = name if URL.match(path) else str(below / name)
         split = row.get("split") or split
         if split and split not in SPLITS:
@@ -576,8 +601,9 @@ class ManifestSource(RecordedSource):
         if channel or start or end is not None:
             location = Take(location, channel, start, end)
         gender = GENDERS.get(row.get("gender", "").partition("_")[0], "")
-        name, speaker = row.get("id") or name, row.get("speaker", "")
-        return Utterance(name, speaker, split, row["transcript"], location, gender)
+        suffix, name = ("", row["id"]) if row.get("id") else (suffix, name)
+        speaker, transcript = row.get("speaker", ""), row["transcript"]
+        return Utterance(name, speaker, split, transcript, location, gender), suffix
 
 
 class _BadLine(ValueError):
@@ -611,6 +637,7 @@ class TextGridSource(RecordedSource):
         input_dir: a folder with audio files, at any depth.
         alignment_dir: a folder with `*.TextGrid` at the same places and of the same names; by
             default they are in `input_dir`.
+        labels: `"phones"`, or `"characters"`: the intervals of the tier are words.
         tier: name of the phone tier, or what follows the speaker in it (`s1 - phones`).
         splits, seed: as for `LibriSpeechSource`.
     """
@@ -625,8 +652,10 @@ class TextGridSource(RecordedSource):
     name = "textgrid"
 
     def __post_init__(self):
-        if self.labels != "phones" or self.lexicon:
-            raise CorpusError("textgrid: labels are the phones of a tier; no senones, no lexicon")
+        if self.labels not in ("phones", CHARACTERS) or self.lexicon:
+            raise CorpusError(
+                "textgrid: labels are the phones of a tier, or characters; no senones, no lexicon"
+            )
         require_rate(self.sample_rate)
 
     def utterances(self):
@@ -661,7 +690,14 @@ class TextGridSource(RecordedSource):
                 continue
             split = split_of_folders(place.parts[:-1], self.splits)
             speaker = "" if place.parent == Path(".") else place.parent.name
-            listed.append(Utterance(name, speaker, split, "", (str(file), str(grid))))
+            words = []
+            if self.labels == CHARACTERS:
+                words = attempt(read_textgrid, str(grid), self.tier)
+                if isinstance(words, UtteranceError):
+                    failures.append(Failure(name, str(words)))
+                    continue
+            transcript = " ".join(interval.label for interval in words if interval.label)
+            listed.append(Utterance(name, speaker, split, transcript, (str(file), str(grid))))
         failures += unlabelled(audio, told, "no TextGrid of the same name")
         return dealt_out(listed, failures, self)
 

@@ -1,7 +1,7 @@
 """Which split an utterance belongs to: what folders say, or shares that are dealt out.
 
 `splits` is `"layout"` (folders whose names begin with train, dev or test), the names of folders
-(`"train=train_si284,dev=test_dev93"`), or shares (`"train=0.9,dev=0.1"`).
+(`"train=train_si284,dev=test_dev93"`), shares (`"train=0.9,dev=0.1"`), or `"test"`: all is test.
 """
 
 import collections
@@ -41,7 +41,8 @@ def named_folders(splits):
     if not all(folders) or any(map(_is_number, folders)) or len({*folders}) < len(folders):
         return {}
     found = [split for split, _ in pairs]
-    return dict(zip(folders, found, strict=True)) if {"train"} <= {*found} <= {*SPLITS} else {}
+    known = {"train"} <= {*found} <= {*SPLITS} or {*found} == {"test"}
+    return dict(zip(folders, found, strict=True)) if known else {}
 
 
 def _is_number(text):
@@ -124,6 +125,8 @@ def assign_splits(utterances, splits, seed):
                 "train=0.9,dev=0.1, or names of folders, such as train=train_si284,dev=test_dev93"
             )
         return utterances
+    if splits == "test":
+        return [replace(u, split="test") for u in utterances]
     shares = parse_shares(splits)
 
     def group_of(utterance):

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,6 +64,50 @@ WORD_CLASSES = {
     }.items()
 }
 
+
+class Grammar(NamedTuple):
+    """Sentences of a language, and who speaks them.
+
+    Attributes:
+        sentences, word_classes, training_voices, held_out_voices: as the English ones above.
+    """
+
+    sentences: tuple
+    word_classes: dict
+    training_voices: tuple
+    held_out_voices: tuple
+
+
+GERMAN = Grammar(
+    sentences=(
+        "der MALE VERB die ADJECTIVE FEMALE",
+        "die ADJECTIVE FEMALE VERB das THING WHEN",
+        "NUMBER THINGS stehen PLACE",
+        "kannst du die ADJECTIVE FEMALE PLACE hören",
+        "wo hast du die NUMBER THINGS gefunden",
+        "WHEN VERB der MALE das THING PLACE",
+        "das THING PLACE war WHEN sehr schön",
+    ),
+    word_classes={
+        name: tuple(phrases.split("|"))
+        for name, phrases in {
+            "ADJECTIVE": "kleine|große|alte|junge|rote|grüne|weiße|müde|schöne",
+            "MALE": "Bäcker|Lehrer|Vater|Bruder|Hund|Vogel|König",
+            "FEMALE": "Mutter|Schwester|Ärztin|Katze|Kuh|Köchin",
+            "VERB": "sucht|findet|hört|trägt|kauft|begrüßt|zählt",
+            "NUMBER": "zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|zwölf",
+            "THING": "Buch|Haus|Boot|Fenster|Brötchen|Gemüse|Schloss",
+            "THINGS": "Bücher|Häuser|Boote|Stühle|Töpfe|Äpfel",
+            "PLACE": "auf dem Tisch|am Fluss|unter der Brücke|in der Küche|hinter dem Haus|"
+            "vor der Tür",
+            "WHEN": "heute|gestern|am Morgen|nach dem Frühstück|im März|letztes Jahr",
+        }.items()
+    },
+    training_voices=("de", "de+f1", "de+f4", "de+m1", "de+m3", "de+edward", "de+steph2"),
+    held_out_voices=("de+m4", "de+paul"),
+)
+LANGUAGES = ("en", "de")
+
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the call-back only
 _UTF8 = 1
@@ -81,7 +126,14 @@ class Prompt:
     pitch: int
 
 
-def make_prompts(num_train, num_dev, seed=0):
+def grammar_of(language):
+    """The `Grammar` of one of `LANGUAGES`."""
+    if language == "de":
+        return GERMAN
+    return Grammar(SENTENCES, WORD_CLASSES, TRAINING_VOICES, HELD_OUT_VOICES)
+
+
+def make_prompts(num_train, num_dev, seed=0, language="en"):
     """Sentences, voices and speeds for a corpus.
 
     No sentence occurs twice, so those of the two parts are disjoint, and no voice of the dev part
@@ -90,6 +142,7 @@ def make_prompts(num_train, num_dev, seed=0):
     Args:
         num_train, num_dev: how many of each.
         seed: the same seed gives the same prompts.
+        language: one of `LANGUAGES`.
 
     Returns:
         Two lists of `Prompt`.
@@ -97,8 +150,8 @@ def make_prompts(num_train, num_dev, seed=0):
     Raises:
         CorpusError: the grammar has not that many sentences.
     """
-    generator = random.Random(seed)
-    sentences = _distinct_sentences(num_train + num_dev, generator)
+    generator, grammar = random.Random(seed), grammar_of(language)
+    sentences = _distinct_sentences(grammar, num_train + num_dev, generator)
 
     def speak(sentence, number, voices):
         return Prompt(
@@ -108,8 +161,8 @@ def make_prompts(num_train, num_dev, seed=0):
             pitch=generator.randint(*PITCHES),
         )
 
-    train = [speak(s, k, TRAINING_VOICES) for k, s in enumerate(sentences[:num_train])]
-    dev = [speak(s, k, HELD_OUT_VOICES) for k, s in enumerate(sentences[num_train:])]
+    train = [speak(s, k, grammar.training_voices) for k, s in enumerate(sentences[:num_train])]
+    dev = [speak(s, k, grammar.held_out_voices) for k, s in enumerate(sentences[num_train:])]
     return train, dev
 
 
@@ -190,7 +243,7 @@ def _loader():
     return espeakng_loader
 
 
-def _distinct_sentences(count, generator):
+def _distinct_sentences(grammar, count, generator):
     sentences = {}
     attempts = 0
     while len(sentences) < count:
@@ -200,10 +253,10 @@ def _distinct_sentences(count, generator):
                 f"utterances={count}: the grammar gave only {len(sentences)} different "
                 "sentences; ask for fewer"
             )
-        sentences[_sentence(generator)] = None
+        sentences[_sentence(grammar, generator)] = None
     return list(sentences)
 
 
-def _sentence(generator):
-    line = generator.choice(SENTENCES).split()
-    return " ".join(generator.choice(WORD_CLASSES.get(item, [item])) for item in line)
+def _sentence(grammar, generator):
+    line = generator.choice(grammar.sentences).split()
+    return " ".join(generator.choice(grammar.word_classes.get(item, [item])) for item in line)

@@ -171,6 +171,9 @@ def test_ids_tell_channels_and_folders_apart(tmp_path):
     [failure] = failures
     place = tmp_path / "two" / "call.wav"
     assert failure.reason == f"the id occurs twice in dev: {place}, after {place}"
+    manifest = write(tmp_path, LISTED + "a.wav\tone\ttrain\na.ogg\tone\ttrain\nb.wav\tone\tdev\n")
+    listed, failures = ManifestSource(manifest=manifest).utterances()
+    assert [u.id for u in listed] == ["a.wav", "a.ogg", "b"] and failures == []
 
 
 def test_common_voice_as_it_is(tmp_path):

@@ -450,7 +450,7 @@ def test_verify_reads_what_checksums_cannot_tell(prepared, tmp_path):
     "change, reason",
     [
         ({"format_version": 99}, "format_version 99"),
-        ({"states": None}, "key 'states' is missing"),
+        ({"states": None}, "lacks states"),
     ],
 )
 def test_corpora_of_other_versions_are_refused(prepared, tmp_path, change, reason):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import keras_bnrnn
 from command_line import CommandError
+from keras_bnrnn.data.speech.corpus import load_corpus
 from keras_bnrnn.keras_internals import flattened_layers
 from paper.experiments import EXPERIMENTS
 from recipes import measures
@@ -60,9 +62,9 @@ def test_the_whole_configuration(trained_speech, trained_language):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_renorm_is_every_layers_and_recorded_only_where_it_is_on(
-    name, parse_flags, tiny_corpus, tiny_text
+    name, parse_flags, tiny_corpus, tiny_characters, tiny_text
 ):
-    data_dir = {"speech": tiny_corpus, "language": tiny_text}.get(name)
+    data_dir = {"speech": tiny_corpus, "ctc": tiny_characters, "language": tiny_text}.get(name)
     kind = TASKS[name]
     script = __import__(kind.script.removesuffix(".py"))
     for asked in (False, True):
@@ -84,7 +86,7 @@ def test_the_task_is_recorded_and_that_of_old_folders_is_recognised():
             task_of(results)
 
 
-def test_columns_of_history():
+def test_columns_of_history(tiny_characters):
     assert measures.columns(measures.SPEECH) == {
         "train_fce": "fce",
         "train_fer": "fer",
@@ -92,8 +94,9 @@ def test_columns_of_history():
         "dev_fer": "val_fer",
     }
     assert measures.columns(measures.PIXELS)["train_loss"] == "cross_entropy"
+    corpus = SimpleNamespace(corpus=load_corpus(tiny_characters))
     for task in TASKS.values():
-        names = [metric.name for metric in task.metrics(None)]
+        names = [metric.name for metric in task.metrics(corpus)]
         assert names == [measure.key for measure in task.measures]
 
 

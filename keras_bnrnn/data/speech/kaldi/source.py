@@ -33,6 +33,7 @@ from keras_bnrnn.data.speech.sources import (
     require_rate,
 )
 from keras_bnrnn.data.speech.splits import find_chosen_files, named_folders, split_of_folders
+from keras_bnrnn.data.speech.transcripts import CHARACTERS
 
 STATIC_DIMENSION = 41
 CMVN_FLOOR = 1e-20  # Kaldi's.
@@ -99,6 +100,7 @@ class KaldiSource(Source):
         audio_rate: sampling rate of features that are computed here, in Hz.
         channel: which channel of recordings with several, from 1, where `segments` does not say;
             by default they are averaged.
+        labels: `"pdfs"`; or `"characters"`, the transcripts in `text`: no alignments are read.
     """
 
     input_dir: str = ""
@@ -109,10 +111,13 @@ class KaldiSource(Source):
     pipes: bool = False
     audio_rate: int = SAMPLE_RATE
     channel: int | None = None
+    labels: str = "pdfs"
 
     name = "kaldi"
 
     def __post_init__(self):
+        if self.labels not in ("pdfs", CHARACTERS):
+            raise CorpusError(f"labels={self.labels!r} is not one of pdfs, {CHARACTERS}")
         if self.cmvn not in CMVN_KINDS:
             raise CorpusError(f"cmvn={self.cmvn!r} is not one of {', '.join(CMVN_KINDS)}")
         require_rate(self.audio_rate)
@@ -219,7 +224,11 @@ class KaldiSource(Source):
         if not split and not named_folders(self.splits):
             split = split_of_folders([root.name])
         entries = self._entries(path, failures)
-        aligned = self._aligned([name for name, _ in entries], split)
+        if self.labels == CHARACTERS:
+            aligned, num_pdfs = dict.fromkeys(name for name, _ in entries), 0
+        else:
+            aligned = self._aligned([name for name, _ in entries], split)
+            num_pdfs = len(self._alignments.states)
         listed = []
         for name, location in entries:
             if isinstance(aligned[name], UtteranceError):
@@ -236,7 +245,6 @@ class KaldiSource(Source):
                     failures.append(Failure(name, f"{folder / 'cmvn.scp'}: nothing for {speaker}"))
                     continue
                 statistics = self._archive(folder / "cmvn.scp", speaker or name, statistics)
-            num_pdfs = len(self._alignments.states)
             entry = KaldiEntry(location, statistics, aligned[name], num_pdfs)
             gender = genders.get(speaker or name, "")
             listed.append(Utterance(name, speaker, split, transcripts.get(name, ""), entry, gender))

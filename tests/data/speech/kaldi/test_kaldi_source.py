@@ -644,3 +644,15 @@ def test_the_detour_through_kaldi_changes_nothing(tmp_path):
             assert utterance["id"] == expected["id"]
             np.testing.assert_array_equal(utterance["features"], expected["features"])
             np.testing.assert_array_equal(utterance["labels"], expected["labels"])
+
+
+def test_transcripts_in_the_place_of_alignments(tree, tmp_path):
+    for features in tree.data.rglob("feats.scp"):
+        names = [line.split()[0] for line in features.read_text().splitlines()]
+        said = "".join(f"{name} Abba ab\n" for name in names)
+        (features.parent / "text").write_text(said)
+    source = KaldiSource(input_dir=str(tree.data), labels="characters")
+    corpus = prepare_corpus(source, tmp_path / "corpus")
+    assert corpus.alphabet == [" ", "a", "b"]
+    utterance = next(read_utterances(corpus, "dev"))
+    assert utterance["labels"].tolist() == [2, 3, 3, 2, 1, 2, 3]

@@ -1,0 +1,104 @@
+"""Trains a model that writes what it hears, on recordings and their transcripts alone.
+
+    python training/prepare_speech.py --source=librispeech --input_dir=LibriSpeech \\
+        --labels=characters --output_dir=corpus
+    python training/train_ctc.py --data_dir=corpus --output_dir=runs/plain --model=baseline
+    python training/train_ctc.py --data_dir=corpus --output_dir=runs/bn --model=batch_norm
+    python training/compare.py runs/plain runs/bn
+
+No aligner, no dictionary and no English is needed: connectionist temporal classification sums over
+all alignments of the characters. A convolution joins --reduction frames to one; stacked recurrent
+layers and a score per character follow. The output folder gets history.csv (a row per epoch),
+results.json, best.keras (the epoch with the lowest dev_cer) and final.keras. A run that was
+stopped, however, goes on when the same command is given again.
+
+cer and wer are the error rates of characters and words as jiwer defines them, of the best character
+of each frame; ctc_loss is in nats per utterance. `train` is the running figure of the epoch, while
+the weights still change; `dev` is of the epoch's end.
+"""
+
+from absl import flags
+
+import command_line
+from keras_bnrnn.data.errors import CorpusError
+from keras_bnrnn.data.speech.augmentation import SpecAugment
+from keras_bnrnn.data.speech.pipelines import MAX_FRAMES
+from keras_bnrnn.fit.errors import FitError
+from recipes.ctc_model import MOST_REDUCED
+from recipes.ctc_task import CtcTask
+from recipes.speech_model import CELLS
+from recipes.training import run_task
+
+FLAGS = flags.FlagValues()
+command_line.define_run_flags(FLAGS)
+command_line.define_path(
+    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", FLAGS, remote=True
+)
+flags.DEFINE_enum("cell", "lstm", list(CELLS), "Kind of the recurrent layers.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "normalization",
+    "sequence",
+    ["sequence", "frame"],
+    "Of batch_norm. sequence: over all frames of the mini-batch at once; frame: each time step "
+    "over the rows of the batch.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "reduction",
+    4,
+    "How many frames of 10 ms the front end joins to one: 2 halves the frame rate, 4 quarters it.",
+    lower_bound=1,
+    upper_bound=MOST_REDUCED,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("layers", 5, "Recurrent layers.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "units", 250, "Units of each layer and direction.", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "bidirectional",
+    True,
+    "Read each utterance in both directions; false for a model that hears no later frames.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "batch_size", 24, "Utterances of a mini-batch.", lower_bound=2, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "max_frames",
+    MAX_FRAMES,
+    "Leave longer utterances out of training (never out of dev and test).",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "augment",
+    False,
+    "Hide random stretches of time and bands of channels of the training utterances, others in "
+    f"each epoch (SpecAugment: {SpecAugment()}).",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "epochs",
+    20,
+    "Epochs to train in all. A finished run goes on when the number is raised.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "learning_rate", 1e-3, "Learning rate of Adam.", lower_bound=0.0, flag_values=FLAGS
+)
+
+
+def main(argv):
+    for name in ("data_dir", "output_dir"):
+        command_line.require_flag(FLAGS, name)
+    if FLAGS.jit_compile:
+        raise command_line.CommandError(
+            "--jit_compile: XLA compiles neither the CTC loss nor error rates; leave it away"
+        )
+    run_task(CtcTask, FLAGS)
+
+
+if __name__ == "__main__":
+    command_line.run(main, FLAGS, __doc__, expected_errors=(CorpusError, FitError))
