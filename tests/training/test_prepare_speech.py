@@ -101,3 +101,33 @@ def test_bad_input_ends_in_one_line(run_command, tmp_path):
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert code == 1 and len(lines) == 1 and ".trans.txt" in lines[0]
     assert not (tmp_path / "corpus").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source=synthetic", "--keep_case"], "belongs to --labels=characters"),
+        (["--source=synthetic", "--labels=characters", "--lexicon=x"], "of no use with --labels"),
+        (["--source=synthetic", "--language=de"], "English alone"),
+        (["--source=textgrid", "--labels=senones"], "of no use with --source=textgrid"),
+        (["--source=manifest", "--language=de"], "of no use with --source=manifest"),
+    ],
+)
+def test_flags_that_do_not_go_together(call_script, tmp_path, flags, message):
+    with pytest.raises((command_line.CommandError, CorpusError), match=message):
+        call_script(prepare_speech, *flags, f"--output_dir={tmp_path}/corpus")
+
+
+def test_a_test_set_like_a_corpus_of_characters(call_script, tmp_path, capsys):
+    flags = ["--source=synthetic", "--workers=1", "--utterances=4"]
+    characters = ["--labels=characters", "--sample_rate=8000", f"--output_dir={tmp_path}/corpus"]
+    call_script(prepare_speech, *flags, *characters)
+    assert "characters: ␣" in capsys.readouterr().out
+    like = [f"--like={tmp_path}/corpus", f"--output_dir={tmp_path}/other"]
+    call_script(prepare_speech, *flags, *like, "--language=de", "--seed=1")
+    output = capsys.readouterr().out
+    assert "test: 4 utterances" in output and "test has characters that training lacks" in output
+    corpus, other = load_corpus(tmp_path / "corpus"), load_corpus(tmp_path / "other")
+    assert other.states == corpus.states and list(other.splits) == ["test"]
+    with pytest.raises(command_line.CommandError, match="--keep_case is what the corpus of --like"):
+        call_script(prepare_speech, *flags, *like, "--keep_case")
