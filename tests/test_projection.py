@@ -166,6 +166,26 @@ def test_features_that_move_together(form, level, masked):
         np.testing.assert_array_less(error, 1e-3 if name == "d_W" else 1e-4, err_msg=name)
 
 
+def test_ordinary_inputs_are_not_decorrelated():
+    """Dependent features, constant ones, others of another scale: nothing cancels."""
+    random = np.random.default_rng(0)
+    normal, common = random.normal(size=(500, 6)), random.normal(size=(500, 1))
+    ordinary = {
+        "normal": normal,
+        "one-hot": np.eye(6)[random.integers(0, 6, 500)],
+        "twice": np.concatenate([normal, normal], 1),
+        "constant": 0 * normal + 5,
+        "one feature": common,
+        "scales": normal * [1e-3, 1, 1, 10, 1, 1],
+        "not a number": normal * np.nan,
+    }
+    for name, x in {**ordinary, "together": 1e3 * common + normal}.items():
+        x = tf.constant(x - x.mean(0), "float32")
+        C = tf.matmul(x, x, transpose_a=True)
+        W = tf.constant(random.normal(size=(len(C), CHANNELS)), "float32")
+        assert projection._cancels(C, W, C @ W) == (name == "together"), name
+
+
 # The others are whole layers' in test_synchronized.py.
 @pytest.mark.parametrize(
     ("form", "least_left"),

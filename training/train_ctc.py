@@ -17,9 +17,9 @@ of each frame; ctc_loss is in nats per utterance. `train` is the running figure 
 the weights still change; `dev` is of the epoch's end.
 """
 
+import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
 from absl import flags
 
-import command_line
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.augmentation import SpecAugment
 from keras_bnrnn.data.speech.pipelines import MAX_FRAMES
