@@ -58,6 +58,7 @@ def write_rows(folder, rows, best, **results):
         arguments = experiment.arguments_of(experiment.configurations[key], seed)
     known = {
         "arguments": list(arguments),
+        "task": (experiment or EXPERIMENTS["pixel-digits"]).task.name,
         "config": {},
         "hardware": "an abacus",
         "evaluation": {"moving_averages": {"loss": 1.0, "error": 0.5}},
