@@ -45,7 +45,8 @@ class FillPadding(keras.layers.Layer):
 
     Example:
 
-    >>> FillPadding(7.0)([[[1.0], [2.0]]], [[True, False]]).numpy().tolist()
+    >>> import numpy as np
+    >>> FillPadding(7.0)(np.array([[[1.0], [2.0]]]), np.array([[True, False]])).numpy().tolist()
     [[[1.0], [7.0]]]
     """
 

@@ -435,6 +435,7 @@ def test_verify_reads_what_checksums_cannot_tell(prepared, tmp_path):
         writer.write(make_example("two", "s", "b", np.zeros((4, 123)), [0, 1, 2, 999999]))
         writer.write(make_example("two", "s", "b", np.zeros((2, 123)), [0, 1]))
         writer.write(make_example("six", "s", "b", np.zeros((2, 100)), [0, 1]))
+        writer.write(make_example("ten", "s", "b", np.zeros((4, 123)), [0, 1]))
     document = json.loads((folder / "corpus.json").read_text())
     entry = document["splits"]["dev"]["shards"][0]
     entry.update(bytes=shard.stat().st_size, sha256=file_checksum(str(shard)))
@@ -442,8 +443,9 @@ def test_verify_reads_what_checksums_cannot_tell(prepared, tmp_path):
     problems = "\n".join(verify_corpus(folder))
     for part in ("utterance one: features that are not", "utterance two: labels 0 to 999999"):
         assert part in problems
-    for part in ("utterance two: occurs twice", "utterance six: 200 features for 2 frames"):
+    for part in ("utterance two: occurs twice", "utterance six: 200 features for frames of 123"):
         assert part in problems
+    assert "utterance ten: 2 labels for 4 frames" in problems
 
 
 @pytest.mark.parametrize(
