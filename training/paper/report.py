@@ -16,7 +16,8 @@ REPORT_FILE = "README.md"
 GROUPS = ("seen", "unseen")
 STATISTICS = ("moving_averages", "recalibrated", "batch_statistics")
 
-INTRODUCTION = """# The paper's claims, measured again
+INTRODUCTION = """
+## How it was measured
 
 Laurent et al., [Batch normalized recurrent neural networks](https://arxiv.org/abs/1510.01378)
 (2016), on data that is small enough to try: `make reproduce DATA=DIR` makes the runs that are not
@@ -32,6 +33,36 @@ dropout and the statistics of each batch; validation follows the epoch. A model 
 with the best validation criterion. Times are of each run's fastest epoch, as other work ran beside
 some runs.
 """
+
+# What to choose; and the experiment, the measure of the best epoch and the models that show it.
+ADVICE = (
+    (
+        'Whole sequences are at hand: `normalization="sequence"`, the default',
+        ("digits-speech", "dev_fer", ("sequence-wise", "LSTM")),
+    ),
+    (
+        'An output must not know what follows: `"frame"`, which learns faster, and dropout, '
+        "without which it does not end better",
+        ("ptb-small", "valid_perplexity", ("frame-wise", "LSTM")),
+    ),
+    (
+        "Steps that differ, or few rows: add `renorm=True`",
+        (
+            "pixel-digits",
+            "test_error",
+            ("frame-wise", "frame-wise, renormalised, gamma 1.0", "LSTM"),
+        ),
+    ),
+    (
+        "The answer is in the last state: normalise the recurrent term and the cell state too, "
+        "with `renorm=True`",
+        (
+            "pixel-digits",
+            "test_error",
+            ("recurrent and cell state, shared statistics, renormalised, gamma 1.0", "LSTM"),
+        ),
+    ),
+)
 
 POPULATION = """
 ## population: Normalised models with three kinds of statistics
@@ -82,12 +113,25 @@ def write(folder, quick=False):
 
 def text(found):
     """The whole report."""
-    parts = [INTRODUCTION, claims.RULES]
+    parts = ["# What to choose, and the paper's claims, measured again\n", *advice(found)]
+    parts += [INTRODUCTION, claims.RULES]
     parts += [f"{number}. {sentence}" for number, sentence in enumerate(claims.sentences(found), 1)]
     for name, results in found.items():
         parts.append(f"\n## {name}: {results.experiment.title}\n")
         parts += section(name, results)
     return "\n".join([*parts, LARGE, POPULATION, *populations(found), ""])
+
+
+def advice(found):
+    """What a reader should choose, a line each, with the figures and a figure that show it."""
+    for choice, (name, key, labels) in ADVICE:
+        results = found[name]
+        show = next(one.text for one in results.measures if key.endswith(one.name))
+        models = [model for label in labels if (model := results.model(label))]
+        figures = "; ".join(f"{model.label} {spread(model.best(key), show)}" for model in models)
+        yield f"- {choice}{f' ({name}, {key}: {figures})' if figures else ''}."
+    yield "- You want a better score alone: regularise the plain LSTM first."
+    yield "\n![Curves of images that are read pixel by pixel](pixel-digits.png)"
 
 
 def section(name, results):
