@@ -284,6 +284,37 @@ def test_every_call_in_a_graph_updates(case, call):
             np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
+def _updated_by_vectorized_map(layer, batches):
+    run = tf.function(
+        lambda x: tf.vectorized_map(lambda x: layer(x, training=True), x), autograph=False
+    )
+    before, found = layer.get_weights(), []
+    for _ in range(20):
+        layer.set_weights(before)
+        run(tf.stack(batches))
+        found.append([weight.numpy() for weight in layer.non_trainable_weights])
+    return found
+
+
+@pytest.mark.parametrize("case", ["simple_rnn-sequence", "gru-frame_renorm"])
+def test_under_vectorized_map_the_first_example_updates(case):
+    """As with Keras's layer, whose updates are lost likewise."""
+    case = conformance.find(case)
+    rng = np.random.default_rng(15)
+    batches = [rng.normal(k, 1 + k, size=(BATCH, TIME, FEATURES)) for k in range(3)]
+    layer, weights = _built(
+        case, rng, momentum=MOMENTUM, return_sequences=False, return_state=False
+    )
+    expected = reference.layer(_options(case), weights, batches[0], training=True).statistics
+    for found in _updated_by_vectorized_map(layer, batches):
+        for value, same in zip(found, expected.values(), strict=True):
+            np.testing.assert_allclose(value, same, rtol=1e-9, atol=1e-9)
+    keras_layer = keras.layers.BatchNormalization(momentum=MOMENTUM, dtype="float64")
+    keras_layer.build((None, TIME, FEATURES))
+    for mean, _ in _updated_by_vectorized_map(keras_layer, batches):
+        assert_all_close(mean, (1 - MOMENTUM) * batches[0].mean((0, 1)), atol=1e-9)
+
+
 @pytest.mark.parametrize("normalization", ["sequence", "frame"])
 def test_two_live_rows_normalise_to_plus_and_minus_one(normalization):
     layer = conformance.find("simple_rnn-sequence").layer(
