@@ -18,54 +18,13 @@ import command_line  # isort: skip  First, for Ctrl-C while the others are impor
 from absl import flags
 
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech.augmentation import SpecAugment
-from keras_bnrnn.data.speech.pipelines import MAX_FRAMES
 from keras_bnrnn.fit.errors import FitError
-from recipes.speech_task import SpeechTask
+from recipes.speech_task import SpeechTask, define_speech_flags
 from recipes.training import run_task
 
 FLAGS = flags.FlagValues()
 command_line.define_run_flags(FLAGS)
-command_line.define_path(
-    "data_dir", None, "Corpus folder that prepare_speech.py wrote.", FLAGS, remote=True
-)
-flags.DEFINE_integer("layers", 5, "Recurrent layers.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer(
-    "units", 250, "Units of each layer and direction.", lower_bound=1, flag_values=FLAGS
-)
-flags.DEFINE_bool(
-    "bidirectional",
-    True,
-    "Read each utterance in both directions; false for a model that hears no later frames.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-    "batch_size", 24, "Utterances of a mini-batch.", lower_bound=2, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "max_frames",
-    MAX_FRAMES,
-    "Leave longer utterances out of training (never out of dev and test).",
-    lower_bound=1,
-    flag_values=FLAGS,
-)
-flags.DEFINE_bool(
-    "augment",
-    False,
-    "Hide random stretches of time and bands of channels of the training utterances, others in "
-    f"each epoch (SpecAugment: {SpecAugment()}).",
-    flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-    "epochs",
-    20,
-    "Epochs to train in all. A finished run goes on when the number is raised.",
-    lower_bound=1,
-    flag_values=FLAGS,
-)
-flags.DEFINE_float(
-    "learning_rate", 1e-3, "Learning rate of Adam.", lower_bound=0.0, flag_values=FLAGS
-)
+define_speech_flags(FLAGS)
 
 
 def main(argv):

@@ -8,14 +8,15 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import flags
 from tqdm import tqdm
 
-from command_line import CommandError, read_json
+from command_line import CommandError, define_path, read_json
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.augmentation import SpecAugment
 from keras_bnrnn.data.speech.corpus import CORPUS_FILE, load_corpus, read_utterances
 from keras_bnrnn.data.speech.features import FRAME_SECONDS
-from keras_bnrnn.data.speech.pipelines import alignments, kept_lengths, speech_dataset
+from keras_bnrnn.data.speech.pipelines import MAX_FRAMES, alignments, kept_lengths, speech_dataset
 from keras_bnrnn.fit.distribution import Worker
 from keras_bnrnn.metrics import FrameErrorRate
 from keras_bnrnn.serving.speech import speech_endpoints
@@ -268,3 +269,47 @@ def weighted(inputs, labels, counts):
     if counts.shape.rank == 2:
         counts, labels = counts & (labels >= 0), tf.maximum(labels, 0)
     return inputs, labels, tf.cast(counts, tf.float32)
+
+
+def define_speech_flags(flag_values):
+    """Defines the flags of every script that trains on speech."""
+    define_path(
+        "data_dir", None, "Corpus folder that prepare_speech.py wrote.", flag_values, remote=True
+    )
+    flags.DEFINE_integer("layers", 5, "Recurrent layers.", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_integer(
+        "units", 250, "Units of each layer and direction.", lower_bound=1, flag_values=flag_values
+    )
+    flags.DEFINE_bool(
+        "bidirectional",
+        True,
+        "Read each utterance in both directions; false for a model that hears no later frames.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "batch_size", 24, "Utterances of a mini-batch.", lower_bound=2, flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "max_frames",
+        MAX_FRAMES,
+        "Leave longer utterances out of training (never out of dev and test).",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "augment",
+        False,
+        "Hide random stretches of time and bands of channels of the training utterances, others in "
+        f"each epoch (SpecAugment: {SpecAugment()}).",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "epochs",
+        20,
+        "Epochs to train in all. A finished run goes on when the number is raised.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "learning_rate", 1e-3, "Learning rate of Adam.", lower_bound=0.0, flag_values=flag_values
+    )
