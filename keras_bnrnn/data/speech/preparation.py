@@ -9,30 +9,19 @@ changed since, by size and time, is prepared anew.
 """
 
 import collections
-import concurrent.futures
-import contextlib
 import dataclasses
-import functools
 import hashlib
-import itertools
 import json
-import multiprocessing
-import os
-import platform
 import random
 import re
 import shutil
-import signal
-import threading
-import time
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from keras_bnrnn.ctc import BLANK, UNKNOWN
-from keras_bnrnn.data.errors import CorpusError, UtteranceError, attempt, missing_extra
+from keras_bnrnn.data.errors import CorpusError, UtteranceError
 from keras_bnrnn.data.speech.alignment import State
 from keras_bnrnn.data.speech.corpus import (
     CORPUS_FILE,
@@ -42,7 +31,17 @@ from keras_bnrnn.data.speech.corpus import (
     UNLABELLED,
     file_checksum,
     load_corpus,
-    make_example,
+)
+from keras_bnrnn.data.speech.jobs import Where, installed_versions, run
+from keras_bnrnn.data.speech.parts import (
+    FILES,
+    Moments,
+    disk_errors,
+    finished_summary,
+    make_part,
+    parts_of,
+    read_summary,
+    this_process,
 )
 from keras_bnrnn.data.speech.sources import Failure
 from keras_bnrnn.data.speech.splits import take_utterances
@@ -58,25 +57,10 @@ from keras_bnrnn.files import (
 
 PLAN_FILE = "preparation.json"
 PARTS_FOLDER = "parts"
-PART_UTTERANCES = 32
 SHARD_BYTES = 100_000_000
 DIMENSION_SAMPLE = 9  # Utterances that say how many features there are, where the source does not.
 CONTROLS = re.compile(r"[\0-\x1f\x7f]")
-SECONDS_TO_CONNECT = 30
-SECONDS_TO_APPEAR = 60  # How long a shared file system may hide a new file.
-JOBS_AHEAD = 1000
-_ONE_JOB = threading.Lock()
 IN_WORDS = {"listing": "listing (utterances, speakers, transcripts, paths or alignments)"}
-SUMMARY = {
-    "bytes": int,
-    "states": [dict],
-    "state_frames": [int],
-    "lengths": [int],
-    "failures": [list],
-    "moments": list,
-}  # What is known of a part.
-FILES = "files"  # What preparation.json says of the files that the corpus was made of.
-PACKAGES = ("tensorflow", "keras", "numpy", "pocketsphinx", "espeakng-loader", "soxr", "kaldiio")
 
 
 def prepare_corpus(
@@ -141,15 +125,15 @@ def prepare_corpus(
     if getattr(source, "labels", None) == CHARACTERS:
         text = _text_of(listed, text_rules or TextRules(), like)
     plan = _plan(source, listed, seed, shard_bytes, text, like)
-    with _disk_errors(output_dir):
+    with disk_errors(output_dir):
         _claim(output_dir, plan)
         parts_dir = output_dir / PARTS_FOLDER
-        parts, files = _parts(parts_dir, listed, source)
+        parts, files = parts_of(parts_dir, listed, source)
         if not _is_made(output_dir, files):
             parts_dir.mkdir(exist_ok=True)
             with _lock(parts_dir):
                 if not _is_made(output_dir, files):  # By another process, meanwhile.
-                    where = _Where(workers, scheduler)
+                    where = Where(workers, scheduler)
                     how = (source, output_dir, plan, parts, failures, where)
                     _make(*how, progress, text, like)
                     _write_plan(output_dir, {**plan, FILES: files})
@@ -248,7 +232,7 @@ def _make(source, output_dir, plan, parts, failures, where, progress, text, like
         corpus = load_corpus(output_dir)
         shards = {Path(path) for split in corpus.splits for path in corpus.shard_paths(split)}
     _make_parts(source, parts, where, len(failures), progress, text, like)
-    summaries = [_finished_summary(part) for part in parts]
+    summaries = [finished_summary(part) for part in parts]
     _write_corpus(source, output_dir, plan, parts, summaries, failures, where, text, like)
     corpus = load_corpus(output_dir)
     for path in shards.difference(
@@ -257,22 +241,6 @@ def _make(source, output_dir, plan, parts, failures, where, progress, text, like
         path.unlink(missing_ok=True)
     for path in output_dir.glob(f"*{PARTIAL}*"):
         path.unlink(missing_ok=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Where:
-    """Where jobs are done: by how many processes here, or by whose workers."""
-
-    workers: int
-    scheduler: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    path: Path
-    split: str
-    utterances: list
-    files: str  # A checksum of the names, sizes and times of what it is made of.
 
 
 def _in_shard_order(listed, seed):
@@ -307,7 +275,7 @@ def _plan(source, listed, seed, shard_bytes, text=None, like=None):
         "shard_bytes": shard_bytes,
         "utterances": len(listed),
         "listing": digest.hexdigest(),
-        "versions": _versions(),
+        "versions": installed_versions(),
         **({} if text is None else {"text": dataclasses.asdict(text.rules)}),
         **({} if like is None else {"like": like.checksum}),
     }
@@ -359,31 +327,6 @@ def _lock(parts_dir):
         raise CorpusError(f"{error}, or choose another output_dir") from None
 
 
-def _parts(parts_dir, listed, source):
-    """The parts, and a checksum of the files of all, which does not depend on the parts."""
-    parts, stamp, of_all = [], functools.cache(_stamp), hashlib.sha256()
-    for split in SPLITS:
-        members = [u for u in listed if u.split == split]
-        for start in range(0, len(members), PART_UTTERANCES):
-            path = parts_dir / f"{split}-{start // PART_UTTERANCES:05d}.tfrecord"
-            some, of_part = members[start : start + PART_UTTERANCES], hashlib.sha256()
-            for utterance in some:
-                stamps = repr([stamp(file) for file in source.files(utterance) if file]).encode()
-                of_part.update(stamps)
-                of_all.update(stamps)
-            parts.append(_Part(path, split, some, of_part.hexdigest()))
-    return parts, of_all.hexdigest()
-
-
-def _stamp(file):
-    """What tells that a file has changed; nothing where there is none."""
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
 def _dimension(source, parts):
     """Features per frame: what the source says, or what most of a few utterances have."""
     told = source.feature_settings().get("dimension")
@@ -404,7 +347,7 @@ def _make_parts(source, parts, where, failed, progress, text, like):
     done = 0
     pending = []
     for part in parts:
-        summary = _read_summary(part)
+        summary = read_summary(part)
         if summary is None:
             pending.append(part)
         else:
@@ -425,235 +368,8 @@ def _make_parts(source, parts, where, failed, progress, text, like):
     if progress:
         progress(done, total, failed)
     jobs = [(part, source, dimension, text) for part in pending]
-    for (part, *_), summary in _run(_make_part, jobs, where):
+    for (part, *_), summary in run(make_part, jobs, where):
         report(summary, part)
-
-
-def _run(function, jobs, where):
-    """Yields `(job, result)` as the jobs end: in this process, in several, or on a cluster."""
-    if where.scheduler:
-        yield from _run_on_cluster(function, jobs, where.scheduler)
-        return
-    if where.workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            yield job, function(*job)
-        return
-    executor = concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(where.workers, len(jobs)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-    )
-    try:
-        futures = {executor.submit(function, *job): job for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise CorpusError(
-            f"a worker was killed, perhaps for want of memory: run the same command again with "
-            f"fewer than workers={where.workers}, it continues"
-        ) from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _run_on_cluster(function, jobs, scheduler):
-    """The same on the workers of a Dask cluster, which gives a lost worker's jobs to others."""
-    try:
-        import distributed
-    except ImportError as error:
-        raise missing_extra("distributed", "working on a cluster", "cluster") from error
-    try:
-        client = distributed.Client(scheduler, timeout=SECONDS_TO_CONNECT, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise CorpusError(f"scheduler={scheduler}: no Dask scheduler answers ({error})") from error
-    waiting, job_of = iter(jobs), {}
-    versions = _versions()
-
-    def submit(count):
-        for job in itertools.islice(waiting, count):
-            future = client.submit(_on_a_worker, versions, function, *job, pure=False)
-            job_of[future] = job
-            yield future
-
-    try:
-        # A scheduler keeps what it has been given in memory.
-        running = distributed.as_completed(list(submit(JOBS_AHEAD)), loop=client.loop)
-        for future in running:
-            job, result = job_of.pop(future), future.result()
-            for another in submit(1):
-                running.add(another)
-            yield job, result
-    except (distributed.scheduler.KilledWorker, concurrent.futures.CancelledError) as error:
-        raise CorpusError(
-            f"scheduler={scheduler}: workers died of the same part again and again, or the "
-            f"scheduler is gone ({error}); run the same command again, it continues"
-        ) from error
-    finally:
-        client.cancel(list(job_of))
-        client.close()
-
-
-def _on_a_worker(versions, function, *job):
-    here = _versions()
-    if here != versions:
-        differences = ", ".join(
-            f"{name} {here.get(name)} instead of {versions.get(name)}"
-            for name in sorted({*here, *versions})
-            if here.get(name) != versions.get(name)
-        )
-        raise CorpusError(
-            f"the worker on {platform.node()} would make another corpus: it has {differences}"
-        )
-    # The aligner is one in a process, however many threads the worker has.
-    with _ONE_JOB:
-        return function(*job)
-
-
-def _start_worker():
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with contextlib.suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-        tf.config.set_visible_devices([], "GPU")
-    # An interrupt from the keyboard reaches the whole group; the parent ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def leave_with_parent():
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    # A killed parent leaves its workers waiting for jobs for ever.
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _make_part(part, source, dimension, text=None):
-    """Prepares a part's utterances; returns its summary, which is on disk then."""
-    labels_of, failures, lengths, counts = {}, [], [], {}
-    rates, mixed, unlabelled = collections.Counter(), 0, 0
-    moments = _Moments()
-    with (
-        _disk_errors(part.path),
-        written_aside(part.path, _this_process()) as aside,
-        tf.io.TFRecordWriter(str(aside)) as writer,
-    ):
-        prepared = source.prepare_all(part.utterances)
-        for utterance, frames in zip(part.utterances, prepared, strict=True):
-            if not isinstance(frames, UtteranceError):
-                frames = attempt(_checked, frames, dimension)
-            if text is not None and not isinstance(frames, UtteranceError):
-                frames = attempt(text.labelled, frames, utterance)
-            if isinstance(frames, UtteranceError):
-                file, reason = str(source.file(utterance)), str(frames)
-                failures.append([utterance.id, reason if file in reason else f"{file}: {reason}"])
-                continue
-            if frames.states is None:
-                unlabelled += 1
-                labels = [UNLABELLED] * len(frames.features)
-            else:
-                labels = [labels_of.setdefault(state, len(labels_of)) for state in frames.states]
-            for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-                if label != UNLABELLED:
-                    counts[int(label)] = counts.get(int(label), 0) + int(count)
-            moments.add(frames.features)
-            lengths.append(len(frames.features))
-            mixed += frames.mixed
-            if frames.file_rate:
-                rates[str(frames.file_rate)] += 1
-            writer.write(
-                make_example(
-                    utterance.id,
-                    utterance.speaker,
-                    utterance.transcript,
-                    frames.features,
-                    labels,
-                    utterance.gender,
-                    frames.alignment_score,
-                )
-            )
-    summary = {
-        "bytes": part.path.stat().st_size,
-        FILES: part.files,
-        "states": [state.entry() for state in labels_of],
-        "state_frames": [counts[k] for k in range(len(labels_of))],
-        "lengths": lengths,
-        "file_rates": rates,
-        "mixed": mixed,
-        "unlabelled": unlabelled,
-        "failures": failures,
-        "moments": moments.document(),
-    }
-    place = _summary_path(part.path)
-    with _disk_errors(part.path), written_aside(place, _this_process()) as aside:
-        aside.write_text(json.dumps(summary), encoding="utf-8")
-    return summary
-
-
-def _checked(frames, dimension):
-    """The same `LabelledFrames`; UtteranceError where they do not fit into the corpus."""
-    if dimension and frames.features.shape[-1] != dimension:
-        raise UtteranceError(
-            f"{frames.features.shape[-1]} features per frame, where others have {dimension}"
-        )
-    if not np.isfinite(frames.features).all():
-        raise UtteranceError("features that are not finite numbers")
-    return frames
-
-
-def _finished_summary(part):
-    """The summary of a part that somebody has just finished."""
-    deadline = time.monotonic() + SECONDS_TO_APPEAR
-    while (summary := _read_summary(part)) is None:
-        if time.monotonic() > deadline:
-            raise CorpusError(
-                f"{part.path} is not there, though a worker has made it: the workers need the same "
-                "shared file system"
-            )
-        time.sleep(1.0)
-    return summary
-
-
-def _read_summary(part):
-    """A finished part's summary; `None` where it has to be prepared, also where files changed."""
-    try:
-        summary = json.loads(_summary_path(part.path).read_text(encoding="utf-8"))
-        if misfit(summary, SUMMARY) or part.path.stat().st_size != summary["bytes"]:
-            return None
-    except (FileNotFoundError, ValueError):
-        return None
-    return summary if summary.get(FILES, part.files) == part.files else None
-
-
-def _summary_path(path):
-    return path.with_suffix(".json")
-
-
-class _Moments:
-    """Count, mean and sum of squared deviations, merged pairwise (Chan et al. 1979)."""
-
-    def __init__(self, count=0, mean=0.0, squares=0.0):
-        self.count = count
-        self.mean = np.asarray(mean, np.float64)
-        self.squares = np.asarray(squares, np.float64)
-
-    def add(self, features):
-        features = np.asarray(features, np.float64)
-        mean = features.mean(axis=0)
-        self.merge(_Moments(len(features), mean, np.square(features - mean).sum(axis=0)))
-
-    def merge(self, other):
-        if not other.count:
-            return
-        count = self.count + other.count
-        step = other.mean - self.mean
-        self.squares = (
-            self.squares + other.squares + np.square(step) * (self.count * other.count / count)
-        )
-        self.mean = self.mean + step * (other.count / count)
-        self.count = count
-
-    def document(self):
-        return [self.count, self.mean.tolist(), self.squares.tolist()]
 
 
 def _write_corpus(source, output_dir, plan, parts, summaries, failures, where, text, like):
@@ -676,7 +392,7 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, where, t
     else:
         label_of, labels = text.labels(), text.document()
 
-    moments = _Moments()
+    moments = Moments()
     splits, jobs = {}, []
     for split in SPLITS:
         members = [
@@ -702,7 +418,7 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, where, t
                 if label == UNLABELLED:
                     unknown_states[State.from_entry(entry).name] += count
             if split == "train":
-                moments.merge(_Moments(*summary["moments"]))
+                moments.merge(Moments(*summary["moments"]))
         lengths, counts = np.unique(frames, return_counts=True)
         splits[split] = {
             "utterances": len(frames),
@@ -735,7 +451,7 @@ def _write_corpus(source, output_dir, plan, parts, summaries, failures, where, t
             splits[split]["shards"].append(
                 {"file": file, "utterances": len(lengths), "frames": int(sum(lengths))}
             )
-    written = {job[0].name: result for job, result in _run(_write_shard, jobs, where)}
+    written = {job[0].name: result for job, result in run(_write_shard, jobs, where)}
     for entry in splits.values():
         for shard in entry["shards"]:
             shard.update(written[shard["file"]])
@@ -779,11 +495,6 @@ def _statistics_of(like):
     return {**own, "like": {"source": like.source, "sha256": like.checksum}}
 
 
-def _this_process():
-    """For names of unfinished files: a worker that counts as lost may write on beside another."""
-    return f".{platform.node()}-{os.getpid()}"
-
-
 def _group_by_bytes(members, limit):
     groups, size = [[]], 0
     for part, summary in members:
@@ -798,8 +509,8 @@ def _group_by_bytes(members, limit):
 def _write_shard(path, pieces):
     """Joins parts to a shard, giving their labels the corpus's numbers."""
     with (
-        _disk_errors(path),
-        written_aside(path, _this_process()) as aside,
+        disk_errors(path),
+        written_aside(path, this_process()) as aside,
         tf.io.TFRecordWriter(str(aside)) as writer,
     ):
         for part_path, label_of in pieces:
@@ -834,32 +545,3 @@ def _write_failures(path, failures):
 def _is_text(name):
     """Whether a file's name is UTF-8; other bytes stand in it as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-@contextlib.contextmanager
-def _disk_errors(path):
-    """Turns a disk that is full or cannot be written into a CorpusError."""
-    try:
-        yield
-    except OSError as error:
-        raise CorpusError(
-            f"{path}: cannot be written or read ({error.strerror or error}); put that right and "
-            "run the same command again: it continues"
-        ) from error
-    except (
-        tf.errors.ResourceExhaustedError,
-        tf.errors.PermissionDeniedError,
-        tf.errors.UnknownError,
-    ) as error:
-        raise CorpusError(
-            f"{path}: cannot be written ({error.message}); put that right and run the same "
-            "command again: it continues"
-        ) from error
-
-
-def _versions():
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from keras_bnrnn.data.speech import sources
+from keras_bnrnn.data.speech.sources import base
 
 ALIGNED = {}
 
@@ -12,7 +12,7 @@ ALIGNED = {}
 @pytest.fixture(scope="module")
 def remembered_alignments():
     """Aligns the same samples once a session. test_alignment.py shows that nothing else counts."""
-    make = sources._aligner
+    make = base._aligner
 
     def align(samples, transcript):
         key = samples.tobytes(), transcript
@@ -22,7 +22,5 @@ def remembered_alignments():
 
     with pytest.MonkeyPatch.context() as patch:
         remembering = SimpleNamespace(align=align)
-        patch.setattr(
-            sources, "_aligner", lambda lexicon: make(lexicon) if lexicon else remembering
-        )
+        patch.setattr(base, "_aligner", lambda lexicon: make(lexicon) if lexicon else remembering)
         yield

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from keras_bnrnn.data.errors import CorpusError, UtteranceError
-from keras_bnrnn.data.speech import preparation, sources
+from keras_bnrnn.data.speech import parts
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances, verify_corpus
 from keras_bnrnn.data.speech.pipelines import speech_dataset
 from keras_bnrnn.data.speech.preparation import prepare_corpus
-from keras_bnrnn.data.speech.sources import ManifestSource, SyntheticSource, TextGridSource
+from keras_bnrnn.data.speech.sources import ManifestSource, SyntheticSource, TextGridSource, base
 from keras_bnrnn.data.speech.transcripts import TextRules, decoded
 
 soundfile = pytest.importorskip("soundfile", reason="the extra 'speech' is not installed")
@@ -29,7 +29,7 @@ def nothing_is_aligned(monkeypatch):
     def aligner(lexicon):
         raise AssertionError("an aligner was made")
 
-    monkeypatch.setattr(sources, "_aligner", aligner)
+    monkeypatch.setattr(base, "_aligner", aligner)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_rules_are_in_the_corpus_and_another_folder_is_needed_for_others(manifes
 
 def test_parts_change_no_byte(manifest, tmp_path, monkeypatch):
     prepare_corpus(manifest, tmp_path / "one")
-    monkeypatch.setattr(preparation, "PART_UTTERANCES", 1)
+    monkeypatch.setattr(parts, "PART_UTTERANCES", 1)
     prepare_corpus(manifest, tmp_path / "two")
     for file in sorted((tmp_path / "one").iterdir()):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()

@@ -11,7 +11,7 @@ from keras_bnrnn.data.errors import CorpusError, UtteranceError
 from keras_bnrnn.data.speech import folders
 from keras_bnrnn.data.speech.folders import find_files, only_one
 from keras_bnrnn.data.speech.kaldi import KaldiSource
-from keras_bnrnn.data.speech.sources import LibriSpeechSource, TextGridSource, names_of
+from keras_bnrnn.data.speech.sources.folders import LibriSpeechSource, TextGridSource, names_of
 
 
 @pytest.fixture

@@ -12,11 +12,8 @@ from command_line import CommandError
 from keras_bnrnn.data.errors import CorpusError
 from keras_bnrnn.data.speech.corpus import load_corpus, read_utterances, verify_corpus
 from keras_bnrnn.data.speech.preparation import prepare_corpus
-from keras_bnrnn.data.speech.sources import (
-    ManifestSource,
-    TextGridSource,
-    filter_bank_settings,
-)
+from keras_bnrnn.data.speech.sources import ManifestSource, TextGridSource
+from keras_bnrnn.data.speech.sources.base import filter_bank_settings
 from keras_bnrnn.data.speech.transcripts import decoded
 
 soundfile = pytest.importorskip("soundfile", reason="the extra 'speech' is not installed")

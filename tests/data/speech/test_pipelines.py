@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_bnrnn.data import sequence_mask
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech import preparation
+from keras_bnrnn.data.speech import parts
 from keras_bnrnn.data.speech.alignment import State
 from keras_bnrnn.data.speech.augmentation import SpecAugment, channels_of
 from keras_bnrnn.data.speech.corpus import read_utterances
@@ -54,7 +54,7 @@ class InventedSource(Source):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "PART_UTTERANCES", 8)
+        patch.setattr(parts, "PART_UTTERANCES", 8)
         folder = tmp_path_factory.mktemp("invented")
         return prepare_corpus(InventedSource(), folder / "corpus", shard_bytes=30_000)
 
@@ -255,8 +255,8 @@ def test_replicas_share_each_batch(corpus):
     dataset = speech_dataset(corpus, "train", 6, seed=3, drop_remainder=True)
     halves = []
     for _, _, mask in strategy.experimental_distribute_dataset(dataset):
-        parts = strategy.experimental_local_results(mask)
-        assert [len(part) for part in parts] == [3, 3]
-        halves.append(tuple(np.concatenate([part.numpy().sum(axis=1) for part in parts])))
+        masks = strategy.experimental_local_results(mask)
+        assert [len(part) for part in masks] == [3, 3]
+        halves.append(tuple(np.concatenate([part.numpy().sum(axis=1) for part in masks])))
     again = speech_dataset(corpus, "train", 6, seed=3, drop_remainder=True)
     assert halves == signature(again)

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bnrnn.data.errors import CorpusError
-from keras_bnrnn.data.speech import preparation, sources, splits
+from keras_bnrnn.data.speech import jobs, parts, preparation, splits, synthesis
 from keras_bnrnn.data.speech.corpus import (
     find_utterance,
     load_corpus,
@@ -56,7 +56,7 @@ def source():
 def prepared(tmp_path_factory, source, remembered_alignments):
     folder = tmp_path_factory.mktemp("prepared") / "corpus"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "PART_UTTERANCES", 4)
+        patch.setattr(parts, "PART_UTTERANCES", 4)
         prepare_corpus(source, folder)
     return folder
 
@@ -75,7 +75,7 @@ def speech_tree(tmp_path, source):
         lines = []
         for number, utterance in enumerate(utterances):
             name = f"{speaker}-1-{number:04d}"
-            samples = sources.synthesis.synthesize(utterance.location, rate)
+            samples = synthesis.synthesize(utterance.location, rate)
             soundfile.write(chapter / f"{name}.flac", samples, rate)
             lines.append(f"{name} {utterance.transcript.upper()}")
         (chapter / f"{speaker}-1.trans.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -136,7 +136,7 @@ def test_features_are_those_of_the_layer(prepared, source):
 def test_stopped_between_parts_continues_to_the_same_corpus(
     prepared, source, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
+    monkeypatch.setattr(parts, "PART_UTTERANCES", 4)
 
     class Stopped(Exception):
         pass
@@ -147,12 +147,12 @@ def test_stopped_between_parts_continues_to_the_same_corpus(
 
     with pytest.raises(Stopped):
         prepare_corpus(source, tmp_path / "corpus", progress=stop)
-    parts = tmp_path / "corpus" / "parts"
-    assert [path.name for path in parts.glob("*.json")] == ["train-00000.json"]
+    folder = tmp_path / "corpus" / "parts"
+    assert [path.name for path in folder.glob("*.json")] == ["train-00000.json"]
     with pytest.raises(CorpusError, match="was its preparation finished"):
         load_corpus(tmp_path / "corpus")
     # A part without a summary is one that was being written.
-    (parts / "train-00001.tfrecord").write_bytes(b"half a rec")
+    (folder / "train-00001.tfrecord").write_bytes(b"half a rec")
     done = []
     prepare_corpus(source, tmp_path / "corpus", progress=lambda *counts: done.append(counts[0]))
     assert done[0] == 4
@@ -160,7 +160,7 @@ def test_stopped_between_parts_continues_to_the_same_corpus(
 
 
 def test_small_shards_hold_the_same_utterances(prepared, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "PART_UTTERANCES", 2)
+    monkeypatch.setattr(parts, "PART_UTTERANCES", 2)
     corpus = prepare_corpus(source, tmp_path / "corpus", shard_bytes=1)
     shards = corpus.splits["train"]["shards"]
     assert [shard["file"] for shard in shards[:2]] == [
@@ -510,7 +510,7 @@ class DeadlySource(SyntheticSource):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_one_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
+    monkeypatch.setattr(parts, "PART_UTTERANCES", 4)
     with pytest.raises(CorpusError, match=r"worker was killed.*workers=2"):
         prepare_corpus(DeadlySource(count=12), tmp_path / "corpus", workers=2)
 
@@ -556,26 +556,26 @@ def cluster():
 
 
 def test_a_cluster_changes_no_byte(prepared, source, tmp_path, monkeypatch, cluster):
-    monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
-    monkeypatch.setattr(preparation, "JOBS_AHEAD", 2)
+    monkeypatch.setattr(parts, "PART_UTTERANCES", 4)
+    monkeypatch.setattr(jobs, "JOBS_AHEAD", 2)
     prepare_corpus(source, tmp_path / "two", scheduler=cluster.scheduler_address)
     assert corpus_bytes(tmp_path / "two") == corpus_bytes(prepared)
 
 
 def test_no_scheduler_and_other_versions(source, tmp_path, monkeypatch):
     pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
-    monkeypatch.setattr(preparation, "SECONDS_TO_CONNECT", 0.2)
+    monkeypatch.setattr(jobs, "SECONDS_TO_CONNECT", 0.2)
     with pytest.raises(CorpusError, match="no Dask scheduler answers"):
         prepare_corpus(source, tmp_path / "corpus", scheduler="tcp://127.0.0.1:9")
-    versions = {**preparation._versions(), "tensorflow": "1.0"}
+    versions = {**jobs.installed_versions(), "tensorflow": "1.0"}
     with pytest.raises(CorpusError, match=r"tensorflow \S+ instead of 1\.0"):
-        preparation._on_a_worker(versions, print)
+        jobs._on_a_worker(versions, print)
 
 
 @pytest.mark.slow
 def test_a_lost_worker_changes_no_byte(prepared, source, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="the extra 'cluster' is missing")
-    monkeypatch.setattr(preparation, "PART_UTTERANCES", 4)
+    monkeypatch.setattr(parts, "PART_UTTERANCES", 4)
     options = {"processes": True, "n_workers": 2, "threads_per_worker": 1}
     with distributed.LocalCluster(dashboard_address=None, **options) as cluster:
         victims = [next(iter(cluster.workers.values())).pid]

@@ -17,7 +17,7 @@ from keras_bnrnn.data.speech.corpus import SPLITS
 from keras_bnrnn.data.speech.folders import find_files
 from keras_bnrnn.data.speech.kaldi.archives import read_integer_vectors
 from keras_bnrnn.data.speech.kaldi.models import read_phone_names, read_transition_model
-from keras_bnrnn.data.speech.sources import require_folder
+from keras_bnrnn.data.speech.sources.base import require_folder
 from keras_bnrnn.data.speech.splits import split_of_folders
 
 MODEL_FILES = ("final.mdl", "final.mdl.txt", "final.txt")

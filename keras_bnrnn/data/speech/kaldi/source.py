@@ -20,7 +20,7 @@ from keras_bnrnn.data.speech.kaldi.archives import (
     read_table,
     without_flac,
 )
-from keras_bnrnn.data.speech.sources import (
+from keras_bnrnn.data.speech.sources.base import (
     Failure,
     LabelledFrames,
     Source,

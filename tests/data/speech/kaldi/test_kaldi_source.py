@@ -10,7 +10,7 @@ import pytest
 
 from kaldi_models import MODEL
 from keras_bnrnn.data.errors import CorpusError, PipeError, UtteranceError
-from keras_bnrnn.data.speech import preparation
+from keras_bnrnn.data.speech import parts
 from keras_bnrnn.data.speech.audio import read_audio
 from keras_bnrnn.data.speech.corpus import corpus_states, read_utterances, verify_corpus
 from keras_bnrnn.data.speech.features import append_differences
@@ -20,7 +20,8 @@ from keras_bnrnn.data.speech.kaldi.archives import load_matrix
 from keras_bnrnn.data.speech.kaldi.models import read_transition_model
 from keras_bnrnn.data.speech.kaldi.source import apply_cmvn
 from keras_bnrnn.data.speech.preparation import prepare_corpus
-from keras_bnrnn.data.speech.sources import SyntheticSource, filter_bank
+from keras_bnrnn.data.speech.sources import SyntheticSource
+from keras_bnrnn.data.speech.sources.base import filter_bank
 
 kaldiio = pytest.importorskip("kaldiio", reason="the extra 'speech' is not installed")
 
@@ -106,7 +107,7 @@ def test_compressed_features_of_41_dimensions_get_differences(tmp_path):
 
 @pytest.mark.slow
 def test_workers_change_no_byte(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "PART_UTTERANCES", 2)
+    monkeypatch.setattr(parts, "PART_UTTERANCES", 2)
     tree.write_alignments()
     folders = tmp_path / "one", tmp_path / "two"
     for workers, folder in enumerate(folders, start=1):
