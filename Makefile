@@ -41,12 +41,12 @@ test-slow: venv
 test-all: venv
 	.venv/bin/python $(PYTEST)
 
-# All but text formats, reports, pictures and flags, in which TensorFlow has no part.
+# All but text formats, files of runs, reports, pictures and flags, in which TensorFlow has no part.
 test-tf216: .venv-tf216/installed
 	.venv-tf216/bin/python $(PYTEST) -m 'not slow and not exhaustive' \
 		$(patsubst %,--ignore=tests/%.py,test_files test_packaging test_signatures \
 		fit/test_run_folder data/speech/test_synthesis data/speech/test_textgrid \
-		$(addprefix training/test_,command_line compare reproduce))
+		$(addprefix training/test_,command_line compare damaged_files reproduce))
 
 lint: venv
 	.venv/bin/ruff check .

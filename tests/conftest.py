@@ -67,6 +67,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker("exhaustive")
 
 
+def pytest_collection_finish():
+    # What imports have made stays; collections, which graphs bring about often, pass over it.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real text and speech that measurements use, beside the checkout."""

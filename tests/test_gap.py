@@ -179,6 +179,7 @@ def test_training_is_as_without(options, tmp_path):
         assert min(history[name]) > 0.0
 
 
+@pytest.mark.slow
 def test_replicas_take_their_shares(strategy):
     """Each measures what it trains with, and keeps its own statistics and states."""
     local = strategy.experimental_local_results

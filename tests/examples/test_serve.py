@@ -5,6 +5,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 def test_the_numbers(example, monkeypatch, capsys):
     """The client runs in this process."""
 

@@ -21,6 +21,7 @@ NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
 CURL = 'curl() { printf "%s\\n" "$1" "${3//$\'\\n\'/ }"; }; '
 
 
+@pytest.mark.slow
 def test_what_the_page_shows(speech, language, tmp_path, monkeypatch):
     for extra in ("onnxruntime", "tf2onnx", "ai_edge_litert"):
         pytest.importorskip(extra, reason="the extras 'onnx' and 'litert' are not installed")

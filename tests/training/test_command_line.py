@@ -161,6 +161,7 @@ import keras_bnrnn
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["ctypes", "absl", "keras_bnrnn"])
 def test_ctrl_c_during_imports_has_no_traceback(module):
     done = subprocess.run(

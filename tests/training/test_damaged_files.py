@@ -144,7 +144,7 @@ def results_of(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("task", ["speech", "language"])
+@pytest.mark.parametrize("task", [pytest.param("speech", marks=pytest.mark.slow), "language"])
 def test_results(request, task, call_script, without_models, tiny_corpus, tmp_path):
     folder = request.getfixturevalue(task)
     (folder / "config.json").unlink()  # Else it tells what is another run's.

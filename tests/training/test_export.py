@@ -19,6 +19,7 @@ def run(tiny_corpus, tmp_path):
     return untrained.speech_run(tmp_path / "run", tiny_corpus)
 
 
+@pytest.mark.slow
 def test_a_run_of_speech(run, tmp_path, call_script, capsys):
     call_script(export, f"--run_dir={run}", f"--output_dir={tmp_path}/exported")
     printed = capsys.readouterr().out

@@ -51,6 +51,7 @@ def test_labels_and_normalisation_are_the_others(manifest, like, tmp_path):
     assert verify_corpus(corpus.path) == []
 
 
+@pytest.mark.slow
 def test_a_model_is_scored_on_it_by_speaker(
     manifest, like, tmp_path, trained_ctc, call_script, capsys
 ):
