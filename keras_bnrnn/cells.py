@@ -316,11 +316,11 @@ class BatchNormCell:
         return self.normalizer is not None and self.normalizer.normalizes_by_batch(training)
 
     def takes_frame_moments(self, training):
-        """Whether a training call normalises anything with the moments of each frame's rows."""
+        """Whether anything trained is normalised with the moments of each frame's rows."""
         normalizers = self.loop_normalizers
         if self.normalization == "frame":
             normalizers = [self.normalizer, *normalizers]
-        return bool(training) and any(one.normalizes_by_batch(training) for one in normalizers)
+        return any(one.trainable and one.normalizes_by_batch(training) for one in normalizers)
 
     @property
     def projects_frames(self):

@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_bnrnn
 from keras_bnrnn import BatchNormLSTM
@@ -74,6 +75,22 @@ def test_fit_warns():
     x, y = sequences(8), np.zeros((8, 4), "float32")
     messages = warnings_of(lambda: model.fit(x, y, batch_size=4, epochs=2, verbose=0))
     assert messages and set(messages) == {messages[0]} and "4 rows" in messages[0]
+
+
+@pytest.mark.parametrize(
+    "arguments,expected",
+    [({"normalization": "frame"}, 1), ({"normalization": "frame", "trainable": False}, 0), ({}, 0)],
+)
+def test_the_gap_tells_where_fit_does_not_know_the_batch_size(arguments, expected):
+    model = keras.Sequential([keras.Input((None, FEATURES)), BatchNormLSTM(2, **arguments)])
+    model.compile("sgd", "mse")
+    batches = tf.data.Dataset.from_tensor_slices((sequences(9), np.zeros((9, 2), "float32")))
+    batches = batches.batch(4)
+    assert batches.element_spec[0].shape[0] is None
+    assert warnings_of(lambda: model.fit(batches, verbose=0)) == []
+    gap = keras_bnrnn.StatisticsGap(batches)
+    messages = warnings_of(lambda: model.fit(batches, epochs=2, callbacks=[gap], verbose=0))
+    assert len(messages) == expected and all("4 rows" in message for message in messages)
 
 
 def test_a_summary_counts_what_is_trained_and_what_is_averaged():
