@@ -19,32 +19,31 @@ QUICK_EPOCHS = 2
 
 PIXEL_NOTE = (
     "8 × 8 images of digits (scikit-learn's), 64 steps of a pixel each: 1197 to train, 300 to "
-    "validate, 300 to test. Frame-wise statistics that all steps share do not fit steps as unlike "
-    "each other as an image's pixels, so that validation is best before much has been learnt. "
-    "Statistics of each step change validation alone: with gamma 1.0 the models with shared "
-    "statistics and with statistics of each step train alike but for rounding, and one dashed line "
-    "may hide the other."
+    "validate, 300 to test. An image's pixels differ so much that frame-wise statistics shared by "
+    "all steps do not fit them. So validation is best before the model has learnt much. Statistics "
+    "of each step change validation alone: with gamma 1.0 both kinds of models train alike but for "
+    "rounding, and one dashed line may hide the other."
 )
 
 SPEECH_NOTE = (
     "Connected digits put together from the recordings of the "
     "[Free Spoken Digit Dataset](https://github.com/Jakobovski/free-spoken-digit-dataset) "
-    "(CC BY-SA 4.0): 360 utterances, 34 minutes, to train, and 100, 9 minutes, to validate. Three "
-    "of the speakers of the dev recordings are heard in training, the fourth is not. There "
-    "is no test split: rate and epoch are chosen on what is shown."
+    "(CC BY-SA 4.0): 360 utterances, 34 minutes, to train, and 100, 9 minutes, to validate. "
+    "Training hears three of the four speakers of the dev recordings. There is no test split: rate "
+    "and epoch are chosen on the figures shown."
 )
 
 TEXT_NOTE = (
-    "The utterances of digits-speech, and what is learnt are their words, spelt: 16 characters, no "
-    "alignment and no dictionary. `cer` and `wer` are the error rates of characters and words of "
-    "the best character of each frame, `ctc_loss` is in nats per utterance. Rate and epoch are "
-    "chosen on what is shown."
+    "The models learn to spell the words of digits-speech's utterances: 16 characters, no alignment "
+    "and no dictionary. `cer` and `wer` are the error rates of characters and words, of the best "
+    "character of each frame. `ctc_loss` is in nats per utterance. Rate and epoch are chosen on the "
+    "figures shown."
 )
 
 FUTURE_NOTE = (
-    "Sequence-wise statistics see the later words of a window, so that train_perplexity, and "
-    "validation with batch statistics, are then no language model's; validation with statistics of "
-    "the population is."
+    "Sequence-wise statistics see the later words of a window. So train_perplexity, and validation "
+    "with batch statistics, are then no language model's. Validation with the population's "
+    "statistics is."
 )
 
 
@@ -259,14 +258,14 @@ EXPERIMENTS = {
             "baseline_dropout_0.3": Configuration("LSTM", (*PLAIN, "--dropout=0.3", *DECAY), 1),
         },
         note=(
-            "The best of each model is drawn, and their learning rates may decay at different "
-            "epochs. What might hold the normalised model back can be told apart: the schedule, by "
-            "its lead over the LSTM of the same flags from epoch to epoch, while the rate is "
-            "constant (6 epochs, or as many as the flags say) and as it decays; dropout, which "
-            "makes the variance of training greater than that of validation, by the recalibrated "
-            "statistics at the end of this page, which were taken without it; and statistics of 20 "
-            "rows a frame, by the candidate that has them. Of one seed each, differences as small "
-            f"as those between the seeds of ptb-small say nothing. {FUTURE_NOTE}"
+            "The figure shows the best of each model; their learning rates may decay at different "
+            "epochs. Three things might hold the normalised model back. The schedule: see its lead "
+            "over the LSTM of the same flags, while the rate is constant (6 epochs, or as many as "
+            "the flags say) and as it decays. Dropout, which makes the variance of training greater "
+            "than that of validation: see the recalibrated statistics at the end of this page, "
+            "taken without it. Statistics of 20 rows a frame: see the candidate that has them. Each "
+            "has one seed. Differences as small as those between the seeds of ptb-small say "
+            f"nothing. {FUTURE_NOTE}"
         ),
     ),
     "digits-speech-large": Experiment(

@@ -19,19 +19,20 @@ STATISTICS = ("moving_averages", "recalibrated", "batch_statistics")
 INTRODUCTION = """
 ## How it was measured
 
-Laurent et al., [Batch normalized recurrent neural networks](https://arxiv.org/abs/1510.01378)
-(2016), on data that is small enough to try: `make reproduce DATA=DIR` makes the runs that are not
-here yet; with a `--results_dir` and a `--work_dir` of its own `training/reproduce.py` makes all.
-This page and its figures are computed from the `history.csv` and `results.json` in the folders
-beside it, by `training/report.py`; the runs are listed in `training/paper/experiments.py`.
+These experiments repeat Laurent et al., [Batch normalized recurrent neural
+networks](https://arxiv.org/abs/1510.01378) (2016), on data that is small enough to try.
+`training/paper/experiments.py` lists the runs, and `training/report.py` computes this page from the
+`history.csv` and `results.json` in the folders beside it. `make reproduce DATA=DIR` makes the runs
+that are missing here. `training/reproduce.py` with a new `--results_dir` and `--work_dir` makes all.
 
-In the figures training is dashed and validation (`valid` or `dev`) solid; a line is the mean over
-seeds, its band goes from the least to the greatest. In the tables it is the mean, and least and
-greatest in brackets; epochs are listed seed by seed. `fce` is the frame-wise cross-entropy in nats,
-`fer` the frame error rate. Training's figures are means over an epoch while the model learns, with
-dropout and the statistics of each batch; validation follows the epoch. A model is that of the epoch
-with the best validation criterion. Times are of each run's fastest epoch, as other work ran beside
-some runs.
+Figures show training dashed and validation (`valid` or `dev`) solid. A line is the mean over seeds;
+its band reaches from the least to the greatest. Tables give the mean, and the least and greatest in
+brackets. They list epochs seed by seed. `fce` is the frame-wise cross-entropy in nats, `fer` the
+frame error rate.
+
+Training figures are means over an epoch in which the model learns, with dropout and the statistics
+of each batch. Validation follows the epoch. All other figures of a model are of its best epoch by
+the validation criterion. Other work ran beside some runs, so times are of each run's fastest epoch.
 """
 
 # What to choose; and the experiment, the measure of the best epoch and the models that show it.
@@ -41,8 +42,8 @@ ADVICE = (
         ("digits-speech", "dev_fer", ("sequence-wise", "LSTM")),
     ),
     (
-        'An output must not know what follows: `"frame"`, which learns faster, and dropout, '
-        "without which it does not end better",
+        'An output must not know what follows: `"frame"` and dropout. It learns faster; without '
+        "dropout it does not end better",
         ("ptb-small", "valid_perplexity", ("frame-wise", "LSTM")),
     ),
     (
@@ -67,10 +68,11 @@ ADVICE = (
 POPULATION = """
 ## population: Normalised models with three kinds of statistics
 
-Validation of the normalised models above with three kinds of statistics: *moving averages* as
-training left them, with which the epoch was chosen and the claims are judged; *recalibrated*,
-computed again over the training data with dropout off (`keras_bnrnn.recalibrate`); and those of
-each validation batch, which no served model has.
+Validation of the normalised models above, with three kinds of statistics:
+
+- *moving averages*, as training left them. They chose the epoch, and the claims are judged by them.
+- *recalibrated*: computed again over the training data, with dropout off (`keras_bnrnn.recalibrate`).
+- *batch statistics*: those of each validation batch. No served model has them.
 """
 
 LARGE = r"""
