@@ -6,9 +6,9 @@
 
 DIR holds ptb/ (Mikolov's ptb.train.txt, ptb.valid.txt and ptb.test.txt) and spoken-digits/ (audio
 with transcripts in LibriSpeech's layout). Every run is a training script in a process of its own,
-then evaluate.py; a finished run is copied to results/ and never made again. Killed, the same
-command goes on from the runs' checkpoints, which are in --work_dir. Stopped by Ctrl-C or SIGTERM,
-it leaves the epochs of unfinished runs in results/ too, where the next report finds them.
+then evaluate.py. A finished run is copied to results/ and never made again. After a kill the same
+command goes on from the runs' checkpoints in --work_dir. After Ctrl-C or SIGTERM the epochs of
+unfinished runs are in results/ too, where the next report finds them.
 """
 
 import command_line  # isort: skip  First, for Ctrl-C while the others are imported.

@@ -10,7 +10,7 @@ No aligner, no dictionary and no English is needed: connectionist temporal class
 all alignments of the characters. A convolution joins --reduction frames to one; stacked recurrent
 layers and a score per character follow. The output folder gets history.csv (a row per epoch),
 results.json, best.keras (the epoch with the lowest dev_cer) and final.keras. A run that was
-stopped, however, goes on when the same command is given again.
+stopped goes on when you give the same command again.
 
 cer and wer are the error rates of characters and words as jiwer defines them, of the best character
 of each frame; ctc_loss is in nats per utterance. `train` is the running figure of the epoch, while

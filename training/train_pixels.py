@@ -9,7 +9,7 @@ in one fixed random order, which leaves no local structure to lean on. It is the
 the task of Cooijmans et al. 2016 (arXiv 1603.09025): what an LSTM has read must last to the end.
 
 The output folder gets history.csv (a row per epoch), results.json, best.keras (the epoch with the
-lowest valid_loss) and final.keras. A run that was stopped goes on when the same command is given
+lowest valid_loss) and final.keras. A run that was stopped goes on when you give the same command
 again. Losses are in nats per image, errors the share of images given the wrong class.
 """
 

@@ -10,11 +10,11 @@ model normalises each time step over the streams.
 
 DIR holds ptb.train.txt, ptb.valid.txt and ptb.test.txt (one sentence a line), or another text under
 names such as wiki.train.tokens or train.txt; --train_file, --valid_file and --test_file name any
-others. Without these the text is the language reference that every Python carries: small, but
-enough to see it work.
+others. Without all of these the text is the language reference that every Python carries. It is
+small, but enough to see the command work.
 
 The output folder gets history.csv (a row per epoch), results.json and the trained model. A run
-that was stopped goes on when the same command is given again.
+that was stopped goes on when you give the same command again.
 
 Perplexities are per word. `train` is the running figure of the epoch; `valid` and `test` score
 every token of their text exactly once, `test` with the weights of the epoch of the best `valid`.

@@ -5,10 +5,10 @@
     python training/train_speech.py --data_dir=corpus --output_dir=runs/bn --model=batch_norm
     python training/compare.py runs/plain runs/bn
 
-The model is a stack of bidirectional LSTMs and a softmax over the corpus's states; `batch_norm`
+The model is a stack of bidirectional LSTMs and a softmax over the corpus's states. `batch_norm`
 normalises each layer's input-to-hidden term over all frames of the mini-batch. The output folder
 gets history.csv (a row per epoch), results.json, best.keras (the epoch with the lowest dev_fce)
-and final.keras. A run that was stopped, however, goes on when the same command is given again.
+and final.keras. A run that was stopped goes on when you give the same command again.
 
 fce is the frame-wise cross-entropy in nats, fer the share of frames given the wrong state. `train`
 is the running figure of the epoch, while the weights still change; `dev` is of the epoch's end.
