@@ -140,6 +140,6 @@ print("model:  ", " ".join(corpus.phones(posteriors.argmax(axis=-1))))
 # %% [markdown]
 # ## Next
 #
-# `make demo` compares this model with a plain LSTM, exports it, and recognises a sentence with
-# the export. The guide *Speech, from recordings to text* has the same for recordings of your
-# own.
+# `make demo` trains such models on letters, without times: a plain LSTM and a normalised one.
+# It exports the better one, which writes down a sentence that it has not heard. The guide
+# *Speech, from recordings to text* has the same for recordings of your own.

@@ -34,10 +34,10 @@ SPEECH_NOTE = (
 )
 
 TEXT_NOTE = (
-    "The models learn to spell the words of digits-speech's utterances: 16 characters, no alignment "
-    "and no dictionary. `cer` and `wer` are the error rates of characters and words, of the best "
-    "character of each frame. `ctc_loss` is in nats per utterance. Rate and epoch are chosen on the "
-    "figures shown."
+    "The models learn to spell the words of digits-speech's utterances: 16 characters, no "
+    "alignment and no dictionary. `cer` and `wer` are the error rates of characters and words, of "
+    "the best character of each frame. `ctc_loss` is in nats per utterance. Rate and epoch are "
+    "chosen on the figures shown."
 )
 
 FUTURE_NOTE = (
@@ -261,11 +261,11 @@ EXPERIMENTS = {
             "The figure shows the best of each model; their learning rates may decay at different "
             "epochs. Three things might hold the normalised model back. The schedule: see its lead "
             "over the LSTM of the same flags, while the rate is constant (6 epochs, or as many as "
-            "the flags say) and as it decays. Dropout, which makes the variance of training greater "
-            "than that of validation: see the recalibrated statistics at the end of this page, "
-            "taken without it. Statistics of 20 rows a frame: see the candidate that has them. Each "
-            "has one seed. Differences as small as those between the seeds of ptb-small say "
-            f"nothing. {FUTURE_NOTE}"
+            "the flags say) and as it decays. Dropout, which makes the variance of training "
+            "greater than that of validation: see the recalibrated statistics at the end of this "
+            "page, taken without it. Statistics of 20 rows a frame: see the candidate that has "
+            "them. Each has one seed. Differences as small as those between the seeds of ptb-small "
+            f"say nothing. {FUTURE_NOTE}"
         ),
     ),
     "digits-speech-large": Experiment(

@@ -23,7 +23,8 @@ These experiments repeat Laurent et al., [Batch normalized recurrent neural
 networks](https://arxiv.org/abs/1510.01378) (2016), on data that is small enough to try.
 `training/paper/experiments.py` lists the runs, and `training/report.py` computes this page from the
 `history.csv` and `results.json` in the folders beside it. `make reproduce DATA=DIR` makes the runs
-that are missing here. `training/reproduce.py` with a new `--results_dir` and `--work_dir` makes all.
+that are missing here. `training/reproduce.py` makes all, given a new `--results_dir` and
+`--work_dir`.
 
 Figures show training dashed and validation (`valid` or `dev`) solid. A line is the mean over seeds;
 its band reaches from the least to the greatest. Tables give the mean, and the least and greatest in
@@ -71,7 +72,8 @@ POPULATION = """
 Validation of the normalised models above, with three kinds of statistics:
 
 - *moving averages*, as training left them. They chose the epoch, and the claims are judged by them.
-- *recalibrated*: computed again over the training data, with dropout off (`keras_bnrnn.recalibrate`).
+- *recalibrated*: computed again over the training data, with dropout off
+  (`keras_bnrnn.recalibrate`).
 - *batch statistics*: those of each validation batch. No served model has them.
 """
 
