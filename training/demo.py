@@ -99,7 +99,8 @@ def main(argv):
     made[folder / "compare.png"] = "the curves of both"
     made[exported] = "the SavedModel"
     made[audio] = "the sentence it heard"
-    made[picture] = "what it made of it: waveform, features, letters and words"
+    if picture.exists():  # A model of a few sentences may write nothing.
+        made[picture] = "what it made of it: waveform, words, features, letters"
     for path, content in made.items():
         print(f"  {path}  {content}")
 

@@ -694,7 +694,7 @@ def output_paths(flag, folder, paths, suffix):
 
 
 def draw(picture, title, description, heard):
-    """Waveform, features, posteriors of phones or characters, and the segments over all three."""
+    """Waveform, the segments under it, features, and posteriors of phones or characters."""
     from matplotlib.figure import Figure
 
     segments, start, features, scores = heard.segments, heard.start, heard.features, heard.scores
@@ -711,7 +711,8 @@ def draw(picture, title, description, heard):
     seconds = np.arange(len(heard.waveform)) / description["sample_rate"]
     wave.plot(seconds, heard.waveform, linewidth=0.4)
     wave.set_ylabel("waveform")
-    wave.set_title(title, pad=18)
+    wave.set_title(title)
+    wave.tick_params(bottom=False)
     image = {"origin": "lower", "aspect": "auto"}
     log_mel.imshow(features[:, :channels].T, extent=(start, end, 0, channels), **image)
     log_mel.set_ylabel("energy and\nlog-mel channels")
@@ -721,13 +722,13 @@ def draw(picture, title, description, heard):
     posteriors.set_yticks(range(len(shown)), shown, fontsize=7)
     posteriors.set(xlabel="time [s]", ylabel="posteriors", xlim=(start, end))
     figure.colorbar(picture_of_phones, ax=posteriors, pad=0.01)
-    top = wave.get_ylim()[1]
+    bottom, size = wave.get_ylim()[0], 11 if heard.words else 7
     for phone, first, last in segments:
         for axis in (wave, log_mel, posteriors):
             colour = "black" if axis is wave else "white"
             axis.axvline(start + FRAME_SECONDS * first, color=colour, linewidth=0.5)
         middle = start + FRAME_SECONDS * (first + last) / 2
-        wave.text(middle, top, phone, ha="center", va="bottom", fontsize=7)
+        wave.text(middle, bottom, phone, ha="center", va="top", fontsize=size)
     figure.savefig(picture, dpi=120)
 
 
