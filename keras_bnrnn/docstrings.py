@@ -38,9 +38,9 @@ LAYER = f"""\
 {{own}}
 {_PAPER}
 A drop-in for `{{namesake}}`: same arguments, defaults, weights (gamma and the
-population statistics follow them) and results but for the normalisation. In training mean and
-variance are those of the mini-batch's live frames, and masked frames never count, whatever they
-hold; at inference, or frozen, the population's are used, as in Keras's `BatchNormalization`.
+population statistics follow them) and results but for the normalisation. Training takes mean
+and variance of the mini-batch's live frames; masked frames never count, whatever they hold. At
+inference, or frozen, the layer uses the population's, as Keras's `BatchNormalization` does.
 
 Args:
     units: Size of the states and the output.

@@ -18,9 +18,9 @@ class BatchNormSimpleRNN(BatchNormRNN):
     Laurent et al., "Batch normalized recurrent neural networks", 2016, section 3.
 
     A drop-in for `keras.layers.SimpleRNN`: same arguments, defaults, weights (gamma and the
-    population statistics follow them) and results but for the normalisation. In training mean and
-    variance are those of the mini-batch's live frames, and masked frames never count, whatever they
-    hold; at inference, or frozen, the population's are used, as in Keras's `BatchNormalization`.
+    population statistics follow them) and results but for the normalisation. Training takes mean
+    and variance of the mini-batch's live frames; masked frames never count, whatever they hold. At
+    inference, or frozen, the layer uses the population's, as Keras's `BatchNormalization` does.
 
     Args:
         units: Size of the states and the output.
@@ -119,9 +119,9 @@ class BatchNormLSTM(BatchNormRNN):
     Laurent et al., "Batch normalized recurrent neural networks", 2016, section 3.
 
     A drop-in for `keras.layers.LSTM`: same arguments, defaults, weights (gamma and the
-    population statistics follow them) and results but for the normalisation. In training mean and
-    variance are those of the mini-batch's live frames, and masked frames never count, whatever they
-    hold; at inference, or frozen, the population's are used, as in Keras's `BatchNormalization`.
+    population statistics follow them) and results but for the normalisation. Training takes mean
+    and variance of the mini-batch's live frames; masked frames never count, whatever they hold. At
+    inference, or frozen, the layer uses the population's, as Keras's `BatchNormalization` does.
 
     Args:
         units: Size of the states and the output.
@@ -226,9 +226,9 @@ class BatchNormGRU(BatchNormRNN):
     Laurent et al., "Batch normalized recurrent neural networks", 2016, section 3.
 
     A drop-in for `keras.layers.GRU`: same arguments, defaults, weights (gamma and the
-    population statistics follow them) and results but for the normalisation. In training mean and
-    variance are those of the mini-batch's live frames, and masked frames never count, whatever they
-    hold; at inference, or frozen, the population's are used, as in Keras's `BatchNormalization`.
+    population statistics follow them) and results but for the normalisation. Training takes mean
+    and variance of the mini-batch's live frames; masked frames never count, whatever they hold. At
+    inference, or frozen, the layer uses the population's, as Keras's `BatchNormalization` does.
 
     Args:
         units: Size of the states and the output.

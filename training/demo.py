@@ -103,6 +103,7 @@ def main(argv):
         made[picture] = "what it made of it: waveform, words, features, letters"
     for path, content in made.items():
         print(f"  {path}  {content}")
+    print("Next: the same with recordings of your own; docs/SPEECH.md tells how.")
 
 
 def step(title):

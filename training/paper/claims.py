@@ -9,14 +9,14 @@ MARGIN = 0.02
 
 RULES = """## The claims
 
-A model is *better* in a measure if each of its seeds is better than each of the other's.
-
 - Claim 1 holds if every seed passes the LSTM's lowest training criterion (the mean over seeds) in
   an epoch before the LSTM's mean curve is lowest.
 - Claim 2 holds if the normalised model is better in no measure of validation.
 - Claim 3 holds if two things are true. Normalising the recurrent path too is better neither in the
   lowest training criterion nor in a measure of validation. Statistics of each step are better than
   the LSTM in all measures of validation.
+
+A model is *better* in a measure if each of its seeds is better than each of the other's.
 """
 
 

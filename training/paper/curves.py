@@ -11,6 +11,7 @@ MODEL_COLORS = {"baseline": "tab:blue", "batch_norm": "tab:red"}
 COLORS = (
     *MODEL_COLORS.values(),
     *("tab:green", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:olive"),
+    *("tab:cyan", "black", "tab:gray"),
 )
 
 
@@ -27,7 +28,12 @@ def draw_curves(curves, measures, path):
 
     Of several histories the mean is drawn, in a band from the least to the greatest.
     """
-    figure = Figure(figsize=(5.2 * len(measures) + 0.6, 4.2), dpi=140, layout="constrained")
+    width = 5.2 * len(measures) + 0.6
+    # Of the legend: inches of a letter and of what stands beside a label, and of a row.
+    entry = 0.065 * max(len(curve.label) for curve in curves) + 0.6
+    columns = max(min(2 * len(measures), int(width / entry)), 1)
+    rows = -(-(len(curves) + 2) // columns)
+    figure = Figure(figsize=(width, 4.2 + 0.2 * max(rows - 3, 0)), dpi=140, layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)
     for panel, measure in zip(panels[0], measures, strict=True):
         for curve in curves:
@@ -49,7 +55,6 @@ def draw_curves(curves, measures, path):
         Line2D([], [], color="0.3", linestyle="--", label="training"),
         Line2D([], [], color="0.3", linestyle="-", label="validation"),
     ]
-    columns = 2 * len(measures)
     figure.legend(
         handles=handles, frameon=False, fontsize=9, loc="outside lower center", ncols=columns
     )
