@@ -48,6 +48,9 @@ class StatisticsGap(keras.callbacks.Callback):
     `tf.distribute` each replica takes its share of a batch, as in `fit`. A model without layers or
     cells of this package gets no logs.
 
+    A layer that normalises each time step warns of mini-batches with fewer than eight rows, also
+    where `fit` does not know their size beforehand.
+
     List it before the callbacks that are to see its logs, such as `keras.callbacks.CSVLogger` and
     `keras.callbacks.TensorBoard`.
 
