@@ -17,7 +17,7 @@ venv: .venv/installed
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints/tf221.txt \
-		--editable '.[dev,docs,onnx,litert]'
+		--editable '.[dev,docs,decode,onnx,litert]'
 	touch $@
 
 .venv-tf216/installed: setup.py constraints/tf216.txt

@@ -21,6 +21,7 @@ CLUSTER = ["distributed>=2024.5"]
 TEXT = ["tensorflow-text>=2.16.1,<3"]
 TFIO = ["tensorflow-io[tensorflow]>=0.37.1,<0.38"]
 ONNX = ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "tf2onnx>=1.16.1,<2"]
+DECODE = ["kaldi-decoder>=0.3.2,<0.4", "kaldifst>=1.8.3,<2"]
 LITERT = ["ai-edge-litert>=1.3,<3"]
 TRAIN = [
     "absl-py>=2.0,<3",
@@ -97,6 +98,7 @@ setup(
         "train": TRAIN,
         "onnx": ONNX,
         "litert": LITERT,
+        "decode": DECODE,
         "experiments": EXPERIMENTS,
         "docs": DOCS,
         "dev": sorted({*SPEECH, *CLUSTER, *TEXT, *TRAIN, *EXPERIMENTS, *TEST}),

@@ -1,5 +1,6 @@
 """A transition model of Kaldi's for the tests, in text form, and what makes it binary."""
 
+import itertools
 import struct
 
 # Two phones: 1 is a silence of one state, 2 has two; in the order of Kaldi's text form.
@@ -65,3 +66,30 @@ def binary_model(model, own_loops=False):
     parts += [b"</", form, b"> <LogProbs> FV ", integers(count), bytes(4 * count)]
     parts.append(b"</LogProbs> </TransitionModel> <DIMENSION> ")
     return b"".join(parts)
+
+
+def write_recipe(folder, num_pdfs):
+    """`tri/final.mdl` and the folder `tri/graph`: a word W0, W1, … for each pdf.
+
+    Words last four frames or more and follow each other in any order.
+    """
+    import kaldifst
+
+    graph = folder / "tri" / "graph"
+    graph.mkdir(parents=True)
+    entry = "<ForPhones> {} </ForPhones> <State> 0 <PdfClass> 0 <Transition> 0 .5 <Transition> 1 .5"
+    entry = f"<TopologyEntry> {entry} </State> <State> 1 </State> </TopologyEntry>"
+    model = ["<TransitionModel>", "<Topology>", *(entry.format(k + 1) for k in range(num_pdfs))]
+    model += ["</Topology>", f"<Triples> {num_pdfs}", *(f"{k + 1} 0 {k}" for k in range(num_pdfs))]
+    model += ["</Triples>", "<LogProbs>", " [ 0 ]", "</LogProbs>", "</TransitionModel>", ""]
+    (graph.parent / "final.mdl").write_text("\n".join(model))
+    (graph / "words.txt").write_text("".join(f"W{k} {k + 1}\n" for k in range(num_pdfs)))
+    lines = ["0"]
+    for k in range(num_pdfs):
+        states = [0, *range(3 * k + 1, 3 * k + 4), 0]
+        for source, target in itertools.pairwise(states):
+            lines.append(f"{source} {target} {2 * k + 1} {0 if source else k + 1}")
+        lines.append(f"{states[1]} {states[1]} {2 * k + 1} 0")
+    fst = kaldifst.compile("\n".join([*lines, ""]), fst_type="const")
+    fst.write(str(graph / "HCLG.fst"))
+    return graph

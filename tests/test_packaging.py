@@ -67,7 +67,8 @@ def test_links_between_pages_lead_to_files(page):
 
 
 @pytest.mark.parametrize(
-    "constraints,extras", [("tf221", ["dev", "docs", "onnx", "litert"]), ("tf216", ["dev", "tfio"])]
+    "constraints,extras",
+    [("tf221", ["dev", "docs", "decode", "onnx", "litert"]), ("tf216", ["dev", "tfio"])],
 )
 def test_each_environment_pins_what_the_package_asks_for(arguments, constraints, extras):
     pins = dict(

@@ -21,7 +21,6 @@ look up a transcript's words.
 """
 
 import command_line  # isort: skip  First, for Ctrl-C while the others are imported.
-import itertools
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +31,7 @@ import tensorflow as tf
 from absl import flags
 
 from command_line import CommandError
+from recipes.heard import FORMATS, FRAME_SECONDS, Heard, draw
 from recipes.phone_model import (
     DESCRIPTION_FILE,
     PHONE_COUNTS,
@@ -39,23 +39,25 @@ from recipes.phone_model import (
     Search,
     comparison,
     is_speech,
+    log_priors,
     phone_errors,
 )
+from recipes.scoring import ErrorRates, read_transcripts, text_rules, word_error_rates
 from recipes.text_model import TextModel
+from recipes.word_graph import INCOMPLETE, define_graph_flags, define_search_flags, search_options
 
 recordings = command_line.module_by_file("data/speech/recordings.py")
 
 SIXTEEN_BIT = recordings.SIXTEEN_BIT
 SILENT_PEAK = 16.0  # of 32768
 CLIPPED_SHARE = 0.001
-# As in keras_bnrnn.data.speech, which is not at hand where Keras is not.
-FRAME_SECONDS = 0.01
 WHOLE_SECONDS = 60  # Longer recordings are heard in parts.
 PART_FRAMES, OVERLAP_FRAMES = 2000, 300
 PARTS_AT_ONCE = 6
-OF_PHONES = ("min_frames", "prior_scale", "bigram_weight", "lexicon")
-OF_TEXT = ("beam", "nbest")
-FORMATS = {"text": ".txt", "ctm": ".ctm", "textgrid": ".TextGrid"}
+OF_PHONES = ("min_frames", "bigram_weight")
+OF_STATES = ("prior_scale", "graph", "transition_model")
+OF_TEXT = ("beam", "nbest", "grammar")
+OF_GRAPHS = ("acoustic_scale", "graph_beam")
 
 
 class PlotParser(command_line.PathParser):
@@ -78,8 +80,22 @@ command_line.define_path(
     FLAGS,
 )
 command_line.define_path(
-    "lexicon", None, "Extra pronunciations for --transcript, as in CMUdict.", FLAGS
+    "lexicon",
+    None,
+    "Of a model of phones: extra pronunciations for --transcript, as in CMUdict. Of a model that "
+    "writes text: hear these words only, one in each line; what follows a word in its line is how "
+    "the model writes it.",
+    FLAGS,
 )
+command_line.define_path(
+    "grammar",
+    None,
+    "Of a model that writes text: what words may follow which, and their costs; an acceptor of "
+    "words in OpenFst's text form. Without --lexicon, its words are written as they are.",
+    FLAGS,
+)
+define_graph_flags(FLAGS)
+define_search_flags(FLAGS)
 flags.DEFINE_integer(
     "min_frames",
     3,
@@ -161,7 +177,7 @@ def main(argv):
     kind = of_text if "text" in description else of_phones
     scorer, new_search = kind(folder, description, paths)
     pictures = output_paths("plot", FLAGS.plot, paths, ".png")
-    outputs = output_paths("output_dir", FLAGS.output_dir, paths, FORMATS[FLAGS.format])
+    outputs = output_paths("output_dir", FLAGS.output_dir, paths, FORMATS[FLAGS.format].suffix)
     if FLAGS.format == "textgrid" and len(paths) > 1 and not FLAGS.output_dir:
         raise CommandError("--format=textgrid is a file for each recording; name --output_dir")
     # TensorFlow warns that the model cannot be trained any further.
@@ -179,7 +195,7 @@ def main(argv):
             failed += 1
             continue
         mixed += heard.mixed
-        text = FORMATTED[FLAGS.format](path if FLAGS.format == "text" else name, heard)
+        text = FORMATS[FLAGS.format].write(path if FLAGS.format == "text" else name, heard, channel)
         if output is None:
             print(text, end="", flush=True)
         else:
@@ -210,40 +226,12 @@ def main(argv):
         raise CommandError(f"{failed} of {len(paths)} files could not be transcribed")
 
 
-class ErrorRates:
-    """Error rates of what was heard, file by file and in all.
-
-    Args:
-        compare: from the file's number and its segments to `{unit: (errors, how many there are)}`.
-    """
-
-    def __init__(self, compare):
-        self._compare, self._sums, self.count = compare, {}, 0
-
-    def add(self, number, segments):
-        """The rates of a file, in words."""
-        found = self._compare(number, segments)
-        self.count += 1
-        for unit, (errors, length) in found.items():
-            before = self._sums.get(unit, (0, 0))
-            self._sums[unit] = before[0] + errors, before[1] + length
-        return self._text(found)
-
-    def total(self):
-        """The rates of all files."""
-        return self._text(self._sums)
-
-    @staticmethod
-    def _text(found):
-        return ", ".join(
-            f"{unit} error rate {errors / length:.1%} ({errors} of {length})"
-            for unit, (errors, length) in found.items()
-        )
-
-
 def of_phones(folder, description, paths):
     """The `ErrorRates` where transcripts are given, and a function to a new search for phones."""
     refuse(OF_TEXT, "a model that writes text (train_ctc.py)")
+    if FLAGS.graph is not None:
+        return of_states(description, paths)
+    refuse(OF_GRAPHS, "words by a graph (--graph)")
     try:
         phone_model = PhoneModel(
             description["states"],
@@ -269,45 +257,50 @@ def of_phones(folder, description, paths):
 
 def of_text(folder, description, paths):
     """The same for a model that writes text."""
-    refuse(OF_PHONES, "a model of phones (train_speech.py)")
-    if FLAGS.nbest > max(FLAGS.beam, 1):
-        raise CommandError(f"--nbest={FLAGS.nbest} needs a --beam of as many or more")
+    refuse((*OF_PHONES, *OF_STATES), "a model of phones (train_speech.py)")
     text_model = TextModel(description["states"], description["reduction"], FLAGS.beam, FLAGS.nbest)
-    if FLAGS.transcript is None:
-        return None, text_model.search
-    import jiwer
+    scorer = word_error_rates(
+        FLAGS.transcript, paths, description["text"], set(text_model.characters)
+    )
+    if FLAGS.lexicon is None and FLAGS.grammar is None:
+        refuse(OF_GRAPHS, "words by a graph (--lexicon, --grammar)")
+        if FLAGS.nbest > max(FLAGS.beam, 1):
+            raise CommandError(f"--nbest={FLAGS.nbest} needs a --beam of as many or more")
+        return scorer, text_model.search
+    refuse(("beam", "nbest"), "texts of any words; --lexicon and --grammar give one text")
+    from recipes.spelled_words import word_graph
 
-    from keras_bnrnn.data.speech.transcripts import TextRules
+    graph = word_graph(
+        text_model.characters,
+        text_rules(description["text"]).normalized,
+        FLAGS.lexicon,
+        FLAGS.grammar,
+        reduction=text_model.reduction,
+        **search_options(FLAGS, 1.0),
+    )
+    return scorer, graph.search
 
-    rules = TextRules(*(description["text"][name] for name in ("keep_case", "keep_punctuation")))
-    texts = [rules.normalized(text) for text in read_transcripts(FLAGS.transcript, paths)]
-    if not all(texts):
-        raise CommandError("--transcript: a transcript has no words")
-    unknown = sorted(set("".join(texts)) - set(text_model.characters))
-    if unknown:
-        print(
-            f"note: no training utterance has {', '.join(unknown)}; each of them in a transcript "
-            "is an error",
-            file=sys.stderr,
-        )
 
-    def compare(number, segments):
-        heard, found = " ".join(one.phone for one in segments), {}
-        units = {"word": jiwer.process_words, "character": jiwer.process_characters}
-        for unit, process in units.items():
-            counts = process(texts[number], heard)
-            wrong = counts.substitutions + counts.deletions
-            found[unit] = wrong + counts.insertions, wrong + counts.hits
-        return found
+def of_states(description, paths):
+    """The same for a model of Kaldi's pdf-ids and a graph."""
+    refuse((*OF_PHONES, "lexicon"), "phones, without --graph")
+    from recipes.kaldi_graph import KALDI_SCALE, kaldi_graph
 
-    return ErrorRates(compare), text_model.search
+    graph = kaldi_graph(
+        FLAGS.graph,
+        FLAGS.transition_model,
+        description["states"],
+        log_priors=FLAGS.prior_scale * log_priors(description["phone_counts"]["state_frames"]),
+        **search_options(FLAGS, KALDI_SCALE),
+    )
+    return word_error_rates(FLAGS.transcript, paths), graph.search
 
 
 def refuse(names, whose):
-    """A `CommandError` where flags of the other kind of model are given."""
+    """A `CommandError` where flags are given that have no meaning."""
     for name in names:
         if FLAGS[name].present:
-            raise CommandError(f"--{name} is for {whose}, and --model={FLAGS.model} is none")
+            raise CommandError(f"--{name} is for {whose}; here it would do nothing")
 
 
 def print_answers(path, heard, stream):
@@ -320,37 +313,6 @@ def print_answers(path, heard, stream):
         return
     for text, score in heard.answers:
         print(f"  {score:10.3f}  {text}", file=stream)
-
-
-class Heard(NamedTuple):
-    """What was heard in a recording.
-
-    Attributes:
-        segments: its phones or words, `Segment`s.
-        start: when frame 0 begins, in seconds.
-        seconds: how long it is.
-        mixed: whether its channels were averaged.
-        waveform: `[samples]`, of a short one; else `None`, as the others.
-        features: `[time, dimension]`.
-        scores: log-posteriors, `[time, states]`.
-        answers: the likeliest texts, of a short one too.
-        words: whether the segments are words, with pauses between them.
-    """
-
-    segments: list
-    start: float
-    seconds: float
-    mixed: bool
-    waveform: np.ndarray | None
-    features: np.ndarray | None
-    scores: np.ndarray | None
-    answers: list | None = None
-    words: bool = False
-
-    def times(self):
-        """`(start, end, phone)` of each phone, in seconds."""
-        for phone, first, last in self.segments:
-            yield self.start + FRAME_SECONDS * first, self.start + FRAME_SECONDS * last, phone
 
 
 def transcribe(path, channel, description, signatures, search):
@@ -378,15 +340,16 @@ def transcribe(path, channel, description, signatures, search):
                 if some[0].last:
                     whole = waveforms[0], features[0], scores[0]
     level.warn(path)
-    segments = search.finish()
+    segments, words = search.finish(), not isinstance(search, Search)
     if not segments:
         # A text may be empty.
         short = "too short for a single frame of 25 ms"
-        empty = samples >= rate * 0.025 and "text" in description
+        empty = samples >= rate * 0.025 and words
         print(f"warning: {path} is {'without words' if empty else short}", file=sys.stderr)
+    if not getattr(search, "complete", True):
+        print(f"warning: {path} {INCOMPLETE}", file=sys.stderr)
     mixed = header.channels > 1 and channel is None
     answers = getattr(search, "answers", None)
-    words = "text" in description
     return Heard(segments, start, samples / rate, mixed, *whole, answers, words)
 
 
@@ -509,51 +472,6 @@ def warn_of_bandwidth(path, file_rate, description):
         )
 
 
-def read_transcripts(transcript, paths):
-    """The words of each audio file, from `--transcript`."""
-    try:
-        is_file = Path(transcript).exists() and not Path(transcript).is_dir()
-    except (OSError, ValueError):  # Words longer than a file's name can be.
-        is_file = False
-    if not is_file:
-        if len(paths) > 1:
-            raise CommandError(
-                f"--transcript={transcript} is no file, and words alone can be given for one audio "
-                f"file only, not for {len(paths)}"
-            )
-        return [transcript]
-    from keras_bnrnn.data.encodings import decoded
-
-    try:
-        lines = decoded(Path(transcript).read_bytes()).splitlines()
-    except UnicodeDecodeError as error:
-        raise CommandError(f"--transcript={transcript} is not UTF-8: {error}") from None
-    words = {}
-    for line in lines:
-        name, _, text = line.partition("\t" if "\t" in line else " ")
-        if name and words.get(name, {}).get(name, text) != text:
-            raise CommandError(f"--transcript={transcript} has two different lines for {name}")
-        for key in {name, Path(name).name, Path(name).stem}:
-            words.setdefault(key, {})[name] = text
-    return [words_of_file(path, words, transcript) for path in paths]
-
-
-def words_of_file(path, words, transcript):
-    """A file's words, from `{path, name or stem: {path of a line: its words}}`."""
-    for key in (path, Path(path).name, Path(path).stem):
-        lines = words.get(key, {})
-        if key in lines:
-            return lines[key]
-        if len(set(lines.values())) > 1:
-            raise CommandError(
-                f"--transcript={transcript} has several lines for {path}: {', '.join(lines)}; give "
-                "the file as one of them does"
-            )
-        if lines:
-            return next(iter(lines.values()))
-    raise CommandError(f"--transcript={transcript} has no line for {path}")
-
-
 def look_up(transcripts, phones):
     """Pronunciations of each word of each transcript, and how `phones` are compared with them."""
     from keras_bnrnn.data.errors import CorpusError, UtteranceError
@@ -610,51 +528,6 @@ def hear(signatures, waveforms, reduction=1):
     return *each, float(times[0]) if len(times) else 0.0
 
 
-def text_of(path, heard):
-    """A line of phones or words, and a line for each with its times."""
-    lines = [f"{path}: {' '.join(segment.phone for segment in heard.segments)}"]
-    lines += [f"  {start:8.2f} {end:8.2f}  {phone}" for start, end, phone in heard.times()]
-    return "\n".join(lines) + "\n"
-
-
-def ctm_of(name, heard):
-    """NIST's lines: recording, channel, start, duration, phone or word."""
-    channel = recordings.parse_channel(FLAGS.channel) or 1
-    name = "_".join(name.split())
-    return "".join(
-        f"{name} {channel} {start:.2f} {end - start:.2f} {phone}\n"
-        for start, end, phone in heard.times()
-    )
-
-
-def textgrid_of(name, heard):
-    """Praat's file with a tier `phones` or `words`, from 0 to the end without a gap."""
-    labels, ends, before = [], [], 0.0
-    for start, end, label in heard.times():
-        # Phones follow each other at once; what the beginning and the end lack is theirs.
-        if heard.words and start > before:
-            labels, ends = [*labels, ""], [*ends, start]
-        labels, ends, before = [*labels, label.replace('"', '""')], [*ends, end], end
-    if (heard.words and before < heard.seconds) or not labels:
-        labels, ends = [*labels, ""], [*ends, heard.seconds]
-    ends[-1] = heard.seconds
-    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0"]
-    lines += [f"xmax = {heard.seconds:.4f}", "tiers? <exists>", "size = 1", "item []:"]
-    lines += ["    item [1]:", '        class = "IntervalTier"']
-    lines += [f'        name = "{"words" if heard.words else "phones"}"']
-    lines += ["        xmin = 0", f"        xmax = {heard.seconds:.4f}"]
-    lines += [f"        intervals: size = {len(labels)}"]
-    start = 0.0
-    for number, (label, end) in enumerate(zip(labels, ends, strict=True), 1):
-        lines += [f"        intervals [{number}]:", f"            xmin = {start:.4f}"]
-        lines += [f"            xmax = {end:.4f}", f'            text = "{label}"']
-        start = end
-    return "\n".join(lines) + "\n"
-
-
-FORMATTED = {"text": text_of, "ctm": ctm_of, "textgrid": textgrid_of}
-
-
 def name_of(path):
     """What files made of a recording are called."""
     return "stdin" if path == recordings.STANDARD_INPUT else Path(path).stem
@@ -691,45 +564,6 @@ def output_paths(flag, folder, paths, suffix):
             )
     folder.mkdir(parents=True, exist_ok=True)
     return outputs
-
-
-def draw(picture, title, description, heard):
-    """Waveform, the segments under it, features, and posteriors of phones or characters."""
-    from matplotlib.figure import Figure
-
-    segments, start, features, scores = heard.segments, heard.start, heard.features, heard.scores
-    end = start + FRAME_SECONDS * len(features)
-    channels = description["features"]["num_mel_bins"] + description["features"]["use_energy"]
-    phones = [state.get("phone", state["name"]) for state in description["states"]]
-    found = (segment.phone for segment in segments)
-    shown = list(dict.fromkeys(itertools.chain(*found) if heard.words else found))
-    per_phone = np.stack(
-        [np.exp(scores[:, [phone == one for phone in phones]]).sum(axis=1) for one in shown]
-    )
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    wave, log_mel, posteriors = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 2.5))
-    seconds = np.arange(len(heard.waveform)) / description["sample_rate"]
-    wave.plot(seconds, heard.waveform, linewidth=0.4)
-    wave.set_ylabel("waveform")
-    wave.set_title(title)
-    wave.tick_params(bottom=False)
-    image = {"origin": "lower", "aspect": "auto"}
-    log_mel.imshow(features[:, :channels].T, extent=(start, end, 0, channels), **image)
-    log_mel.set_ylabel("energy and\nlog-mel channels")
-    picture_of_phones = posteriors.imshow(
-        per_phone, extent=(start, end, -0.5, len(shown) - 0.5), vmin=0, vmax=1, **image
-    )
-    posteriors.set_yticks(range(len(shown)), shown, fontsize=7)
-    posteriors.set(xlabel="time [s]", ylabel="posteriors", xlim=(start, end))
-    figure.colorbar(picture_of_phones, ax=posteriors, pad=0.01)
-    bottom, size = wave.get_ylim()[0], 11 if heard.words else 7
-    for phone, first, last in segments:
-        for axis in (wave, log_mel, posteriors):
-            colour = "black" if axis is wave else "white"
-            axis.axvline(start + FRAME_SECONDS * first, color=colour, linewidth=0.5)
-        middle = start + FRAME_SECONDS * (first + last) / 2
-        wave.text(middle, bottom, phone, ha="center", va="top", fontsize=size)
-    figure.savefig(picture, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """transcribe.py: a process without Keras, error rates, pictures, and files that are no speech."""
 
 import functools
+import json
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,11 @@ import pytest
 import soundfile
 import tensorflow as tf
 
+import kaldi_models
 import transcribe
 from command_line import CommandError
 from keras_bnrnn.data.speech.features import FRAME_SECONDS
+from recipes.phone_model import DESCRIPTION_FILE
 
 PHONES = {"SIL", "AH", "T", "OW"}
 
@@ -109,25 +113,6 @@ def test_transcripts_of_several_files(exported, audio, tmp_path, call_script, ca
 
 def test_what_transcribe_cannot_import_is_as_in_the_package():
     assert transcribe.FRAME_SECONDS == FRAME_SECONDS
-
-
-def test_transcripts_of_any_length_and_name(tmp_path):
-    assert transcribe.read_transcripts(100 * "the ", ["a.wav"]) == [100 * "the "]
-    words = tmp_path / "words.tsv"
-    words.write_text("my file.wav\tone two\nother three\n")
-    paths = ["my file.wav", "folder/other.wav"]
-    assert transcribe.read_transcripts(str(words), paths) == ["one two", "three"]
-    words.write_bytes(b"\xef\xbb\xbfs1/a.wav\tone\ns2/a.wav\ttwo\nb\tthree\nfolder/b\tthree\n")
-    paths = ["s2/a.wav", "s1/a.wav", "elsewhere/b.wav"]
-    assert transcribe.read_transcripts(str(words), paths) == ["two", "one", "three"]
-    with pytest.raises(CommandError, match=r"several lines for x/a\.wav: s1/a\.wav, s2/a\.wav"):
-        transcribe.read_transcripts(str(words), ["x/a.wav"])
-    words.write_text("a one\nb two\na three\n")
-    with pytest.raises(CommandError, match="two different lines for a"):
-        transcribe.read_transcripts(str(words), ["b.wav"])
-    words.write_bytes(b"a caf\xe9\n")
-    with pytest.raises(CommandError, match="is not UTF-8"):
-        transcribe.read_transcripts(str(words), ["a.wav"])
 
 
 def test_a_recording_that_was_cut_off(exported, audio, call_script):
@@ -368,3 +353,81 @@ def test_flags_of_the_other_kind_of_model_are_refused(spelling, exported, audio,
     ):
         with pytest.raises(CommandError, match=message):
             call_script(transcribe, f"--model={model}", flag, audio)
+
+
+def assert_times_follow(lines, words):
+    rows = [line.split() for line in lines]
+    assert [word for *_, word in rows] == words
+    times = [float(time) for start, end, _ in rows for time in (start, end)]
+    assert times == sorted(times)
+
+
+def test_words_of_a_lexicon_only(spelling, audio, tmp_path, call_script, capsys, monkeypatch):
+    pytest.importorskip("kaldi_decoder", reason="the extra 'decode' is not installed")
+    lexicon, grammar = tmp_path / "lexicon.txt", tmp_path / "grammar.txt"
+    lexicon.write_text("Ae!\nLong\teaeaea\n")
+    flags = [f"--model={spelling}", f"--lexicon={lexicon}", "--transcript=long ae"]
+    call_script(transcribe, *flags, f"--plot={tmp_path}/x.png", audio)
+    output = capsys.readouterr().out
+    first, *lines = output.splitlines()
+    words = first.partition(": ")[2].split()
+    assert set(words) <= {"ae", "long"}
+    assert re.search(r"word error rate [\d.]+% \(\d+ of 2\), character error rate", output)
+    assert_times_follow(lines[: len(words)], words)
+    # Nothing else is allowed, in pieces of a recording as in the whole.
+    grammar.write_text("0 1 long\n1 2 ae\n2\n")
+    flags.append(f"--grammar={grammar}")
+    call_script(transcribe, *flags, audio)
+    whole = capsys.readouterr().out
+    assert whole.startswith(f"{audio}: long ae\n") and "word error rate 0.0% (0 of 2)" in whole
+    for name, value in (("WHOLE_SECONDS", 0.2), ("PART_FRAMES", 12), ("OVERLAP_FRAMES", 400)):
+        monkeypatch.setattr(transcribe, name, value)
+    monkeypatch.setattr(transcribe.recordings, "BLOCK_FRAMES", 1000)
+    call_script(transcribe, *flags, audio)
+    assert capsys.readouterr().out == whole
+    grammar.write_text("".join(f"{k} {k + 1} long\n" for k in range(30)) + "30\n")
+    call_script(transcribe, *flags, audio)
+    assert "ends where the graph may not" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def of_pdfs(exported, tmp_path_factory):
+    """The exported model of phones as one of Kaldi's pdf-ids, with a recipe's graph for it."""
+    pytest.importorskip("kaldifst", reason="the extra 'decode' is not installed")
+    folder = tmp_path_factory.mktemp("pdfs")
+    shutil.copytree(exported, folder / "model")
+    path = folder / "model" / DESCRIPTION_FILE
+    description = json.loads(path.read_text())
+    count = len(description["states"])
+    description["states"] = [{"name": f"pdf-{k}", "pdf": k} for k in range(count)]
+    path.write_text(json.dumps(description))
+    return folder / "model", kaldi_models.write_recipe(folder, count), count
+
+
+def test_words_by_a_recipes_graph(of_pdfs, audio, tmp_path, call_script, capsys):
+    model, graph, count = of_pdfs
+    flags = [f"--model={model}", f"--graph={graph}", "--transcript=w0 W1", "--acoustic_scale=1"]
+    call_script(transcribe, *flags, f"--plot={tmp_path}/x.png", audio)
+    first, *lines = capsys.readouterr().out.splitlines()
+    words = first.partition(": ")[2].split()
+    assert words and set(words) <= {f"W{k}" for k in range(count)}
+    assert_times_follow(lines[: len(words)], words)
+    assert re.match(r"  word error rate [\d.]+% \(\d+ of 2\)", lines[len(words)])
+    call_script(transcribe, *flags[:2], "--prior_scale=1000", "--format=ctm", audio)
+    counts = json.loads((model / DESCRIPTION_FILE).read_text())["phone_counts"]["state_frames"]
+    rarest = f"W{np.argmin(counts)}"
+    assert {line.split()[4] for line in capsys.readouterr().out.splitlines()} == {rarest}
+
+
+def test_flags_of_graphs_are_refused_where_there_is_none(of_pdfs, spelling, audio, call_script):
+    model, graph, _ = of_pdfs
+    for flags, message in (
+        ([f"--model={model}", "--graph_beam=9"], "for words by a graph"),
+        ([f"--model={model}", f"--graph={graph}", "--min_frames=2"], "without --graph"),
+        ([f"--model={model}", f"--graph={graph}", "--grammar=x"], "for a model that writes text"),
+        ([f"--model={spelling}", "--acoustic_scale=1"], "for words by a graph"),
+        ([f"--model={spelling}", "--lexicon=x", "--nbest=2"], "for texts of any words"),
+        ([f"--model={spelling}", f"--graph={graph}"], "for a model of phones"),
+    ):
+        with pytest.raises(CommandError, match=message):
+            call_script(transcribe, *flags, audio)
