@@ -10,14 +10,15 @@ substituted in relation to the pronunciation in pocketsphinx's dictionary that f
 
 A model of train_ctc.py writes words in the place of phones: the best character of each frame, or
 with --beam the likeliest text of those that are kept, and with --nbest the next likely ones and the
-logarithms of their probabilities. A transcript then gives the error rates of words and characters,
-as jiwer defines them.
+logarithms of their probabilities. With --lexicon or --grammar it hears known words only. A model of
+Kaldi's pdf-ids writes words too, by the recipe's --graph. A transcript then gives the error rates
+of words and characters, as jiwer defines them.
 
 The phones are those of the best path (Viterbi) through the states: log-posteriors less log-priors,
 durations and a phone bigram, which are those of the training alignments. More than a minute is
 heard in overlapping parts, in memory that does not grow with the recording. Needs TensorFlow,
 NumPy, soundfile and soxr, of keras_bnrnn only the file that reads audio, and no Keras, except to
-look up a transcript's words.
+look up a transcript's words and for a graph.
 """
 
 import command_line  # isort: skip  First, for Ctrl-C while the others are imported.

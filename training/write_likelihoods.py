@@ -1,7 +1,8 @@
-"""Writes an acoustic model's scores of a whole corpus as Kaldi archives, for Kaldi's decoders.
+"""Writes an acoustic model's scores of a whole corpus as Kaldi archives, for decoders.
 
     python training/write_likelihoods.py --model=exported --data_dir=corpus --output_dir=likelihoods
     latgen-faster-mapped final.mdl HCLG.fst words.txt scp:likelihoods/test.scp ark:lattices.ark
+    python training/decode.py --likelihoods=likelihoods/test.scp --graph=exp/tri4b/graph
 
 For every utterance a matrix `[frames, states]` of log-posteriors less log-priors, which is the
 log-likelihood up to a constant of the frame. Column k is the corpus's state k: for a corpus that
@@ -69,7 +70,8 @@ def main(argv):
     print(f"Written: {', '.join(f'{output_dir / split}.scp' for split in splits)}")
     print(
         f"Next: latgen-faster-mapped final.mdl HCLG.fst words.txt "
-        f"scp:{output_dir / splits[-1]}.scp ark:lattices.ark"
+        f"scp:{output_dir / splits[-1]}.scp ark:lattices.ark, or without Kaldi: python "
+        f"training/decode.py --likelihoods={output_dir / splits[-1]}.scp --graph=FOLDER"
     )
 
 
