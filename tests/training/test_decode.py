@@ -5,6 +5,7 @@ import pytest
 
 import kaldi_models
 from command_line import CommandError
+from keras_bnrnn.data.errors import UtteranceError
 
 kaldiio = pytest.importorskip("kaldiio", reason="the extra 'speech' is not installed")
 pytest.importorskip("kaldifst", reason="the extra 'decode' is not installed")
@@ -49,6 +50,9 @@ def test_bad_likelihoods(likelihoods, call_script, tmp_path):
     ):
         with pytest.raises(CommandError, match=message):
             call_script(decode, f"--likelihoods={index}", f"--graph={graph}")
+    likelihoods.write_text(f"a-1 {tmp_path}/no.ark:5\n")
+    with pytest.raises(UtteranceError, match="the archive is missing"):
+        call_script(decode, f"--likelihoods={likelihoods}", f"--graph={graph}")
     likelihoods.write_text("")
     with pytest.raises(CommandError, match="is empty"):
         call_script(decode, f"--likelihoods={likelihoods}", f"--graph={graph}")

@@ -33,7 +33,7 @@ def word_graph(characters, normalized, lexicon=None, grammar=None, **options):
     """
     kaldifst, _ = wheels()
     arcs = [] if grammar is None else read_grammar(grammar, normalized)
-    used = {word: {word} for _, _, word, _ in arcs if word}
+    used = {word: [word] for _, _, word, _ in arcs if word}
     spellings = used if lexicon is None else read_lexicon(lexicon, normalized)
     missing = [word for word in used if word not in spellings]
     if missing:
@@ -42,10 +42,10 @@ def word_graph(characters, normalized, lexicon=None, grammar=None, **options):
     foreign = set("".join(itertools.chain(*spellings.values()))) - set(characters[1 + BLANK :])
     if foreign:
         example = next(word for word, some in spellings.items() if foreign & set("".join(some)))
+        source = f"--grammar={grammar}" if lexicon is None else f"--lexicon={lexicon}"
         raise CommandError(
-            f"{f'--grammar={grammar}' if lexicon is None else f'--lexicon={lexicon}'}: the model "
-            f"never writes {_listed(foreign)}, as in {example!r}; in the lexicon, put behind a "
-            "word how the model would write it"
+            f"{source}: the model never writes {_listed(map(repr, foreign))}, as in {example!r}; "
+            "put behind a word, in the lexicon, how the model would write it"
         )
     fst = kaldifst.compile(_tree(characters, spellings))
     if grammar is not None:
@@ -68,12 +68,17 @@ def word_graph(characters, normalized, lexicon=None, grammar=None, **options):
 def _tree(characters, spellings):
     """The lexicon's transducer from labels (1 + output) to words, in OpenFst's text form."""
     label = {one: number for number, one in enumerate(characters, 1)}
-    blank, words, following = 1 + BLANK, collections.defaultdict(list), collections.defaultdict(set)
+    # Of each prefix: the words that it is, and by what it goes on. Dictionaries keep the order.
+    blank, words, following = (
+        1 + BLANK,
+        collections.defaultdict(list),
+        collections.defaultdict(dict),
+    )
     for number, some in enumerate(spellings.values(), 1):
         for spelling in some:
             words[spelling].append(number)
             for end in range(len(spelling)):
-                following[spelling[:end]].add(spelling[: end + 1])
+                following[spelling[:end]][spelling[: end + 1]] = None
     state, lines = collections.defaultdict(itertools.count().__next__), []
 
     def arc(source, target, label, word=0):
@@ -87,7 +92,7 @@ def _tree(characters, spellings):
 
     # Between words, after a blank and after each character that words end with: `(last,)`.
     arc(("",), ("",), blank)
-    for last in {"", *(spelling[-1] for spelling in words), *({SPACE} & label.keys())}:
+    for last in dict.fromkeys(["", *({SPACE} & label.keys()), *(one[-1] for one in words)]):
         if last:
             arc((last,), ("",), blank)
         if SPACE in label:
@@ -95,7 +100,7 @@ def _tree(characters, spellings):
         go_on((last,), "", last)
         lines.append(f"{state[(last,)]}")
     # Within words, in the last character of a prefix and in the blanks after it.
-    for prefix in set(itertools.chain(*following.values())):
+    for prefix in dict.fromkeys(itertools.chain(*following.values())):
         last = prefix[-1]
         arc(prefix, prefix, label[last])
         for word in words.get(prefix, ()):
@@ -121,14 +126,14 @@ def _acceptor(kaldifst, arcs, words):
 
 
 def read_lexicon(path, normalized):
-    """`{word: {how it is written, …}}`."""
+    """`{word: {how it is written: None, …}}`."""
     spellings = {}
     for number, (first, *others) in _lines("lexicon", path):
         word = normalized(first)
         spelling = normalized(" ".join(others)) if others else word
         if not word or not spelling:
             raise CommandError(f"--lexicon={path}, line {number}: no word is left of {first!r}")
-        spellings.setdefault(word, set()).add(spelling)
+        spellings.setdefault(word, {})[spelling] = None
     return spellings
 
 

@@ -161,10 +161,10 @@ def test_what_is_said_of_an_end_within_a_grammar(file):
     ("lexicon", "grammar", "message"),
     [
         ("", None, "--lexicon=.*lexicon is empty"),
-        ("a\nöaß\n", None, "lexicon: the model never writes ß, ö, as in 'öaß'"),
+        ("a\nöaß\n", None, "lexicon: the model never writes 'ß', 'ö', as in 'öaß'"),
         ("a\na !\n", None, "line 2: no word is left of 'a'"),
         ("a\n", "0 1 b\n1\n", "lacks words of the grammar: b"),
-        (None, "0 1 c\n1\n", "grammar: the model never writes c"),
+        (None, "0 1 c\n1\n", "grammar: the model never writes 'c', as"),
         (None, "0 1 a\n", "no way from its first state to a last one"),
         (None, "0 1 a b\n1\n", "line 1: neither `STATE NEXT WORD"),
         (None, "0 1 a a 0.5\n1\n", "line 1: neither `STATE NEXT WORD"),
