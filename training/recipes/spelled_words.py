@@ -2,7 +2,7 @@
 
 It is what Kaldi calls T ∘ L ∘ G, with T ∘ L made at once: a tree of the words' characters, in which
 a frame repeats its character, is blank, or goes on; two characters that are alike have a blank
-between them. Between words there may be a space.
+between them. Between words there is a space, where the model knows one.
 """
 
 import collections
@@ -18,6 +18,7 @@ from recipes.text_model import BLANK, SPACE
 from recipes.word_graph import WordGraph, wheels
 
 NOTHING = "<eps>"
+WORD_COST = 1e-3  # Of readings that score alike, the one of fewest words.
 
 
 def word_graph(characters, normalized, lexicon=None, grammar=None, **options):
@@ -90,21 +91,22 @@ def _tree(characters, spellings):
             if longer[-1] != last:
                 arc(source, longer, label[longer[-1]])
 
-    # Between words, after a blank and after each character that words end with: `(last,)`.
-    arc(("",), ("",), blank)
-    for last in dict.fromkeys(["", *({SPACE} & label.keys()), *(one[-1] for one in words)]):
-        if last:
-            arc((last,), ("",), blank)
-        if SPACE in label:
-            arc((last,), (SPACE,), label[SPACE])
-        go_on((last,), "", last)
-        lines.append(f"{state[(last,)]}")
+    # Between words: the last character, none after a blank, and whether a word may begin.
+    spaced = SPACE in label
+    places = [("", True), *[(SPACE, True), ("", False)][: 2 * spaced]]
+    for last, begin in dict.fromkeys([*places, *((one[-1], not spaced) for one in words)]):
+        arc((last, begin), ("", begin), blank)
+        if spaced:
+            arc((last, begin), (SPACE, True), label[SPACE])
+        if begin:
+            go_on((last, begin), "", last)
+        lines.append(f"{state[last, begin]}")
     # Within words, in the last character of a prefix and in the blanks after it.
     for prefix in dict.fromkeys(itertools.chain(*following.values())):
         last = prefix[-1]
         arc(prefix, prefix, label[last])
         for word in words.get(prefix, ()):
-            arc(prefix, (last,), 0, word)
+            arc(prefix, (last, not spaced), 0, f"{word} {WORD_COST}")
         if prefix in following:
             arc(prefix, (prefix, blank), blank)
             arc((prefix, blank), (prefix, blank), blank)

@@ -32,7 +32,7 @@ def lexicon_of(words):
     return "".join(f"{word}\t{one}\n" for word, some in words.items() for one in some)
 
 
-def parses(text, words):
+def parses(text, words, spaced=True):
     """All word sequences that a text can be read as."""
 
     @functools.cache
@@ -44,26 +44,26 @@ def parses(text, words):
             (word, *more)
             for word, some in words.items()
             for one in some
-            if text.startswith(one)
+            if text.startswith(one) and (not spaced or text[len(one) :][:1] in ("", " "))
             for more in rest(text[len(one) :])
         ]
 
     return rest(text)
 
 
-def best_of_all(scores, words, cost):
-    """The greatest score of any path, and the word sequences that have it."""
+def best_of_all(scores, words, cost, spaced=True):
+    """The word sequences that the best of all paths reads as, of these the shortest."""
     best, found = -np.inf, []
     for path in itertools.product(range(len(CHARACTERS)), repeat=len(scores)):
         text = "".join(CHARACTERS[k] for k, _ in itertools.groupby(path) if k)
         acoustic = sum(scores[time, k] for time, k in enumerate(path))
-        for sequence in parses(text, words) if acoustic > best else ():
+        for sequence in parses(text, words, spaced) if acoustic > best else ():
             score = acoustic - cost(sequence)
             if score > best:
                 best, found = score, []
             if score == best:
                 found.append(sequence)
-    return best, found
+    return [one for one in found if len(one) == min(map(len, found))]
 
 
 def random_scores(rng):
@@ -86,7 +86,7 @@ def test_any_words_of_the_lexicon(file, characters):
         scores = random_scores(rng)
         if " " not in characters:
             scores[:, 1] = -1000.0  # In no word, and so on no path.
-        _, expected = best_of_all(scores, WORDS, lambda words: 0.0)
+        expected = best_of_all(scores, WORDS, lambda words: 0.0, " " in characters)
         words, search = heard(graph, scores, cuts=[3])
         assert tuple(word for word, *_ in words) in expected
         assert search.complete
@@ -109,8 +109,8 @@ def test_costs_of_a_grammar(file):
     for number in range(12):
         scores = random_scores(rng)
         if number % 3 == 0:
-            scores[[0, 2, 4, 6], [2, 3, 2, 3]] += 3.0
-        _, expected = best_of_all(scores, WORDS, cost)
+            scores[[0, 2, 3, 4, 6], [2, 3, 1, 2, 3]] += 3.0
+        expected = best_of_all(scores, WORDS, cost)
         for one in (graph, alone):
             words, _ = heard(one, scores)
             assert tuple(word for word, *_ in words) in expected
@@ -127,7 +127,7 @@ def path_of(text):
 
 def test_when_words_are_spoken(file):
     graph = word_graph(CHARACTERS, str, file(lexicon_of(WORDS)), reduction=4)
-    words, _ = heard(graph, path_of("_aa_bb__  b_b_aaa_ab_"))
+    words, _ = heard(graph, path_of("_aa_bb__  b_b aaa_ab_"))
     assert words == [Segment("ab", 4, 24), Segment("bb", 40, 52), Segment("second", 56, 80)]
     for nothing in ("", "___", " _ "):
         assert heard(graph, path_of(nothing))[0] == []
@@ -135,7 +135,12 @@ def test_when_words_are_spoken(file):
 
 def test_a_word_that_is_written_with_a_space(file):
     graph = word_graph(CHARACTERS, str, file("x a b\nb\n"))
-    assert heard(graph, path_of("_a _bb_b"))[0] == [Segment("x", 1, 6), Segment("b", 7, 8)]
+    assert heard(graph, path_of("_a _bb b"))[0] == [Segment("x", 1, 6), Segment("b", 7, 8)]
+
+
+def test_a_word_of_words_is_one(file):
+    graph = word_graph(["<blank>", "#", "a", "b"], str, file("a\nb\nab\n"))
+    assert heard(graph, path_of("_ab_b"))[0] == [Segment("ab", 1, 3), Segment("b", 4, 5)]
 
 
 def test_a_long_recording_in_pieces(file):
