@@ -68,13 +68,9 @@ def word_graph(characters, normalized, lexicon=None, grammar=None, **options):
 
 def _tree(characters, spellings):
     """The lexicon's transducer from labels (1 + output) to words, in OpenFst's text form."""
-    label = {one: number for number, one in enumerate(characters, 1)}
+    blank, label = 1 + BLANK, {one: number for number, one in enumerate(characters, 1)}
     # Of each prefix: the words that it is, and by what it goes on. Dictionaries keep the order.
-    blank, words, following = (
-        1 + BLANK,
-        collections.defaultdict(list),
-        collections.defaultdict(dict),
-    )
+    words, following = collections.defaultdict(list), collections.defaultdict(dict)
     for number, some in enumerate(spellings.values(), 1):
         for spelling in some:
             words[spelling].append(number)
@@ -103,15 +99,15 @@ def _tree(characters, spellings):
         lines.append(f"{state[last, begin]}")
     # Within words, in the last character of a prefix and in the blanks after it.
     for prefix in dict.fromkeys(itertools.chain(*following.values())):
-        last = prefix[-1]
+        last, rest = prefix[-1], (prefix, "blank")
         arc(prefix, prefix, label[last])
         for word in words.get(prefix, ()):
             arc(prefix, (last, not spaced), 0, f"{word} {WORD_COST}")
         if prefix in following:
-            arc(prefix, (prefix, blank), blank)
-            arc((prefix, blank), (prefix, blank), blank)
+            arc(prefix, rest, blank)
+            arc(rest, rest, blank)
             go_on(prefix, prefix, last)
-            go_on((prefix, blank), prefix, "")
+            go_on(rest, prefix, "")
     return "\n".join([*lines, ""])
 
 
