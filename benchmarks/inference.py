@@ -2,7 +2,7 @@
 
 For a 2-layer, 128-unit model that reads in one direction, three ways to run it in inference:
 
-    folded     the SavedModel that fold_batch_norm and export.py's `step` make
+    folded     the SavedModel that export.py makes: folded, its LSTMs one operation each
     unfolded   the same signature around the model as it was trained, normalisation included
     keras      the same signature around keras.layers.LSTM of the same size
 
@@ -38,6 +38,7 @@ def serve(connection, variant, layers, units):
     import tensorflow as tf
 
     from keras_bnrnn import fold_batch_norm
+    from keras_bnrnn.serving.fused import fused
     from keras_bnrnn.serving.speech import speech_step
     from keras_bnrnn.serving.stack import CarriedStack
     from recipes.speech_model import build_speech_model
@@ -53,7 +54,7 @@ def serve(connection, variant, layers, units):
         bidirectional=False,
     )
     if variant == "folded":
-        model = fold_batch_norm(model)
+        model = fused(fold_batch_norm(model))
     stack = CarriedStack(model, mask="given")
     features = tf.TensorSpec([None, None, DIMENSION], tf.float32, "features")
     lengths = tf.TensorSpec([None], tf.int32, "lengths")

@@ -1,8 +1,9 @@
 """Exported models in each runtime: size, time of a frame by length, deviation, errors.
 
 One core, one utterance; the runtimes take turns. Acoustic models have random weights, 123 features
-and 309 states, as those of spoken digits. With a run of train_speech.py or train_ptb.py instead:
-its frame error rate over the dev split, or its perplexity over the beginning of the valid text.
+and 309 states, as those of spoken digits. With a run of train_speech.py, train_ctc.py or
+train_ptb.py instead: its errors of frames or of words over the dev split, or its perplexity over
+the beginning of the valid text.
 
     python benchmarks/runtimes.py --lengths=100,1000,6000
     python benchmarks/runtimes.py --run_dir=runs/bn --data_dir=corpus
@@ -31,6 +32,7 @@ from keras_bnrnn import serving  # noqa: E402
 from keras_bnrnn.data import speech_dataset  # noqa: E402
 from keras_bnrnn.data.speech.corpus import load_corpus  # noqa: E402
 from keras_bnrnn.fit.tables import best_model, read_results  # noqa: E402
+from keras_bnrnn.metrics import WordErrorRate  # noqa: E402
 from keras_bnrnn.serving.runtimes import FILES  # noqa: E402
 from recipes.speech_model import build_speech_model  # noqa: E402
 from recipes.speech_task import SpeechTask  # noqa: E402
@@ -65,11 +67,11 @@ def litert(path):
 def saved_model(folder, name):
     run = tf.saved_model.load(folder).signatures[name]
     names = list(run.structured_input_signature[1])
-    states = [one for one in names if one in run.structured_outputs]
-    [output] = [one for one in run.structured_outputs if one not in states]
+    output, *_ = [one for one in run.structured_outputs if one not in names]
 
     def call(given):
         found = run(**{name: tf.constant(given[name]) for name in names})
+        states = [name for name in given if name in found]
         return [found[name].numpy() for name in (output, *states)]
 
     return call
@@ -83,7 +85,8 @@ def runtimes_of(model, folder, signature="serve", **described):
         exported = Path(folder) / weights.replace(" ", "")
         serving.export(model, exported, formats=["onnx", "litert"], quantize=quantize, **described)
         if quantize is None:
-            size = sum(file.stat().st_size for file in exported.glob("variables/*"))
+            files = [exported / "saved_model.pb", *exported.glob("variables/*")]
+            size = sum(file.stat().st_size for file in files)
             found["TensorFlow", weights] = size, saved_model(exported, signature)
         for runtime, load, path in (
             ("onnxruntime", onnx, exported / f"{file}.onnx"),
@@ -100,6 +103,14 @@ def frame_error_rate(call, corpus):
         wrong += np.sum(np.argmax(call(inputs)[0], -1) != labels)
         frames += labels.size
     return 100 * wrong / frames
+
+
+def word_error_rate(call, corpus):
+    """Likewise of a model that writes text, of the best character of each frame."""
+    rate = WordErrorRate(corpus.alphabet)
+    for inputs, labels, _ in speech_dataset(corpus, "dev", 1, bucket=False).as_numpy_iterator():
+        rate.update_state(labels, call(inputs)[0])
+    return 100 * float(rate.result())
 
 
 def perplexity(call, text, states):
@@ -119,23 +130,32 @@ def print_errors(run_dir, data_dir):
     results = read_results(run_dir)
     kind = task_of(results)
     model = keras.saving.load_model(best_model(run_dir, results), compile=False)
-    speech = kind is SpeechTask
+    speech = issubclass(kind, SpeechTask)
     with tempfile.TemporaryDirectory() as folder:
         runtimes = runtimes_of(
             model, folder, "serve" if speech else "step", **kind.served(run_dir, results)
         )
         if speech:
             corpus = load_corpus(data_dir)
-            name, error = "frame error rate, %", lambda call: frame_error_rate(call, corpus)
+            rate = frame_error_rate if corpus.alphabet is None else word_error_rate
+            name = f"{rate.__name__.replace('_', ' ')}, %"
+
+            def error(call):
+                return rate(call, corpus)
         else:
             text = kind(results["config"], data_dir).corpus
-            step = tf.saved_model.load(Path(folder) / "float32").signatures["step"]
+            # In the order of the inputs, in which new states come out.
+            session = onnxruntime.InferenceSession(Path(folder) / "float32/step.onnx")
             states = {
-                one: np.zeros([1, spec.shape[1]], "float32")
-                for one, spec in step.structured_input_signature[1].items()
-                if one != "tokens"
+                one.name: np.zeros([1, one.shape[1]], "float32")
+                for one in session.get_inputs()
+                if one.name != "tokens"
             }
-            name, error = "perplexity", lambda call: perplexity(call, text, states)
+            name = "perplexity"
+
+            def error(call):
+                return perplexity(call, text, states)
+
         rows = [[*key, size // 1000, error(call)] for key, (size, call) in runtimes.items()]
     print(tabulate(rows, ["runtime", "weights", "kB", name], "github", floatfmt=".2f"))
 

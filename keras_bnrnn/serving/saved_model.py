@@ -14,6 +14,7 @@ from keras_bnrnn.folding import FoldingError, fold_batch_norm
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.serving.endpoints import input_names, model_endpoints
 from keras_bnrnn.serving.errors import ServingError
+from keras_bnrnn.serving.fused import fused
 from keras_bnrnn.serving.model_card import model_card
 from keras_bnrnn.serving.runtimes import check_formats, export_runtime, runtime_models
 from keras_bnrnn.serving.stack import Endpoint, with_named_inputs
@@ -81,8 +82,8 @@ def export(
         raise ServingError(f"{folder} exists already; name a new or empty folder", "folder")
     check_formats(formats, quantize)
     served, unfolded = for_serving(model)
-    made = endpoints(served)
-    runtimes = runtime_models(made, formats)
+    made = endpoints(_without_cudnn(fused(served)))
+    runtimes = runtime_models(endpoints(served), formats) if formats else {}
 
     def make_card(outputs):
         return model_card(
@@ -119,10 +120,15 @@ def for_serving(model: keras.Model) -> tuple[keras.Model, dict[str, str]]:
         folded = keras.Model(folded.inputs[0], folded.outputs[0], name=folded.name)
     copy = keras.Model.from_config(_for_any_device(folded.get_config()))
     copy.set_weights(folded.get_weights())
-    for layer in flattened_layers(copy):
-        if hasattr(layer, "use_cudnn"):  # Keras has no place for it in a configuration.
+    return with_named_inputs(_without_cudnn(copy), input_names(copy)), unfolded
+
+
+def _without_cudnn(model):
+    """The model itself; a configuration has no place for this."""
+    for layer in flattened_layers(model):
+        if hasattr(layer, "use_cudnn"):
             layer.use_cudnn = False
-    return with_named_inputs(copy, input_names(copy)), unfolded
+    return model
 
 
 def _check_model(model):

@@ -16,6 +16,7 @@ from keras_bnrnn.data.masks import FillPadding
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.layers import BatchNormRNN
 from keras_bnrnn.serving.errors import ServingError
+from keras_bnrnn.serving.fused import FusedLSTM
 from keras_bnrnn.serving.litert import OneSequence, one_sequence, projecting
 
 # What has no say where the mask comes from outside.
@@ -159,7 +160,8 @@ class CarriedStack:
         ]
         results = self.model([*given, *states], training=False)
         outputs, after = results[: -len(states)], results[-len(states) :]
-        after = [tf.where(time > 0, new, old) for new, old in zip(after, states, strict=True)]
+        if mask is None:  # Where one is given it leaves out the frame that there was not.
+            after = [tf.where(time > 0, new, old) for new, old in zip(after, states, strict=True)]
         return [one[:, :time] for one in outputs], after
 
     def named(self, states):
@@ -331,6 +333,8 @@ def _check_reads_forwards(layer, args, kwargs):
 def _returning_states(layer, shape):
     """A recurrent layer with the weights of `layer` that returns its states too."""
     options = {"return_sequences": True, "return_state": True, "unroll": False}
+    if isinstance(layer, FusedLSTM) and layer.packed:
+        return layer.returning_states()
     if not isinstance(layer, BatchNormRNN):
         return keras.layers.RNN(layer.cell, **options)
     copy = type(layer).from_config({**layer.get_config(), **options, "stateful": False})
@@ -383,5 +387,6 @@ def checked_states(states, batch):
     """The states, if they are of as many rows as the input."""
     sizes = tf.stack([tf.shape(state)[0] for state in states])
     message = "the states are of another number of rows than the input. Rows, and received:"
-    demand = (tf.reduce_all(sizes == batch), message, batch, sizes)
-    return [checked(state, demand) for state in states]
+    demand = tf.debugging.Assert(tf.reduce_all(sizes == batch), [message, batch, sizes])
+    with tf.control_dependencies([demand]):
+        return [tf.identity(state) for state in states]

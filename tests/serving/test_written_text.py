@@ -10,7 +10,7 @@ from keras_bnrnn.data.speech.corpus import load_corpus
 from keras_bnrnn.data.speech.pipelines import speech_dataset
 from keras_bnrnn.data.speech.transcripts import decoded
 from keras_bnrnn.folding import fold_batch_norm
-from keras_bnrnn.serving.runtimes import runtime_models
+from keras_bnrnn.serving.runtimes import export_runtime, runtime_models
 from keras_bnrnn.serving.speech import speech_endpoints
 from untrained import noise, wav
 
@@ -79,7 +79,7 @@ def test_a_model_that_reads_both_ways_has_no_steps(tiny_characters):
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_models_for_other_runtimes_compute_the_same(tiny_characters, batch, bidirectional):
-    """In Keras; that the runtimes do is shown for the layers in test_runtimes.py."""
+    """In Keras; what the runtimes make of it stands below."""
     corpus = load_corpus(tiny_characters)
     model = fold_batch_norm(untrained.ctc_model(bidirectional=bidirectional))
     made = runtime_models(speech_endpoints(model, corpus, 4), ["onnx", "litert"])
@@ -96,3 +96,41 @@ def test_models_for_other_runtimes_compute_the_same(tiny_characters, batch, bidi
         [scores, *_] = made["step.tflite"][0]([batch["features"][:1, :count], *states])
         expected = tf.nn.log_softmax(expected[:1, : -(-count // 4)])
         np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantize", [None, pytest.param("dynamic", marks=pytest.mark.slow)])
+def test_litert_writes_in_blocks_of_any_number(tiny_characters, tmp_path, quantize):
+    interpreter = pytest.importorskip(
+        "ai_edge_litert.interpreter", reason="the extra 'litert' is not installed"
+    )
+    model = fold_batch_norm(untrained.ctc_model(bidirectional=False))
+    made = runtime_models(speech_endpoints(model, load_corpus(tiny_characters), 4), ["litert"])
+    run = {}
+    for file, (one_row, _) in made.items():
+        export_runtime(one_row, tmp_path / file, quantize)
+        run[file] = interpreter.Interpreter(str(tmp_path / file)).get_signature_runner()
+    for frames in (1, 4, 70, 1030):
+        x = np.random.default_rng(frames).normal(size=(1, frames, 123)).astype("float32")
+        expected = model({"features": x, "lengths": np.array([frames])})
+        found = run["whole.tflite"](features=x)["output_0"]
+        np.testing.assert_allclose(found, expected, atol=0.05 if quantize else 1e-5)
+    states = {one.name: np.zeros(one.shape, "float32") for one in one_row.inputs[1:]}
+    parts = []
+    for part in np.split(x, [4, 12, 1000], axis=1):
+        outputs = run["step.tflite"](features=part, **states)
+        parts.append(outputs["output_0"])
+        states = {name: outputs[f"output_{k}"] for k, name in enumerate(states, 1)}
+    found = np.concatenate(parts, axis=1)
+    np.testing.assert_allclose(found, tf.nn.log_softmax(expected), atol=0.05 if quantize else 1e-5)
+
+
+@pytest.mark.slow
+def test_onnxruntime_writes(tiny_characters, batch, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    pytest.importorskip("tf2onnx", reason="the extra 'onnx' is not installed")
+    model = fold_batch_norm(untrained.ctc_model(bidirectional=True))
+    made = runtime_models(speech_endpoints(model, load_corpus(tiny_characters), 4), ["onnx"])
+    export_runtime(made["whole.onnx"][0], tmp_path / "whole.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "whole.onnx")
+    given = {name: np.asarray(value) for name, value in batch.items()}
+    np.testing.assert_allclose(session.run(None, given)[0], model(batch), atol=1e-5)

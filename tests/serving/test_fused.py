@@ -1,0 +1,97 @@
+"""LSTMs as one operation give Keras's numbers, and only where the operation can."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bnrnn import serving
+from keras_bnrnn.serving import fused as module
+from keras_bnrnn.serving.fused import fused
+
+
+def shaken(model):
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0.0, 0.5, one.shape) for one in model.get_weights()])
+    return model
+
+
+def lstm(**options):
+    inputs = keras.Input((None, 3))
+    mask = keras.Input((None,), dtype="bool")
+    states = [keras.Input((4,)) for _ in "hc"]
+    outputs = keras.layers.LSTM(4, **options)(inputs, mask=mask, initial_state=states)
+    return keras.Model([inputs, mask, *states], outputs)
+
+
+def both_directions(**options):
+    inputs = keras.Input((None, 3))
+    mask = keras.Input((None,), dtype="bool")
+    layer = keras.layers.LSTM(4, return_sequences=True, **options)
+    outputs = keras.layers.Bidirectional(layer)(inputs, mask=mask)
+    return keras.Model([inputs, mask], outputs)
+
+
+MASKS = {
+    "none": np.ones([3, 6], bool),
+    "right": np.arange(6) < np.array([[6], [2], [0]]),
+    "left and holes": np.array([[0, 0, 1, 0, 1, 1], [0, 1, 1, 1, 1, 0], [1, 0, 0, 1, 0, 0]], bool),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: lstm(return_sequences=True, return_state=True),
+        lambda: lstm(return_state=True, go_backwards=True, use_bias=False),
+        lambda: lstm(return_sequences=True, zero_output_for_mask=True),
+        both_directions,
+    ],
+    ids=["forwards", "last of backwards", "zeros", "bidirectional"],
+)
+def test_the_operation_equals_the_loop(model, mask):
+    model = shaken(model())
+    rng = np.random.default_rng(1)
+    given = [rng.normal(size=[3, 6, 3]), MASKS[mask]]
+    given += [rng.normal(size=[3, 4]) for _ in model.inputs[2:]]
+    found = keras.tree.flatten(fused(model)(given))
+    for actual, expected in zip(found, keras.tree.flatten(model(given)), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def loops_and_blocks(model):
+    """How many loops there are in what is traced, and how many operations in the place of one."""
+    inputs = [tf.TensorSpec(one.shape, one.dtype) for one in model.inputs]
+    graph = tf.function(lambda *given: model(list(given))).get_concrete_function(*inputs).graph
+    nodes = [*graph.as_graph_def().node]
+    nodes += [node for one in graph.as_graph_def().library.function for node in one.node_def]
+    found = [node.op for node in nodes]
+    return sum("While" in one for one in found), found.count("BlockLSTMV2")
+
+
+def test_only_what_the_operation_computes_fast(monkeypatch):
+    layers = {
+        "lstm": keras.layers.LSTM(4),
+        "relu": keras.layers.LSTM(4, activation="relu"),
+        "gru": keras.layers.GRU(4),
+    }
+    for name, layer in layers.items():
+        model = keras.Model(inputs := keras.Input((None, 3)), layer(inputs))
+        assert loops_and_blocks(fused(model)) == ((0, 1) if name == "lstm" else (1, 0))
+    monkeypatch.setattr(module, "MOST_WEIGHTS", 4 * 4 * (3 + 4) - 1)
+    model = keras.Model(inputs := keras.Input((None, 3)), layers["lstm"](inputs))
+    assert loops_and_blocks(fused(model)) == (1, 0)
+
+
+def test_an_export_holds_its_weights_once(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((None, 60), name="x"),
+            keras.layers.LSTM(100, return_sequences=True),
+            keras.layers.LSTM(100, return_sequences=True),
+        ]
+    )
+    assert serving.export(model, tmp_path / "exported") == ["serve", "step"]
+    size = sum(file.stat().st_size for file in (tmp_path / "exported").rglob("*.*"))
+    assert 0 < size - 4 * model.count_params() < 150_000
