@@ -183,11 +183,11 @@ EXPERIMENTS = {
         note=SPEECH_NOTE,
     ),
     "digits-ctc": Experiment(
-        title="Spoken digits, spelt, 2 × 64 units, bidirectional, a quarter of the frames",
+        title="Spoken digits, spelt, 2 × 128 units, bidirectional, a quarter of the frames",
         task=CtcTask,
         data="spoken-digits",
-        epochs=8,
-        arguments=("--layers=2", "--units=64"),
+        epochs=20,
+        arguments=("--layers=2", "--units=128"),
         quick=("--layers=1", "--units=8"),
         configurations={
             f"{name}_{trial}": Configuration(label, (*kind, *flags), 3)
