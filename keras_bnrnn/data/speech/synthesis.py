@@ -16,60 +16,18 @@ import numpy as np
 from keras_bnrnn.data.errors import CorpusError, UtteranceError, missing_extra
 from keras_bnrnn.data.speech.audio import resample, to_sixteen_bit
 
-# Voices whose samples depend on nothing but their arguments; eSpeak's f2, f3 and f5, for
-# instance, differ from run to run.
-TRAINING_VOICES = (
-    "en-us",
-    "en-us+f1",
-    "en-us+f4",
-    "en-us+m1",
-    "en-us+m3",
-    "en-us+edward",
-    "en-us+steph2",
-    "en-gb-x-rp",
-    "en-gb-x-rp+m3",
-    "en-us-nyc",
-)
-HELD_OUT_VOICES = ("en-us+m4", "en-us+paul")
 WORDS_PER_MINUTE = (140, 185)
 PITCHES = (35, 65)
-
-# Each line of a grammar is a sequence of word classes and words.
-SENTENCES = (
-    "DETERMINER ADJECTIVE ANIMAL VERB DETERMINER ADJECTIVE THING",
-    "PERSON VERB NUMBER ADJECTIVE THINGS WHEN",
-    "PERSON and PERSON VERB the THING PLACE",
-    "please put the ADJECTIVE THING PLACE",
-    "can you see the ADJECTIVE ANIMAL PLACE",
-    "NUMBER ANIMALS VERB the THING WHEN",
-    "where did the ADJECTIVE PERSON find NUMBER THINGS",
-    "the THING PLACE was very ADJECTIVE WHEN",
-    "WHEN the PERSON VERB DETERMINER THING PLACE",
-)
-WORD_CLASSES = {
-    name: tuple(phrases.split("|"))
-    for name, phrases in {
-        "DETERMINER": "the|a|this|that|every|my|your|our",
-        "ADJECTIVE": "small|big|old|young|red|green|blue|yellow|white|happy|quiet|heavy",
-        "ANIMAL": "dog|cat|horse|bird|fish|sheep",
-        "ANIMALS": "dogs|cats|horses|birds|sheep",
-        "PERSON": "mother|father|sister|brother|teacher|farmer|doctor|girl|boy",
-        "VERB": "found|carried|wanted|followed|watched|bought|moved|took",
-        "NUMBER": "one|two|three|four|five|six|seven|eight|nine|ten",
-        "THING": "book|letter|table|apple|boat|paper|window|house|garden|box",
-        "THINGS": "books|letters|apples|boats|houses|windows|boxes",
-        "PLACE": "on the table|near the river|under the bridge|in the kitchen|behind the house|"
-        "at the school",
-        "WHEN": "today|yesterday|in the morning|last night|after dinner|last summer",
-    }.items()
-}
 
 
 class Grammar(NamedTuple):
     """Sentences of a language, and who speaks them.
 
     Attributes:
-        sentences, word_classes, training_voices, held_out_voices: as the English ones above.
+        sentences: each a sequence of word classes and words.
+        word_classes: `{name: its phrases, with | between them}`.
+        training_voices, held_out_voices: of eSpeak, those whose samples depend on nothing but their
+            arguments; f2, f3 and f5, for instance, differ from run to run.
     """
 
     sentences: tuple
@@ -77,20 +35,63 @@ class Grammar(NamedTuple):
     training_voices: tuple
     held_out_voices: tuple
 
+    def phrases(self, item):
+        """What a word class may be; a word is itself."""
+        return self.word_classes.get(item, item).split("|")
 
-GERMAN = Grammar(
-    sentences=(
-        "der MALE VERB die ADJECTIVE FEMALE",
-        "die ADJECTIVE FEMALE VERB das THING WHEN",
-        "NUMBER THINGS stehen PLACE",
-        "kannst du die ADJECTIVE FEMALE PLACE hören",
-        "wo hast du die NUMBER THINGS gefunden",
-        "WHEN VERB der MALE das THING PLACE",
-        "das THING PLACE war WHEN sehr schön",
+
+GRAMMARS = {
+    "en": Grammar(
+        sentences=(
+            "DETERMINER ADJECTIVE ANIMAL VERB DETERMINER ADJECTIVE THING",
+            "PERSON VERB NUMBER ADJECTIVE THINGS WHEN",
+            "PERSON and PERSON VERB the THING PLACE",
+            "please put the ADJECTIVE THING PLACE",
+            "can you see the ADJECTIVE ANIMAL PLACE",
+            "NUMBER ANIMALS VERB the THING WHEN",
+            "where did the ADJECTIVE PERSON find NUMBER THINGS",
+            "the THING PLACE was very ADJECTIVE WHEN",
+            "WHEN the PERSON VERB DETERMINER THING PLACE",
+        ),
+        word_classes={
+            "DETERMINER": "the|a|this|that|every|my|your|our",
+            "ADJECTIVE": "small|big|old|young|red|green|blue|yellow|white|happy|quiet|heavy",
+            "ANIMAL": "dog|cat|horse|bird|fish|sheep",
+            "ANIMALS": "dogs|cats|horses|birds|sheep",
+            "PERSON": "mother|father|sister|brother|teacher|farmer|doctor|girl|boy",
+            "VERB": "found|carried|wanted|followed|watched|bought|moved|took",
+            "NUMBER": "one|two|three|four|five|six|seven|eight|nine|ten",
+            "THING": "book|letter|table|apple|boat|paper|window|house|garden|box",
+            "THINGS": "books|letters|apples|boats|houses|windows|boxes",
+            "PLACE": "on the table|near the river|under the bridge|in the kitchen|behind the house|"
+            "at the school",
+            "WHEN": "today|yesterday|in the morning|last night|after dinner|last summer",
+        },
+        training_voices=(
+            "en-us",
+            "en-us+f1",
+            "en-us+f4",
+            "en-us+m1",
+            "en-us+m3",
+            "en-us+edward",
+            "en-us+steph2",
+            "en-gb-x-rp",
+            "en-gb-x-rp+m3",
+            "en-us-nyc",
+        ),
+        held_out_voices=("en-us+m4", "en-us+paul"),
     ),
-    word_classes={
-        name: tuple(phrases.split("|"))
-        for name, phrases in {
+    "de": Grammar(
+        sentences=(
+            "der MALE VERB die ADJECTIVE FEMALE",
+            "die ADJECTIVE FEMALE VERB das THING WHEN",
+            "NUMBER THINGS stehen PLACE",
+            "kannst du die ADJECTIVE FEMALE PLACE hören",
+            "wo hast du die NUMBER THINGS gefunden",
+            "WHEN VERB der MALE das THING PLACE",
+            "das THING PLACE war WHEN sehr schön",
+        ),
+        word_classes={
             "ADJECTIVE": "kleine|große|alte|junge|rote|grüne|weiße|müde|schöne",
             "MALE": "Bäcker|Lehrer|Vater|Bruder|Hund|Vogel|König",
             "FEMALE": "Mutter|Schwester|Ärztin|Katze|Kuh|Köchin",
@@ -101,12 +102,12 @@ GERMAN = Grammar(
             "PLACE": "auf dem Tisch|am Fluss|unter der Brücke|in der Küche|hinter dem Haus|"
             "vor der Tür",
             "WHEN": "heute|gestern|am Morgen|nach dem Frühstück|im März|letztes Jahr",
-        }.items()
-    },
-    training_voices=("de", "de+f1", "de+f4", "de+m1", "de+m3", "de+edward", "de+steph2"),
-    held_out_voices=("de+m4", "de+paul"),
-)
-LANGUAGES = ("en", "de")
+        },
+        training_voices=("de", "de+f1", "de+f4", "de+m1", "de+m3", "de+edward", "de+steph2"),
+        held_out_voices=("de+m4", "de+paul"),
+    ),
+}
+LANGUAGES = tuple(GRAMMARS)
 
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the call-back only
@@ -126,13 +127,6 @@ class Prompt:
     pitch: int
 
 
-def grammar_of(language):
-    """The `Grammar` of one of `LANGUAGES`."""
-    if language == "de":
-        return GERMAN
-    return Grammar(SENTENCES, WORD_CLASSES, TRAINING_VOICES, HELD_OUT_VOICES)
-
-
 def make_prompts(num_train, num_dev, seed=0, language="en"):
     """Sentences, voices and speeds for a corpus.
 
@@ -150,7 +144,7 @@ def make_prompts(num_train, num_dev, seed=0, language="en"):
     Raises:
         CorpusError: the grammar has not that many sentences.
     """
-    generator, grammar = random.Random(seed), grammar_of(language)
+    generator, grammar = random.Random(seed), GRAMMARS[language]
     sentences = _distinct_sentences(grammar, num_train + num_dev, generator)
 
     def speak(sentence, number, voices):
@@ -167,12 +161,10 @@ def make_prompts(num_train, num_dev, seed=0, language="en"):
 
 
 def vocabulary():
-    """Every word of the grammar, sorted."""
-    words = set()
-    for line in SENTENCES:
-        for item in line.split():
-            for phrase in WORD_CLASSES.get(item, [item]):
-                words.update(phrase.split())
+    """Every word of the English grammar, sorted."""
+    grammar, words = GRAMMARS["en"], set()
+    for item in " ".join(grammar.sentences).split():
+        words.update(" ".join(grammar.phrases(item)).split())
     return sorted(words)
 
 
@@ -259,4 +251,4 @@ def _distinct_sentences(grammar, count, generator):
 
 def _sentence(grammar, generator):
     line = generator.choice(grammar.sentences).split()
-    return " ".join(generator.choice(grammar.word_classes.get(item, [item])) for item in line)
+    return " ".join(generator.choice(grammar.phrases(item)) for item in line)

@@ -8,6 +8,8 @@ from keras_bnrnn.data.speech import synthesis
 
 pytest.importorskip("espeakng_loader", reason="the extra 'speech' is not installed")
 
+ENGLISH = synthesis.GRAMMARS["en"]
+
 
 def test_dev_has_other_sentences_and_other_voices():
     train, dev = synthesis.make_prompts(300, 60, seed=1)
@@ -23,12 +25,13 @@ def test_seed_decides_the_prompts():
 
 
 def test_more_sentences_than_the_grammar_has(monkeypatch):
-    monkeypatch.setattr(synthesis, "SENTENCES", ("please sing",))
+    short = ENGLISH._replace(sentences=("please sing",))
+    monkeypatch.setitem(synthesis.GRAMMARS, "en", short)
     with pytest.raises(CorpusError, match="1 different"):
         synthesis.make_prompts(2, 1)
 
 
-@pytest.mark.parametrize("voice", synthesis.TRAINING_VOICES + synthesis.HELD_OUT_VOICES)
+@pytest.mark.parametrize("voice", ENGLISH.training_voices + ENGLISH.held_out_voices)
 def test_samples_do_not_depend_on_what_was_said_before(voice):
     prompt = synthesis.Prompt("the old dog found a letter", voice, 160, 50)
     first = synthesis.synthesize(prompt)
