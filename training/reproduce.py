@@ -29,24 +29,21 @@ from absl import flags
 from tqdm import tqdm
 
 from command_line import CommandError
-from keras_bnrnn.data.speech.transcripts import CHARACTERS
 from keras_bnrnn.files import write_aside
 from keras_bnrnn.fit.errors import FitError
 from keras_bnrnn.fit.tables import read_history, read_results
 from paper import report
-from paper.experiments import EXPERIMENTS, POPULATION, QUICK_EPOCHS
+from paper.experiments import CORPORA, EXPERIMENTS, POPULATION, QUICK_EPOCHS
 from recipes.language_task import read_text
-from recipes.speech_task import SpeechTask
 from recipes.tasks import EVALUATION_FILE
 
 SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
 POLL_SECONDS = 2.0
-SPEECH = "spoken-digits"
 
 FLAGS = flags.FlagValues()
 command_line.define_path(
-    "data_dir", None, "Folder with ptb/ and spoken-digits/; pixels need none.", FLAGS
+    "data_dir", None, "Folder with ptb/ and spoken-digits/; pixels and German need none.", FLAGS
 )
 command_line.define_path(
     "work_dir",
@@ -124,18 +121,19 @@ def main(argv):
         if name in names or any(run.startswith(f"{name}/") for run in chosen)
     ]
     needed = dict.fromkeys(EXPERIMENTS[name].data for name in experiments)
-    sources = {corpus: data_of(corpus) for corpus in needed}
+    sources = {name: data_of(CORPORA[name].data if name in CORPORA else name) for name in needed}
     for folder in (work_dir, results_dir):
         check_writable(folder)
     runs = []
     for name in experiments:
-        data = corpus_of(EXPERIMENTS[name], sources, work_dir)
+        data = EXPERIMENTS[name].data
+        data = work_dir / data if data in CORPORA else sources[data]
         of_experiment = runs_of(name, data, work_dir, results_dir)
         runs += [run for run in of_experiment if name in names or run.name in chosen]
     left = [run for run in runs if not run.done]
-    for task in {EXPERIMENTS[run.experiment].task for run in left}:
-        if issubclass(task, SpeechTask):
-            prepare_digits(sources[SPEECH], digits_corpus(task, work_dir), task)
+    for name in dict.fromkeys(EXPERIMENTS[run.experiment].data for run in left):
+        if name in CORPORA:
+            prepare(CORPORA[name], sources[name], work_dir / name)
     failed = make(left, len(runs))
     report.write(results_dir, FLAGS.quick)
     print(f"Written: {results_dir}/README.md, its figures, and a folder for each run.")
@@ -157,7 +155,7 @@ def check_writable(folder):
 
 
 def data_of(name):
-    """The folder of a corpus, `None` for an experiment that needs none."""
+    """A folder of `--data_dir`, `None` where none is needed."""
     if name is None:
         return None
     folder = Path(command_line.require_flag(FLAGS, "data_dir")) / name
@@ -168,28 +166,16 @@ def data_of(name):
     return folder
 
 
-def corpus_of(experiment, sources, work_dir):
-    """What an experiment's scripts read."""
-    if experiment.data == SPEECH:
-        return digits_corpus(experiment.task, work_dir)
-    return sources[experiment.data]
-
-
-def digits_corpus(task, work_dir):
-    """The folder of the digits, labelled as a task needs them."""
-    return work_dir / ("digits-text" if task.labels == CHARACTERS else "digits-corpus")
-
-
-def prepare_digits(audio, corpus, task):
-    """Makes the corpus that is trained on from the audio, at the first time."""
+def prepare(corpus, source, folder):
+    """Makes one of `CORPORA`, at the first time, from the folder of its recordings."""
     command = [
-        *(sys.executable, str(SCRIPTS / "prepare_speech.py"), "--source=librispeech"),
-        *(f"--input_dir={audio}", f"--output_dir={corpus}", f"--workers={FLAGS.jobs}"),
-        *([f"--labels={CHARACTERS}"] if task.labels == CHARACTERS else []),
+        *(sys.executable, str(SCRIPTS / "prepare_speech.py"), *corpus.arguments),
+        *(f"--output_dir={folder}", f"--workers={FLAGS.jobs}"),
+        *([f"--input_dir={source}"] if source else []),
     ]
     environment = command_line.child_environment()
     if subprocess.run(command, env=environment, check=False).returncode:
-        raise CommandError(f"{audio} could not be prepared; the reason is above")
+        raise CommandError(f"{folder} could not be prepared; the reason is above")
 
 
 def runs_of(name, data, work_dir, results_dir):

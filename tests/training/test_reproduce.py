@@ -23,7 +23,6 @@ from paper.experiment_results import Results
 from paper.experiments import EXPERIMENTS, POPULATION, Configuration
 from recipes import measures
 from recipes.pixel_task import PixelTask
-from recipes.speech_task import SpeechTask
 from untrained import write_epochs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -411,12 +410,12 @@ def test_a_model_of_each_kind_can_be_made_for_the_comparison_of_statistics(
     made, prepared = [], []
     monkeypatch.setattr(reproduce, "make", lambda runs, total: made.extend(runs))
     monkeypatch.setattr(reproduce, "data_of", lambda name: name)
-    monkeypatch.setattr(reproduce, "prepare_digits", lambda *folders: prepared.append(folders))
+    monkeypatch.setattr(reproduce, "prepare", lambda *made: prepared.append(made[1:]))
     arguments = ["--only=population", f"--work_dir={tmp_path}", "--quick"]
     call_script(reproduce, *arguments)
     assert {run.name for run in made} == set(POPULATION)
     assert not any("--model=baseline" in run.arguments for run in made)
-    assert prepared == [("spoken-digits", tmp_path / "quick" / "digits-corpus", SpeechTask)]
+    assert prepared == [("spoken-digits", tmp_path / "quick" / "digits-corpus")]
     call_script(reproduce, *arguments, "--only=pixel-digits")
     assert {run.name for run in made} > {*POPULATION, "pixel-digits/baseline-0"}
     call_script(reproduce, "--only=pixel-digits", f"--work_dir={tmp_path}", "--quick")
