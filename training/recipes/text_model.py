@@ -48,9 +48,17 @@ class TextModel:
             return [(labels, float(log_posteriors.max(axis=1).sum()))]
         # TensorFlow's blank is the last class.
         logits = np.roll(log_posteriors, -1, axis=1)[:, np.newaxis].astype(np.float32)
-        found, scores = tf.nn.ctc_beam_search_decoder(
-            logits, [len(logits)], self.beam, min(self.most_answers, self.beam)
-        )
+        most = min(self.most_answers, self.beam)
+        while True:
+            try:
+                found, scores = tf.nn.ctc_beam_search_decoder(
+                    logits, [len(logits)], self.beam, most
+                )
+                break
+            except tf.errors.InvalidArgumentError:  # So few frames have fewer texts.
+                if most == 1:
+                    raise
+                most -= 1
         labels = [(one.values.numpy() + 1).tolist() for one in found]
         return list(zip(labels, scores[0].numpy().tolist(), strict=True))
 

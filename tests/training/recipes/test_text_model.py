@@ -58,6 +58,12 @@ def test_answers_are_the_best_of_all_texts_with_their_probabilities():
     )
 
 
+def test_few_frames_have_few_texts():
+    answers = TextModel(STATES, beam=32, most_answers=20).answers(path_of("a"))
+    assert answers[0][0] == [2]
+    assert len(answers) == len({tuple(labels) for labels, _ in answers}) == len(STATES)
+
+
 def test_what_comes_in_pieces_is_what_comes_at_once():
     path = "_a_b_ " * 3000
     whole = TextModel(STATES, reduction=4)
