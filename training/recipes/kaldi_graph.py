@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from command_line import CommandError
-from recipes.word_graph import WordGraph, wheels
+from recipes.word_graph import MAGIC, WordGraph, wheels
 
-MAGIC = 2125659606  # Of OpenFst's files.
 ARC = np.dtype("<i4, <i4, <f4, <i4")
 IN_WORDS = {"begin", "internal", "end", "singleton"}
 KALDI_SCALE = 0.1

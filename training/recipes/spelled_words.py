@@ -9,13 +9,14 @@ import collections
 import itertools
 import math
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
 
 from command_line import CommandError
 from recipes.text_model import BLANK, SPACE
-from recipes.word_graph import WordGraph, wheels
+from recipes.word_graph import MAGIC, WordGraph, wheels
 
 NOTHING = "<eps>"
 WORD_COST = 1e-3  # Of readings that score alike, the one of fewest words.
@@ -163,12 +164,20 @@ def _lines(flag, path):
     from keras_bnrnn.data.encodings import decoded
 
     try:
-        lines = decoded(Path(path).read_bytes()).splitlines()
+        contents = Path(path).read_bytes()
+        if contents.startswith(struct.pack("<i", MAGIC)):
+            raise CommandError(
+                f"--{flag}={path} is a binary FST; fstprint --acceptor writes OpenFst's text form, "
+                "with words if it has --isymbols=words.txt"
+            )
+        lines = decoded(contents).splitlines()
     except UnicodeDecodeError as error:
         raise CommandError(f"--{flag}={path} is not UTF-8: {error}") from None
     found = [(number, line.split()) for number, line in enumerate(lines, 1) if line.split()]
     if not found:
         raise CommandError(f"--{flag}={path} is empty")
+    if found[0][1] == ["\\data\\"]:
+        raise CommandError(f"--{flag}={path} is an n-gram model in ARPA's form, which is not read")
     return found
 
 

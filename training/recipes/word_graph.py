@@ -14,6 +14,7 @@ from command_line import CommandError, define_path
 from recipes.phone_model import Segment
 
 INCOMPLETE = "ends where the graph may not end; a wider --graph_beam may find a way to its end"
+MAGIC = 2125659606  # Of OpenFst's binary files.
 MAX_ACTIVE = 7000  # As in Kaldi's recipes.
 BLOCK_FRAMES = 256  # A graph may have many more input labels than the model has outputs.
 

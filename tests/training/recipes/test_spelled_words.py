@@ -12,6 +12,8 @@ from command_line import CommandError
 from recipes.phone_model import Segment
 
 pytest.importorskip("kaldi_decoder", reason="the extra 'decode' is not installed")
+import kaldifst
+
 from recipes.spelled_words import word_graph
 
 CHARACTERS = ["<blank>", " ", "a", "b"]
@@ -176,6 +178,7 @@ def test_what_is_said_of_an_end_within_a_grammar(file):
         (None, "1\n1 1 a nan\n", "line 2: a cost of nan"),
         (None, "1\n1 1 <eps> -1\n", "line 2: a cost of -1"),
         (None, "1\n1 1 !\n", "line 2: no word is left of '!'"),
+        (None, "\n\\data\\\nngram 1=3\n", "n-gram model in ARPA's form"),
     ],
 )
 def test_bad_files(file, lexicon, grammar, message):
@@ -183,6 +186,12 @@ def test_bad_files(file, lexicon, grammar, message):
     grammar = grammar if grammar is None else file(grammar, "grammar")
     with pytest.raises(CommandError, match=message):
         word_graph(CHARACTERS, lambda word: word.strip("!"), lexicon, grammar)
+
+
+def test_a_binary_grammar(tmp_path):
+    kaldifst.compile("0 0 1 1\n0\n").write(str(tmp_path / "G.fst"))
+    with pytest.raises(CommandError, match="is a binary FST; fstprint --acceptor"):
+        word_graph(CHARACTERS, str, grammar=tmp_path / "G.fst")
 
 
 def test_a_missing_wheel(file, monkeypatch):
