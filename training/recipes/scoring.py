@@ -117,8 +117,11 @@ def word_error_rates(transcript, names, rules=IGNORED, characters=None):
             file=sys.stderr,
         )
 
+    # What is written without spaces is compared so, whatever it was heard as.
+    between = " " if characters is None or " " in characters else ""
+
     def compare(number, segments):
-        heard, found = rules.normalized(" ".join(one.phone for one in segments)), {}
+        heard, found = rules.normalized(between.join(one.phone for one in segments)), {}
         units = {"word": jiwer.process_words, "character": jiwer.process_characters}
         for unit, process in units.items():
             counts = process(texts[number], heard)

@@ -4,6 +4,7 @@ import pytest
 
 from command_line import CommandError
 from recipes import scoring
+from recipes.phone_model import Segment
 
 
 def test_transcripts_of_any_length_and_name(tmp_path):
@@ -23,3 +24,11 @@ def test_transcripts_of_any_length_and_name(tmp_path):
     words.write_bytes(b"a caf\xe9\n")
     with pytest.raises(CommandError, match="is not UTF-8"):
         scoring.read_transcripts(str(words), ["a.wav"])
+
+
+def test_words_of_a_script_without_spaces():
+    heard = [Segment("你好", 0, 1), Segment("世界", 1, 2)]
+    without = scoring.word_error_rates("你好世界", ["a.wav"], characters=set("你好世界"))
+    assert without.add(0, heard).endswith("character error rate 0.0% (0 of 4)")
+    spaced = scoring.word_error_rates("你好世界", ["a.wav"], characters=set("你好世界 "))
+    assert spaced.add(0, heard).endswith("character error rate 25.0% (1 of 4)")
