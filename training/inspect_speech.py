@@ -82,9 +82,14 @@ def show_corpus(corpus):
     # Of a corpus made like another there is a test split alone.
     name, train = next(iter(corpus.splits.items()))
     counts = np.array(train["state_frames"])
-    print(f"commonest states in {name} ({(counts == 0).sum()} never occur there):")
+    names = [state["name"] for state in corpus.states]
+    text = corpus.alphabet is not None
+    if text:  # No transcript has the blank.
+        counts, names = counts[1:], list(map(repr, names[1:]))
+    what, total = ("character", counts.sum()) if text else ("state", train["frames"])
+    print(f"commonest {what}s in {name} ({(counts == 0).sum()} never occur there):")
     for state in np.argsort(-counts, kind="stable")[:FREQUENT_STATES]:
-        print(f"  {corpus.states[state]['name']:14} {counts[state] / train['frames']:6.2%}")
+        print(f"  {names[state]:14} {counts[state] / max(total, 1):6.2%}")
     scores = sorted(
         (score, f"{name}/{utterance}")
         for name in corpus.splits
@@ -101,10 +106,12 @@ def show_corpus(corpus):
     for name, split in corpus.splits.items():
         durations.hist(kept_lengths(split) * FRAME_SECONDS, bins=40, alpha=0.6, label=name)
         if corpus.has_labels(name):
-            share = np.sort(split["state_frames"])[::-1] / split["frames"]
+            total = sum(split["state_frames"]) if text else split["frames"]
+            share = np.sort(split["state_frames"])[::-1] / max(total, 1)
             labels.plot(np.arange(1, len(share) + 1), share, label=name)
     durations.set(xlabel="duration [s]", ylabel="utterances")
-    labels.set(xlabel="state, by frequency", ylabel="share of frames", yscale="log", xscale="log")
+    labels.set(xlabel=f"{what}, by frequency", yscale="log", xscale="log")
+    labels.set(ylabel="share of all" if text else "share of frames")
     durations.legend()
     labels.legend()
     save(figure)

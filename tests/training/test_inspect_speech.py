@@ -95,7 +95,10 @@ def test_what_cannot_be_shown(show, trained_speech, trained_language, tmp_path):
 
 def test_text(call_script, tiny_characters, capsys):
     call_script(inspect_speech, f"--data_dir={tiny_characters}")
-    assert "commonest states" in capsys.readouterr().out
+    first, *shares = capsys.readouterr().out.partition("commonest ")[2].splitlines()
+    assert first == "characters in train (0 never occur there):"
+    shares = {line.rsplit(maxsplit=1)[0].strip(): float(line.split()[-1][:-1]) for line in shares}
+    assert "' '" in shares and sum(shares.values()) == pytest.approx(100.0, abs=0.1)
     call_script(inspect_speech, f"--data_dir={tiny_characters}", "--utterance=dev-00")
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line)
     assert lines["text"].strip() == lines["transcript"].strip()
