@@ -144,7 +144,7 @@ flags.DEFINE_enum(
     "format",
     "text",
     list(FORMATS),
-    "What to write: text; NIST's CTM, a line per phone; or Praat's TextGrid.",
+    "What to write: text; NIST's CTM, a line per phone or word; or Praat's TextGrid.",
     flag_values=FLAGS,
 )
 command_line.define_path(

@@ -1,10 +1,12 @@
 """What was said, and how far what was heard is from it."""
 
+import re
 import sys
 from pathlib import Path
 
 from command_line import CommandError
 
+TEXT_FILE = re.compile(r"\S+\.(?:txt|tsv|csv)")  # A name mistyped, and no word.
 # What tells no words apart where no model says otherwise.
 IGNORED = {"keep_case": False, "keep_punctuation": False}
 
@@ -35,7 +37,8 @@ class ErrorRates:
     @staticmethod
     def _text(found):
         return ", ".join(
-            f"{unit} error rate {errors / length:.1%} ({errors} of {length})"
+            f"{unit} error rate {f'{errors / length:.1%}' if length else '-'} "
+            f"({errors} of {length})"
             for unit, (errors, length) in found.items()
         )
 
@@ -52,6 +55,8 @@ def read_transcripts(transcript, paths):
                 f"--transcript={transcript} is no file, and words alone can be given for one audio "
                 f"file only, not for {len(paths)}"
             )
+        if TEXT_FILE.fullmatch(transcript):
+            raise CommandError(f"--transcript={transcript}: no such file")
         return [transcript]
     from keras_bnrnn.data.encodings import decoded
 
@@ -107,7 +112,8 @@ def word_error_rates(transcript, names, rules=IGNORED, characters=None):
 
     rules = text_rules(rules)
     texts = [rules.normalized(text) for text in read_transcripts(transcript, names)]
-    if not all(texts):
+    # One of noise alone has only what is inserted there, as in Kaldi's scoring.
+    if not any(texts):
         raise CommandError("--transcript: a transcript has no words")
     unknown = sorted(set("".join(texts)) - characters) if characters else []
     if unknown:

@@ -24,6 +24,19 @@ def test_transcripts_of_any_length_and_name(tmp_path):
     words.write_bytes(b"a caf\xe9\n")
     with pytest.raises(CommandError, match="is not UTF-8"):
         scoring.read_transcripts(str(words), ["a.wav"])
+    with pytest.raises(CommandError, match=r"word\.txt: no such file"):
+        scoring.read_transcripts(str(tmp_path / "word.txt"), ["a.wav"])
+
+
+def test_an_utterance_of_noise_among_others(tmp_path):
+    words = tmp_path / "text"
+    words.write_text("a one two\nb <NOISE>\n")
+    rates = scoring.word_error_rates(str(words), ["a", "b"])
+    assert rates.add(0, [Segment("one", 0, 1)]).startswith("word error rate 50.0% (1 of 2)")
+    assert rates.add(1, [Segment("six", 0, 1)]).startswith("word error rate - (1 of 0)")
+    assert rates.total().startswith("word error rate 100.0% (2 of 2)")
+    with pytest.raises(CommandError, match="a transcript has no words"):
+        scoring.word_error_rates("<NOISE>", ["b"])
 
 
 def test_words_of_a_script_without_spaces():
