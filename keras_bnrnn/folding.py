@@ -76,6 +76,29 @@ def fold_batch_norm(model: keras.layers.Layer, strict: bool = True) -> keras.lay
     return copy
 
 
+def remade(model: keras.Model, config: dict) -> keras.Model:
+    """A functional model from a changed configuration of another, in that one's state.
+
+    Args:
+        model: functional, built.
+        config: its configuration, in which layers may be others with the same weights.
+    """
+    layers = flattened_layers(model)
+    # As in a folding: classes and functions need not be registered.
+    named = [type(layer) for layer in layers]
+    named += [
+        value for layer in layers for value in vars(layer).values() if inspect.isfunction(value)
+    ]
+    custom_objects = {one.__name__: one for one in named if not _is_keras(one)}
+    with keras.saving.custom_object_scope(custom_objects):
+        copy = type(model).from_config(config)
+    copy.set_weights(model.get_weights())
+    for layer, new in zip(layers, flattened_layers(copy), strict=True):
+        if hasattr(layer, "finalize_state"):  # It has learnt from data, not weights alone.
+            _copy_state(layer, new)
+    return copy
+
+
 def _obstacles(model):
     layers = flattened_layers(model)
     ours = [layer for layer in layers if isinstance(layer, (BatchNormRNN, BatchNormCell))]

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_bnrnn.files import local_path
-from keras_bnrnn.folding import FoldingError, fold_batch_norm
+from keras_bnrnn.folding import FoldingError, fold_batch_norm, remade
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.serving.endpoints import input_names, model_endpoints
 from keras_bnrnn.serving.errors import ServingError
@@ -118,8 +118,7 @@ def for_serving(model: keras.Model) -> tuple[keras.Model, dict[str, str]]:
         folded, unfolded = fold_batch_norm(model, strict=False), error.reasons
     if isinstance(folded, keras.Sequential):
         folded = keras.Model(folded.inputs[0], folded.outputs[0], name=folded.name)
-    copy = keras.Model.from_config(_for_any_device(folded.get_config()))
-    copy.set_weights(folded.get_weights())
+    copy = remade(folded, _for_any_device(folded.get_config()))
     return with_named_inputs(_without_cudnn(copy), input_names(copy)), unfolded
 
 

@@ -266,6 +266,58 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+class Doubled(layers.Layer):
+    """As users write them: not registered."""
+
+    def call(self, inputs):
+        return 2 * inputs
+
+
+def halved_tanh(values):
+    return keras.ops.tanh(values) / 2
+
+
+def served_as_predicted(model, values, folder):
+    assert "serve" in serving.export(model, folder)
+    serve = tf.saved_model.load(folder).signatures["serve"]
+    [name] = serve.structured_input_signature[1]
+    [found] = serve(**{name: tf.constant(values)}).values()
+    np.testing.assert_allclose(found, model(values), atol=1e-5)
+
+
+def test_what_layers_learnt_from_data(tmp_path):
+    """Of which weights and configurations are silent."""
+    values = np.random.default_rng(0).normal(3.0, 2.0, [4, TIME, 3]).astype("float32")
+    scale, words = layers.Normalization(), layers.TextVectorization()
+    scale.adapt(values)
+    model = keras.Sequential([keras.Input((None, 3)), scale, BatchNormLSTM(4)])
+    served_as_predicted(model, values, tmp_path / "numbers")
+    texts = tf.constant(["the cat", "a dog sat"])
+    words.adapt(texts)
+    text = keras.Input((), dtype="string")
+    read = layers.LSTM(4)(layers.Embedding(WORDS, 2, mask_zero=True)(words(text)))
+    served_as_predicted(keras.Model(text, read), texts, tmp_path / "words")
+
+
+def test_classes_and_functions_that_are_not_registered(tmp_path):
+    steps = [keras.Input((None, 3)), Doubled(), BatchNormLSTM(4, activation=halved_tanh)]
+    values = np.random.default_rng(0).normal(size=[BATCH, TIME, 3]).astype("float32")
+    served_as_predicted(keras.Sequential(steps), values, tmp_path / "exported")
+
+
+def test_states_are_told_from_layers_with_automatic_names(tmp_path):
+    """`rnn` has the states `rnn_0` to `rnn_3`."""
+    keras.utils.clear_session()
+    model = keras.Sequential(
+        [
+            keras.Input((None, 3)),
+            layers.RNN([layers.LSTMCell(4), layers.LSTMCell(5)], return_sequences=True, name="rnn"),
+            layers.RNN(layers.GRUCell(4), return_sequences=True, name="rnn_9"),
+        ]
+    )
+    assert serving.export(model, tmp_path / "exported") == ["serve", "step"]
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_is_served_in_float32(precision, tmp_path):
     values = keras.Input((None, 3), name="values")
