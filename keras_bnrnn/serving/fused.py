@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bnrnn.folding import remade
 from keras_bnrnn.keras_internals import flattened_layers
 
 MOST_WEIGHTS = 2**20
@@ -64,6 +65,11 @@ class FusedLSTM(keras.layers.LSTM):
     def inner_loop(self, sequences, initial_state, mask, training=False):
         if self.packed is None:
             return super().inner_loop(sequences, initial_state, mask, training)
+        # Whole numbers, and masks of numbers or of a third axis, are as good as in Keras's loop.
+        sequences = tf.cast(sequences, tf.float32)
+        if mask is not None:
+            mask = tf.cast(mask, tf.bool)
+            mask = tf.squeeze(mask, 2) if len(mask.shape) == 3 else mask
         if self.go_backwards:
             sequences = tf.reverse(sequences, [1])
             mask = None if mask is None else tf.reverse(mask, [1])
@@ -98,8 +104,7 @@ class FusedLSTM(keras.layers.LSTM):
 
 def fused(model: keras.Model) -> keras.Model:
     """A copy of a functional model whose LSTMs are fused where they can be."""
-    copy = type(model).from_config(_naming_fused(model.get_config()))
-    copy.set_weights(model.get_weights())
+    copy = remade(model, _naming_fused(model.get_config()))
     for layer in flattened_layers(copy):
         if isinstance(layer, FusedLSTM):
             layer.pack()

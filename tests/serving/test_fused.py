@@ -60,6 +60,21 @@ def test_the_operation_equals_the_loop(model, mask):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "mask_shape, mask_dtype, dtype",
+    [((None,), "float32", "float32"), ((None,), "int32", "uint8"), ((None, 1), "bool", "int32")],
+)
+def test_other_dtypes_and_shapes(mask_shape, mask_dtype, dtype):
+    inputs = keras.Input((None, 3), dtype=dtype)
+    mask = keras.Input(mask_shape, dtype=mask_dtype)
+    outputs = keras.layers.LSTM(4, return_sequences=True)(inputs, mask=mask)
+    model = shaken(keras.Model([inputs, mask], outputs))
+    given = np.arange(54).reshape([3, 6, 3]).astype(dtype)
+    valid = 2 * np.reshape(MASKS["left and holes"], [3, 6, *mask_shape[1:]]).astype(mask_dtype)
+    found = fused(model)([given, valid.astype(mask_dtype)])
+    np.testing.assert_allclose(found, model([given, valid.astype(mask_dtype)]), atol=1e-6)
+
+
 def loops_and_blocks(model):
     """How many loops there are in what is traced, and how many operations in the place of one."""
     inputs = [tf.TensorSpec(one.shape, one.dtype) for one in model.inputs]
