@@ -336,7 +336,8 @@ def _returning_states(layer, shape):
     if isinstance(layer, FusedLSTM) and layer.packed:
         return layer.returning_states()
     if not isinstance(layer, BatchNormRNN):
-        return keras.layers.RNN(layer.cell, **options)
+        # A name that Keras gave might be that of a state, as `rnn_1` is of `rnn`.
+        return keras.layers.RNN(layer.cell, name=f"{layer.name}_carrying", **options)
     copy = type(layer).from_config({**layer.get_config(), **options, "stateful": False})
     copy.build(shape)
     copy.set_weights(layer.get_weights())
