@@ -1,8 +1,9 @@
 """LSTM layers that TensorFlow runs as one operation, for SavedModels.
 
 Where batches and layers are small, a loop over time costs more in dispatched operations than in
-arithmetic. TensorFlow's kernel `BlockLSTMV2` runs all frames at once. It knows no masks, so live
+arithmetic. TensorFlow's kernel `BlockLSTM` runs all frames at once. It knows no masks, so live
 frames go to the front. Its product is slow where weights are many: such layers keep Keras's loop.
+`BlockLSTMV2`, with Keras's order of gates, has that operation's gradient, which is wrong for it.
 """
 
 import keras
@@ -34,9 +35,12 @@ class FusedLSTM(keras.layers.LSTM):
         no_peephole = np.zeros(units, "float32")
         if kernel.size > MOST_WEIGHTS:
             return
+        # From input, forget, candidate, output to the operation's order of gates.
+        order = np.arange(4 * units).reshape([4, units])[[0, 2, 1, 3]].ravel()
+        kernel, bias = kernel[:, order], bias[order]
 
         def over_time(sequences, h, c):
-            found = tf.raw_ops.BlockLSTMV2(
+            found = tf.raw_ops.BlockLSTM(
                 seq_len_max=tf.shape(sequences, tf.int64)[1],
                 x=_batch_first(sequences),
                 cs_prev=c,
@@ -46,6 +50,7 @@ class FusedLSTM(keras.layers.LSTM):
                 wcf=no_peephole,
                 wco=no_peephole,
                 b=bias,
+                forget_bias=0.0,
                 cell_clip=0.0,
                 use_peephole=False,
             )

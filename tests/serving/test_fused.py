@@ -60,6 +60,32 @@ def test_the_operation_equals_the_loop(model, mask):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradients_are_those_of_the_loop(mask):
+    """Of what is put before an exported model, or of a question which frames matter to it."""
+    model = shaken(lstm(return_sequences=True, return_state=True))
+    rng = np.random.default_rng(1)
+    given = [tf.constant(rng.normal(size=size), "float32") for size in ([3, 6, 3], [3, 4], [3, 4])]
+
+    def gradients(model):
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            outputs = model([given[0], tf.constant(MASKS[mask]), *given[1:]])
+            loss = tf.add_n([tf.reduce_sum(one**2) for one in outputs])
+        return tape.gradient(loss, given)
+
+    for actual, expected in zip(gradients(fused(model)), gradients(model), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_cells_may_grow():
+    """The operation would hold them to 3."""
+    model = keras.Model(inputs := keras.Input((None, 3)), keras.layers.LSTM(4)(inputs))
+    model.set_weights([np.ones(one.shape) for one in model.get_weights()])
+    frames = np.ones([1, 9, 3])
+    np.testing.assert_allclose(fused(model)(frames), model(frames), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "mask_shape, mask_dtype, dtype",
     [((None,), "float32", "float32"), ((None,), "int32", "uint8"), ((None, 1), "bool", "int32")],
@@ -82,7 +108,7 @@ def loops_and_blocks(model):
     nodes = [*graph.as_graph_def().node]
     nodes += [node for one in graph.as_graph_def().library.function for node in one.node_def]
     found = [node.op for node in nodes]
-    return sum("While" in one for one in found), found.count("BlockLSTMV2")
+    return sum("While" in one for one in found), found.count("BlockLSTM")
 
 
 def test_only_what_the_operation_computes_fast(monkeypatch):
