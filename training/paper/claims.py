@@ -28,6 +28,10 @@ def sentences(found):
     """
     speech, language = found["digits-speech"], found["ptb-small"]
     pairs = [(speech, "sequence-wise", "in speech"), (language, "frame-wise", "in language")]
+    spelt = [
+        (found["digits-ctc"], "sequence-wise", "in spelt digits"),
+        (found["german-ctc"], "sequence-wise", "in spelt German"),
+    ]
     pixels = {name: found[name] for name in ("pixel-digits", "pixel-digits-permuted")}
     yield (
         "*Normalising the input path makes the training criterion fall faster*: "
@@ -35,7 +39,7 @@ def sentences(found):
     )
     yield (
         "*It does not improve generalisation on its own*: "
-        + verdict(*(does_not_generalise(*pair) for pair in pairs))
+        + verdict(*(does_not_generalise(*pair) for pair in [*pairs, *spelt]))
     )
     yield (
         "*Normalising the recurrent path does not help; with statistics of each step and gamma 0.1 "

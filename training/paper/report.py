@@ -40,7 +40,7 @@ the validation criterion. Other work ran beside some runs, so times are of each 
 ADVICE = (
     (
         'Whole sequences are at hand: `normalization="sequence"`, the default',
-        ("digits-speech", "dev_fer", ("sequence-wise", "LSTM")),
+        ("digits-ctc", "dev_wer", ("sequence-wise", "LSTM")),
     ),
     (
         'An output must not know what follows: `"frame"` and dropout. It learns faster; without '
@@ -134,7 +134,7 @@ def advice(found):
         models = [model for label in labels if (model := results.model(label))]
         figures = "; ".join(f"{model.label} {spread(model.best(key), show)}" for model in models)
         yield f"- {choice}{f' ({name}, {key}: {figures})' if figures else ''}."
-    yield "- You want a better score alone: regularise the plain LSTM first."
+    yield "- You want a better score of a language model: regularise the plain LSTM first."
     yield "\n![Curves of images that are read pixel by pixel](pixel-digits.png)"
 
 
