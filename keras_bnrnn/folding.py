@@ -84,19 +84,22 @@ def remade(model: keras.Model, config: dict) -> keras.Model:
         config: its configuration, in which layers may be others with the same weights.
     """
     layers = flattened_layers(model)
-    # As in a folding: classes and functions need not be registered.
-    named = [type(layer) for layer in layers]
-    named += [
-        value for layer in layers for value in vars(layer).values() if inspect.isfunction(value)
-    ]
-    custom_objects = {one.__name__: one for one in named if not _is_keras(one)}
-    with keras.saving.custom_object_scope(custom_objects):
+    with keras.saving.custom_object_scope(_custom_objects(layers)):
         copy = type(model).from_config(config)
     copy.set_weights(model.get_weights())
     for layer, new in zip(layers, flattened_layers(copy), strict=True):
         if hasattr(layer, "finalize_state"):  # It has learnt from data, not weights alone.
             _copy_state(layer, new)
     return copy
+
+
+def _custom_objects(layers):
+    """Where Keras looks for what configurations have the name of, registered or not."""
+    named = [type(layer) for layer in layers]
+    named += [
+        value for layer in layers for value in vars(layer).values() if inspect.isfunction(value)
+    ]
+    return {one.__name__: one for one in named if not _is_keras(one)}
 
 
 def _obstacles(model):
@@ -120,11 +123,7 @@ class _Folding:
     """
 
     def __init__(self, model):
-        layers = flattened_layers(model)
-        named = [type(layer) for layer in layers]
-        named += [layer.function for layer in layers if isinstance(layer, keras.layers.Lambda)]
-        # Where Keras looks for what configurations have the name of.
-        self.custom_objects = {one.__name__: one for one in named}
+        self.custom_objects = _custom_objects(flattened_layers(model))
         # By id; the originals are kept beside their copies, so that no id is used again.
         self.copies = {}
         self.unfinished = []

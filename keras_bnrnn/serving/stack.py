@@ -351,10 +351,10 @@ def at_least_one_frame(values):
 
 
 def checked(value, *demands):
-    """`value`, once all demands, `(condition, message, *what was received)`, are met."""
+    """`value`, a tensor or a list, once all `(condition, message, *what was received)` are met."""
     asserts = [tf.debugging.Assert(condition, list(data)) for condition, *data in demands]
     with tf.control_dependencies(asserts):
-        return tf.identity(value)
+        return tf.nest.map_structure(tf.identity, value)
 
 
 def checked_lengths(lengths, values):
@@ -388,6 +388,4 @@ def checked_states(states, batch):
     """The states, if they are of as many rows as the input."""
     sizes = tf.stack([tf.shape(state)[0] for state in states])
     message = "the states are of another number of rows than the input. Rows, and received:"
-    demand = tf.debugging.Assert(tf.reduce_all(sizes == batch), [message, batch, sizes])
-    with tf.control_dependencies([demand]):
-        return [tf.identity(state) for state in states]
+    return checked(states, (tf.reduce_all(sizes == batch), message, batch, sizes))
