@@ -46,11 +46,16 @@ def model_endpoints(model: keras.Model) -> dict[str, Endpoint]:
     stack = carried_stack(model)
     if stack is not None:
 
+        def answers(results, states):
+            return {**dict(zip(outputs, results, strict=True)), **stack.named(states)}
+
         def step(*values):
             values, states = values[: len(specs)], values[len(specs) :]
-            states = checked_states(states, tf.shape(values[0])[0])
-            results, states = stack(values, states)
-            return {**dict(zip(outputs, results, strict=True)), **stack.named(states)}
+
+            def checked():
+                return answers(*stack(values, checked_states(states, tf.shape(values[0])[0])))
+
+            return stack.quickly(values, states, answers, checked)
 
         pieces = [
             tf.TensorSpec([None, None, *spec.shape[2:]][: spec.shape.rank], spec.dtype, spec.name)

@@ -46,17 +46,17 @@ def language_endpoints(
         return tf.ragged.map_flat_values(table.lookup, tokenize(sentences, tokenization))
 
     def log_probabilities(tokens, states):
-        states = checked_states(states, tf.shape(tokens)[0])
-        tokens = checked(
-            tokens,
-            (
-                tf.reduce_all((tokens >= 0) & (tokens < len(vocabulary))),
-                f"tokens must lie between 0 and {len(vocabulary) - 1}. Received:",
-                tokens,
-            ),
-        )
-        [logits], states = stack([tokens], states)
-        return tf.nn.log_softmax(logits), states
+        known = tf.reduce_all((tokens >= 0) & (tokens < len(vocabulary)))
+
+        def answers(logits, states):
+            return tf.nn.log_softmax(logits[0]), states
+
+        def checked_answers():
+            message = f"tokens must lie between 0 and {len(vocabulary) - 1}. Received:"
+            right = checked_states(states, tf.shape(tokens)[0])
+            return answers(*stack([checked(tokens, (known, message, tokens))], right))
+
+        return stack.quickly([tokens], states, answers, checked_answers, condition=known)
 
     def score(sentences):
         tokens = read(sentences)

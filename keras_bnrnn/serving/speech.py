@@ -116,7 +116,7 @@ def speech_step(stack, reduction=1, writes=False):
         writes: whether the model is sure of the blank in the padding.
     """
 
-    def step(features, lengths, *states):
+    def masked(features, lengths, states):
         lengths = checked_lengths(lengths, features)
         states = checked_states(states, tf.shape(features)[0])
         time = tf.shape(features)[1]
@@ -126,7 +126,20 @@ def speech_step(stack, reduction=1, writes=False):
         if writes:
             blank = tf.one_hot(0, logits.shape[-1], on_value=0.0, off_value=NEVER)
             logits = tf.where(mask[:, :, tf.newaxis], logits, blank)
-        return {"log_posteriors": tf.nn.log_softmax(logits), **stack.named(states)}
+        return answers([logits], states)
+
+    def answers(logits, states):
+        return {"log_posteriors": tf.nn.log_softmax(logits[0]), **stack.named(states)}
+
+    def step(features, lengths, *states):
+        return stack.quickly(
+            [features],
+            states,
+            answers,
+            lambda: masked(features, lengths, states),
+            lengths,
+            tf.reduce_all(tf.math.is_finite(features)),
+        )
 
     return step
 

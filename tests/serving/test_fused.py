@@ -39,6 +39,14 @@ MASKS = {
 }
 
 
+@pytest.fixture(params=["few rows", "many rows"])
+def rows(request, monkeypatch):
+    """Three rows are few or, where two are many, many."""
+    if request.param == "many rows":
+        monkeypatch.setattr(module, "MANY_ROWS", 2)
+
+
+@pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(
     "model",
@@ -50,7 +58,7 @@ MASKS = {
     ],
     ids=["forwards", "last of backwards", "zeros", "bidirectional"],
 )
-def test_the_operation_equals_the_loop(model, mask):
+def test_the_outputs_are_those_of_keras(model, mask):
     model = shaken(model())
     rng = np.random.default_rng(1)
     given = [rng.normal(size=[3, 6, 3]), MASKS[mask]]
@@ -60,8 +68,9 @@ def test_the_operation_equals_the_loop(model, mask):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("mask", MASKS)
-def test_gradients_are_those_of_the_loop(mask):
+def test_gradients_are_those_of_keras(mask):
     """Of what is put before an exported model, or of a question which frames matter to it."""
     model = shaken(lstm(return_sequences=True, return_state=True))
     rng = np.random.default_rng(1)
@@ -101,14 +110,13 @@ def test_other_dtypes_and_shapes(mask_shape, mask_dtype, dtype):
     np.testing.assert_allclose(found, model([given, valid.astype(mask_dtype)]), atol=1e-6)
 
 
-def loops_and_blocks(model):
-    """How many loops there are in what is traced, and how many operations in the place of one."""
+def operations(model):
+    """The operations of what is traced and of the functions that it calls."""
     inputs = [tf.TensorSpec(one.shape, one.dtype) for one in model.inputs]
     graph = tf.function(lambda *given: model(list(given))).get_concrete_function(*inputs).graph
     nodes = [*graph.as_graph_def().node]
     nodes += [node for one in graph.as_graph_def().library.function for node in one.node_def]
-    found = [node.op for node in nodes]
-    return sum("While" in one for one in found), found.count("BlockLSTM")
+    return [node.op for node in nodes]
 
 
 def test_only_what_the_operation_computes_fast(monkeypatch):
@@ -119,10 +127,23 @@ def test_only_what_the_operation_computes_fast(monkeypatch):
     }
     for name, layer in layers.items():
         model = keras.Model(inputs := keras.Input((None, 3)), layer(inputs))
-        assert loops_and_blocks(fused(model)) == ((0, 1) if name == "lstm" else (1, 0))
-    monkeypatch.setattr(module, "MOST_WEIGHTS", 4 * 4 * (3 + 4) - 1)
-    model = keras.Model(inputs := keras.Input((None, 3)), layers["lstm"](inputs))
-    assert loops_and_blocks(fused(model)) == (1, 0)
+        assert operations(fused(model)).count("BlockLSTM") == (name == "lstm")
+    weights = 4 * 4 * (3 + 4) + 4 * 4
+    for most in (weights, weights - 1):
+        monkeypatch.setattr(module, "MOST_WEIGHTS", most)
+        model = keras.Model(inputs := keras.Input((None, 3)), layers["lstm"](inputs))
+        assert ("BlockLSTM" in operations(fused(model))) == (most == weights)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_bias": False}, {"activation": "relu"}])
+@pytest.mark.parametrize("shape", [(3,), (None, 3), (2, None, 3)])
+def test_dense_layers(shape, options, monkeypatch):
+    model = keras.Model(inputs := keras.Input(shape), keras.layers.Dense(4, **options)(inputs))
+    given = np.random.default_rng(0).normal(size=[size or 5 for size in (None, *shape)])
+    np.testing.assert_allclose(fused(model)(given), model(given), atol=1e-6)
+    assert "ReadVariableOp" not in operations(fused(model))
+    monkeypatch.setattr(module, "MOST_WEIGHTS", 11)
+    assert "ReadVariableOp" in operations(fused(model))
 
 
 def test_an_export_holds_its_weights_once(tmp_path):
@@ -136,3 +157,21 @@ def test_an_export_holds_its_weights_once(tmp_path):
     assert serving.export(model, tmp_path / "exported") == ["serve", "step"]
     size = sum(file.stat().st_size for file in (tmp_path / "exported").rglob("*.*"))
     assert 0 < size - 4 * model.count_params() < 150_000
+
+
+def test_few_rows_are_answered_as_many(speech, language):
+    """`step` has a quick way for few rows all of whose frames count."""
+    rng = np.random.default_rng(0)
+    frames = {"features": rng.normal(size=[17, 5, 123]), "lengths": np.full([17], 5)}
+    tokens = {"tokens": rng.integers(0, 5, [17, 5])}
+    for exported, inputs in ((speech, frames), (language, tokens)):
+        inputs |= {
+            name: rng.normal(size=state.shape) for name, state in exported.zero_states(17).items()
+        }
+        step = exported.signatures["step"]
+        specs = step.structured_input_signature[1]
+        inputs = {name: tf.constant(value, specs[name].dtype) for name, value in inputs.items()}
+        many = step(**inputs)
+        few = step(**{name: value[:3] for name, value in inputs.items()})
+        for name, values in few.items():
+            np.testing.assert_allclose(values, many[name][:3], atol=1e-5)
