@@ -2,8 +2,9 @@
 
 TensorFlow's loops gather their outputs in lists. The converter turns a list of a known size into a
 tensor only where the batch is known, and then each write copies the whole list. So the batch is one
-row, and frames are gathered in chunks, and chunks in chunks of these: time and memory grow with the
-length alone.
+row, and outputs are gathered in turns of a few frames, turns in chunks, and chunks in chunks of
+these: time and memory grow with the length alone. What whole turns leave over is read frame by
+frame.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ import tensorflow as tf
 from keras_bnrnn.layers import BatchNormGRU, BatchNormLSTM, BatchNormRNN, BatchNormSimpleRNN
 from keras_bnrnn.recurrence.loop import StepContext
 
-CHUNK = 16  # Frames that are gathered at once, and chunks.
+TURN = 4  # Frames of a turn of the inner loop; the file grows with it.
+CHUNK = 8  # Turns that are gathered at once, and chunks; as many frames as a turn at least.
 QUANTIZATIONS = ("dynamic", "float16")
 
 
@@ -100,47 +102,54 @@ def over_time(
         `[1, time, units]`, or `[1, units]` of the last frame; and the final states.
     """
     timesteps = tf.shape(inputs)[0]
+    inputs = tf.reshape(inputs, [-1, 1, inputs.shape[-1]])  # As the loop else would not know.
 
-    def frames(first, count, states, gathered):
+    def one(x_t, states, time):
+        output, after = step(x_t, states, time)
+        output.set_shape([1, units])
+        for new, old in zip(after, states, strict=True):
+            new.set_shape(old.shape)
+        return output, after
+
+    def frame_by_frame(first, count, states, gathered):
         """`count` frames from `first` on; `gathered` is an array, or the last output."""
 
         def body(index, states, gathered):
-            output, after = step(inputs[first + index], states, first + index)
-            output.set_shape([1, units])
-            for new, old in zip(after, states, strict=True):
-                new.set_shape(old.shape)
-            gathered = gathered.write(index, output) if all_outputs else output
-            return index + 1, after, gathered
+            # A slice in the place of this makes LiteRT plan its memory anew in every turn.
+            x_t = tf.gather(inputs, first + index)
+            output, states = one(x_t, states, first + index)
+            return index + 1, states, gathered.write(index, output) if all_outputs else output
 
         _, states, gathered = tf.while_loop(
             lambda index, *_: index < count, body, (0, list(states), gathered)
         )
-        return states, gathered
+        return gathered, states
 
     if not all_outputs:
-        states, output = frames(0, timesteps, states, tf.zeros([1, units]))
-        return output, states
+        return frame_by_frame(0, timesteps, states, tf.zeros([1, units]))
 
-    # As sizes that only the run knows, for arrays of known ones are part of the file.
+    # As a size that only the run knows, for arrays of known ones are part of the file.
     chunk = tf.minimum(CHUNK, timesteps + CHUNK)
 
     def gather(size, first, end, states):
-        """The outputs of the frames from `first` to `end`, of which there are `size` at most.
+        """The outputs of the whole turns from `first` to `end`, of `size` frames at most.
 
         Returns:
             `[size, units]`, zeros beyond the end; and the states.
         """
-        if size == CHUNK:
-            array = tf.TensorArray(tf.float32, chunk, element_shape=[1, units])
-            states, array = frames(first, tf.minimum(CHUNK, end - first), states, array)
-            return tf.reshape(array.stack(), [CHUNK, units]), states
-        part = size // CHUNK if size else CHUNK**2
-        parts = chunk if size else (end + part - 1) // part
+        if size == TURN:
+            outputs = []
+            frames = tf.gather(inputs, first + tf.range(TURN))
+            for index, x_t in enumerate(tf.unstack(frames, TURN)):
+                output, states = one(x_t, states, first + index)
+                outputs.append(output)
+            return tf.concat(outputs, 0), states
+        part = size // CHUNK if size else TURN * CHUNK**2
+        parts = chunk if size else (end + (part - 1)) // part
         array = tf.TensorArray(tf.float32, parts, element_shape=[part, units])
 
         def body(index, states, array):
-            begin = first + index * part
-            outputs, states = gather(part, begin, end, states)
+            outputs, states = gather(part, first + index * part, end, states)
             return index + 1, states, array.write(index, outputs)
 
         _, states, array = tf.while_loop(
@@ -150,8 +159,14 @@ def over_time(
         )
         return tf.reshape(array.stack(), [size or -1, units]), states
 
-    outputs, states = gather(None, 0, timesteps, states)
-    return outputs[tf.newaxis, :timesteps], states
+    left = timesteps % TURN
+    in_turns = timesteps - left
+    outputs, states = gather(None, 0, in_turns, states)
+    array = tf.TensorArray(tf.float32, chunk, element_shape=[1, units])
+    array, states = frame_by_frame(in_turns, left, states, array)
+    rest = tf.reshape(array.stack(), [CHUNK, units])
+    outputs = tf.concat([outputs[:in_turns], rest[:left]], 0)
+    return outputs[tf.newaxis], states
 
 
 def convert(model: keras.Model, path: Path, quantize: str | None = None) -> None:
@@ -180,15 +195,27 @@ def convert(model: keras.Model, path: Path, quantize: str | None = None) -> None
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
-    path.write_bytes(_without_names(converter.convert()))
+    path.write_bytes(_slim(converter.convert()))
 
 
-def _without_names(content):
-    """The file less its tensors' names, which nothing reads: nearly half of what is no weight."""
+def _slim(content):
+    """The file less what nothing reads, about half of what is no weight.
+
+    That is the tensors' names, empty buffers and empty quantisations, and how it was converted.
+    """
     from tensorflow.lite.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    empty, *others = model.buffers  # The first one is empty by convention.
+    kept = [index for index, one in enumerate(others, 1) if one.data is not None]
+    places = {old: new for new, old in enumerate(kept, 1)}
+    model.buffers = [empty, *(model.buffers[index] for index in kept)]
+    model.metadata = [one for one in model.metadata if one.name != b"CONVERSION_METADATA"]
+    for entry in model.metadata:
+        entry.buffer = places[entry.buffer]
     for graph in model.subgraphs:
         for tensor in graph.tensors:
-            tensor.name = None
+            tensor.name, tensor.buffer = None, places.get(tensor.buffer, 0)
+            if tensor.quantization is not None and tensor.quantization.scale is None:
+                tensor.quantization = None
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
