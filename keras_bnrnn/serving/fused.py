@@ -1,10 +1,10 @@
-"""Layers of SavedModels, made for calls of few rows and frames.
+"""Layers of SavedModels, made for calls of few rows or frames.
 
 There most of the time goes into the dispatch of operations, and little into arithmetic. So weights
-are constants, and LSTMs run all frames of a few rows as one operation, TensorFlow's `BlockLSTM`. It
-knows no masks, so live frames go to the front. It keeps one core busy at best, and is slow where
-weights are many: more rows take a loop, and large layers Keras's. `BlockLSTMV2`, with Keras's order
-of gates, has that operation's gradient, which is wrong for it.
+are constants, and LSTMs run all frames as one operation, TensorFlow's `BlockLSTM`. It knows no
+masks, so live frames go to the front. It keeps one core busy at best, and is slow where weights are
+many: more rows take a loop, and large layers Keras's. `BlockLSTMV2`, with Keras's order of gates,
+has that operation's gradient, which is wrong for it.
 """
 
 import functools
@@ -19,7 +19,7 @@ from keras_bnrnn.recurrence.differentiated import FRAMES_PER_TURN
 from keras_bnrnn.recurrence.lstm import LSTMEquations
 
 MOST_WEIGHTS = 2**20
-MANY_ROWS = 16
+MANY_ROWS = MANY_FRAMES = 16
 # Of Keras's LSTM, those that the kernel computes.
 ACTIVATIONS = {"activation": "tanh", "recurrent_activation": "sigmoid"}
 
@@ -64,16 +64,12 @@ class FusedLSTM(keras.layers.LSTM):
             given = [tf.TensorSpec([None, None, cell.kernel.shape[0]]), state, state]
             self.over_time = tf.function(self._over_time, given, autograph=False)
 
-    def returning_states(self, few_rows):
-        """The packed layer, returning all outputs and its states.
-
-        Args:
-            few_rows: whether it is for fewer rows than `MANY_ROWS` alone.
-        """
+    def returning_states(self, small):
+        """The packed layer, returning all outputs and its states; for small inputs alone or all."""
         options = {"return_sequences": True, "return_state": True}
         copy = type(self).from_config({**self.get_config(), **options})
         copy.constants, copy.built = self.constants, True
-        copy.over_time = self._as_one if few_rows else self.over_time
+        copy.over_time = self._as_one if small else self.over_time
         return copy
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
@@ -112,9 +108,8 @@ class FusedLSTM(keras.layers.LSTM):
         return unmasked() if mask is None else tf.cond(tf.reduce_all(mask), unmasked, masked)
 
     def _over_time(self, *arguments):
-        few = tf.shape(arguments[0])[0] < MANY_ROWS
-        many_rows = functools.partial(aside, self._in_loop, *arguments)
-        return tf.cond(few, lambda: self._as_one(*arguments), many_rows)
+        large = functools.partial(aside, self._in_loop, *arguments)
+        return tf.cond(is_small(arguments[0]), lambda: self._as_one(*arguments), large)
 
     def _as_one(self, sequences, h, c):
         kernel, bias = self.constants()
@@ -166,6 +161,11 @@ def fused(model: keras.Model) -> keras.Model:
         if isinstance(layer, (FusedDense, FusedLSTM)):
             layer.pack()
     return copy
+
+
+def is_small(inputs):
+    """Whether `[batch, time, …]` is best run as one operation."""
+    return (tf.shape(inputs)[0] < MANY_ROWS) | (tf.shape(inputs)[1] < MANY_FRAMES)
 
 
 def constants(weights):

@@ -16,7 +16,7 @@ from keras_bnrnn.data.masks import FillPadding
 from keras_bnrnn.keras_internals import flattened_layers
 from keras_bnrnn.layers import BatchNormRNN
 from keras_bnrnn.serving.errors import ServingError
-from keras_bnrnn.serving.fused import MANY_ROWS, FusedLSTM, aside
+from keras_bnrnn.serving.fused import FusedLSTM, aside, is_small
 from keras_bnrnn.serving.litert import OneSequence, one_sequence, projecting
 
 # What has no say where the mask comes from outside.
@@ -76,12 +76,12 @@ class CarriedStack:
         one_row: whether it is for batches of one row, in the loops of `litert.py`.
         blocks: whether the model may join blocks of frames to one, each for itself; a given mask is
             then that of the blocks.
-        few_rows: whether it is for fewer rows than `MANY_ROWS` alone.
+        small: whether it is for small inputs alone.
 
     Attributes:
         model: from `[*inputs, mask if given, *states]` to `[*outputs, *new states]`.
-        quick: from `[*inputs, *states]` to the same, for few rows all of whose frames count; `None`
-            if it would be no quicker.
+        quick: from `[*inputs, *states]` to the same, for small inputs all of whose frames count;
+            `None` if it would be no quicker.
         state_specs: names and shapes of the states.
 
     Raises:
@@ -94,7 +94,7 @@ class CarriedStack:
         mask: str = "own",
         one_row: bool = False,
         blocks: bool = False,
-        few_rows: bool = False,
+        small: bool = False,
     ):
         batch = 1 if one_row else None
         inputs = [
@@ -134,7 +134,7 @@ class CarriedStack:
                 layer.cell.state_size, before[layer]
             )
             kept = projecting(layer) if one_row else layer
-            carrying = _returning_states(kept, args[0].shape, few_rows)
+            carrying = _returning_states(kept, args[0].shape, small)
             if one_row:
                 carrying = OneSequence(carrying)
             values, *after[layer] = carrying(*args, **kwargs)
@@ -151,9 +151,9 @@ class CarriedStack:
             tf.TensorSpec([None, one.shape[1]], tf.float32, one.name) for one in states
         ]
         self.quick = None
-        if not few_rows and any(isinstance(one, FusedLSTM) and one.over_time for one in before):
+        if not small and any(isinstance(one, FusedLSTM) and one.over_time for one in before):
             quick_mask = "own" if mask == "own" else "none"
-            self.quick = CarriedStack(model, quick_mask, blocks=blocks, few_rows=True).model
+            self.quick = CarriedStack(model, quick_mask, blocks=blocks, small=True).model
 
     def __call__(self, inputs, states, mask=None):
         """Runs the model.
@@ -177,7 +177,7 @@ class CarriedStack:
         return [one[:, :time] for one in outputs], after
 
     def quickly(self, inputs, states, answers, otherwise, lengths=None, condition=True):
-        """What `otherwise` returns, in fewer operations where few rows are asked for.
+        """What `otherwise` returns, in fewer operations where the inputs are small.
 
         Of a call of one frame these take most of the time.
 
@@ -197,7 +197,7 @@ class CarriedStack:
             condition &= tf.reduce_all(lengths == time)
         same_rows = tf.reduce_all(tf.stack([tf.shape(one)[0] for one in of_rows]) == batch)
         return tf.cond(
-            same_rows & (batch < MANY_ROWS) & (time > 0) & condition,
+            same_rows & is_small(inputs[0]) & (time > 0) & condition,
             lambda: answers(*self._run(self.quick, [*inputs, *states])),
             lambda: aside(otherwise),
         )
@@ -373,11 +373,11 @@ def _check_reads_forwards(layer, args, kwargs):
             raise ServingError(f"{layer.name!r} {reason}")
 
 
-def _returning_states(layer, shape, few_rows):
+def _returning_states(layer, shape, small):
     """A recurrent layer with the weights of `layer` that returns its states too."""
     options = {"return_sequences": True, "return_state": True, "unroll": False}
     if isinstance(layer, FusedLSTM) and layer.over_time:
-        return layer.returning_states(few_rows)
+        return layer.returning_states(small)
     if not isinstance(layer, BatchNormRNN):
         # A name that Keras gave might be that of a state, as `rnn_1` is of `rnn`.
         return keras.layers.RNN(layer.cell, name=f"{layer.name}_carrying", **options)

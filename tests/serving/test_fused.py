@@ -44,6 +44,7 @@ def rows(request, monkeypatch):
     """Three rows are few or, where two are many, many."""
     if request.param == "many rows":
         monkeypatch.setattr(module, "MANY_ROWS", 2)
+        monkeypatch.setattr(module, "MANY_FRAMES", 2)
 
 
 @pytest.mark.usefixtures("rows")
@@ -162,8 +163,8 @@ def test_an_export_holds_its_weights_once(tmp_path):
 def test_few_rows_are_answered_as_many(speech, language):
     """`step` has a quick way for few rows all of whose frames count."""
     rng = np.random.default_rng(0)
-    frames = {"features": rng.normal(size=[17, 5, 123]), "lengths": np.full([17], 5)}
-    tokens = {"tokens": rng.integers(0, 5, [17, 5])}
+    frames = {"features": rng.normal(size=[17, 18, 123]), "lengths": np.full([17], 18)}
+    tokens = {"tokens": rng.integers(0, 5, [17, 18])}
     for exported, inputs in ((speech, frames), (language, tokens)):
         inputs |= {
             name: rng.normal(size=state.shape) for name, state in exported.zero_states(17).items()
