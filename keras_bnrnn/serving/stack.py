@@ -166,7 +166,7 @@ class CarriedStack:
         Returns:
             The list of outputs, `[batch, time, …]`, and that of the new states.
         """
-        time = tf.shape(inputs[0])[1]
+        time = tf.shape(_of_frames(inputs))[1]
         given = [
             one if one.shape.rank < 2 else at_least_one_frame(one)
             for one in (*inputs, *([] if mask is None else [mask]))
@@ -190,14 +190,15 @@ class CarriedStack:
         """
         if self.quick is None:
             return otherwise()
-        batch, time = tf.shape(inputs[0])[0], tf.shape(inputs[0])[1]
+        frames = _of_frames(inputs)
+        batch, time = tf.unstack(tf.shape(frames)[:2])
         of_rows = [*inputs, *states]
         if lengths is not None:
             of_rows.append(lengths)
             condition &= tf.reduce_all(lengths == time)
         same_rows = tf.reduce_all(tf.stack([tf.shape(one)[0] for one in of_rows]) == batch)
         return tf.cond(
-            same_rows & is_small(inputs[0]) & (time > 0) & condition,
+            same_rows & is_small(frames) & (time > 0) & condition,
             lambda: answers(*self._run(self.quick, [*inputs, *states])),
             lambda: aside(otherwise),
         )
@@ -309,6 +310,11 @@ def _call_again(model, inputs, more, call):
         clone_function=lambda layer: layer,
         call_function=call,
     ).outputs
+
+
+def _of_frames(inputs):
+    """The first input that has frames, and no lengths."""
+    return next(one for one in inputs if one.shape.rank > 1)
 
 
 def _state_sizes(layer):

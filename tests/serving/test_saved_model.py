@@ -57,6 +57,13 @@ def with_lengths():
     return keras.Model([features, lengths], scores)
 
 
+def lengths_first():
+    features, lengths = keras.Input((None, 3)), keras.Input((), dtype="int32", name="lengths")
+    mask = sequence_mask(features, lengths)
+    scores = BatchNormLSTM(4, return_sequences=True, name="scores")(features, mask=mask)
+    return keras.Model([lengths, features], scores)
+
+
 def bidirectional():
     """An output for each frame, and one for the sequence."""
     features = keras.Input((None, 3), name="features")
@@ -105,6 +112,7 @@ MODELS = {
     stacked: (["inputs"], ["classes"], True),
     two_inputs: (["values", "tokens"], ["added", "tags"], True),
     with_lengths: (["inputs", "lengths"], ["scores"], True),
+    lengths_first: (["lengths", "inputs"], ["scores"], True),
     cells: (["inputs"], ["scores"], True),
     carried_states: (["inputs"], ["scores"], True),
     per_step: (["inputs"], ["scores"], False),

@@ -124,7 +124,7 @@ class Experiment(NamedTuple):
         )
 
 
-def both_models(trials, name, label, own=(), seeds=1):
+def both_models(trials, name, label, own=()):
     """A plain and a normalised model, each with every trial's flags; validation chooses among them.
 
     Args:
@@ -132,10 +132,9 @@ def both_models(trials, name, label, own=(), seeds=1):
         name: of the normalised model, in folders' names.
         label: of the normalised model.
         own: flags that only the normalised model has.
-        seeds: of each run.
     """
     return {
-        f"{model}_{trial}": Configuration(text, (*kind, *flags, *more), seeds)
+        f"{model}_{trial}": Configuration(text, (*kind, *flags, *more), 1)
         for trial, flags in trials.items()
         for model, text, kind, more in (
             ("baseline", "LSTM", PLAIN, ()),
@@ -149,8 +148,8 @@ def at_rates(*rates):
     return {f"rate_{rate}": (f"--learning_rate={rate}",) for rate in rates}
 
 
-def text_models(*rates):
-    """Plain, normalised and renormalised models that write text, at each rate with three seeds."""
+def speech_models(*rates):
+    """Plain, normalised and renormalised models of speech, at each rate with three seeds."""
     return {
         f"{name}_{trial}": Configuration(label, (*kind, *flags), 3)
         for trial, flags in at_rates(*rates).items()
@@ -218,9 +217,7 @@ EXPERIMENTS = {
         epochs=10,
         arguments=("--layers=2", "--units=128"),
         quick=("--layers=1", "--units=8"),
-        configurations=both_models(
-            at_rates("0.001", "0.002", "0.004"), "sequence", "sequence-wise", seeds=3
-        ),
+        configurations=speech_models("0.001", "0.002", "0.004"),
         note=SPEECH_NOTE,
     ),
     "digits-ctc": Experiment(
@@ -230,7 +227,7 @@ EXPERIMENTS = {
         epochs=20,
         arguments=("--layers=2", "--units=128"),
         quick=("--layers=1", "--units=8"),
-        configurations=text_models("0.002", "0.004"),
+        configurations=speech_models("0.002", "0.004"),
         note=TEXT_NOTE,
     ),
     "german-ctc": Experiment(
@@ -240,7 +237,7 @@ EXPERIMENTS = {
         epochs=12,
         arguments=("--layers=2", "--units=64"),
         quick=("--layers=1", "--units=8"),
-        configurations=text_models("0.004"),
+        configurations=speech_models("0.004"),
         note=GERMAN_NOTE,
     ),
     "ptb-small": Experiment(
