@@ -31,7 +31,7 @@ class FusedDense(keras.layers.Dense):
     constants = None
 
     def pack(self):
-        self.constants = constants(self.weights)
+        self.constants = constants([self.kernel, self.bias] if self.use_bias else [self.kernel])
 
     def call(self, inputs, training=None):
         if self.constants is None:

@@ -136,10 +136,13 @@ def test_only_what_the_operation_computes_fast(monkeypatch):
         assert ("BlockLSTM" in operations(fused(model))) == (most == weights)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_bias": False}, {"activation": "relu"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_bias": False}, {"activation": "relu"}, {"lora_rank": 2}]
+)
 @pytest.mark.parametrize("shape", [(3,), (None, 3), (2, None, 3)])
 def test_dense_layers(shape, options, monkeypatch):
-    model = keras.Model(inputs := keras.Input(shape), keras.layers.Dense(4, **options)(inputs))
+    layer = keras.layers.Dense(4, **options)
+    model = shaken(keras.Model(inputs := keras.Input(shape), layer(inputs)))
     given = np.random.default_rng(0).normal(size=[size or 5 for size in (None, *shape)])
     np.testing.assert_allclose(fused(model)(given), model(given), atol=1e-6)
     assert "ReadVariableOp" not in operations(fused(model))
