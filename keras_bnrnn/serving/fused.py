@@ -66,7 +66,7 @@ class FusedLSTM(keras.layers.LSTM):
 
     def returning_states(self, small):
         """The packed layer, returning all outputs and its states; for small inputs alone or all."""
-        options = {"return_sequences": True, "return_state": True}
+        options = {"return_sequences": True, "return_state": True, "unroll": False}
         copy = type(self).from_config({**self.get_config(), **options})
         copy.constants, copy.built = self.constants, True
         copy.over_time = self._as_one if small else self.over_time

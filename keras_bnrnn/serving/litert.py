@@ -201,7 +201,7 @@ def convert(model: keras.Model, path: Path, quantize: str | None = None) -> None
 def _slim(content):
     """The file less what nothing reads, about half of what is no weight.
 
-    That is the tensors' names, empty buffers and empty quantisations, and how it was converted.
+    That is names within, empty buffers and empty quantisations, and how it was converted.
     """
     from tensorflow.lite.tools import flatbuffer_utils
 
@@ -214,6 +214,7 @@ def _slim(content):
     for entry in model.metadata:
         entry.buffer = places[entry.buffer]
     for graph in model.subgraphs:
+        graph.name = None
         for tensor in graph.tensors:
             tensor.name, tensor.buffer = None, places.get(tensor.buffer, 0)
             if tensor.quantization is not None and tensor.quantization.scale is None:

@@ -5,6 +5,7 @@ tensors, and nothing in it needs keras_bnrnn, so whoever loads the SavedModel ne
 (and tensorflow_text, where strings are tokenised).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -256,19 +257,24 @@ def of_one_row(model: keras.Model) -> keras.Model:
         ServingError: a layer of another kind has a recurrent one within.
     """
 
+    @functools.cache  # What is called twice stays one.
+    def made(layer):
+        if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
+            return one_sequence(layer)
+        if isinstance(layer, keras.Model):
+            return _wired_anew(layer, call, batch=1)
+        if isinstance(layer, keras.layers.Layer) and any(
+            isinstance(one, keras.layers.RNN) for one in flattened_layers(layer)
+        ):
+            raise ServingError(f"LiteRT cannot run the loop within {layer.name!r}", "formats")
+        return layer
+
     def call(layer, *args, **kwargs):
         if isinstance(layer, MASKING):
             return args[0]
         if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
             kwargs.pop("mask", None)
-            layer = one_sequence(layer)
-        elif isinstance(layer, keras.Model):
-            layer = _wired_anew(layer, call, batch=1)
-        elif isinstance(layer, keras.layers.Layer) and any(
-            isinstance(one, keras.layers.RNN) for one in flattened_layers(layer)
-        ):
-            raise ServingError(f"LiteRT cannot run the loop within {layer.name!r}", "formats")
-        return layer(*args, **kwargs)
+        return made(layer)(*args, **kwargs)
 
     whole = _wired_anew(model, call, batch=1)
     return keras.Model(_without_lengths(whole.inputs), whole.outputs)

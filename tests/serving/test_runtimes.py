@@ -17,7 +17,7 @@ from keras_bnrnn import (
 from keras_bnrnn.data.speech.corpus import load_corpus
 from keras_bnrnn.serving import runtimes
 from keras_bnrnn.serving.language import language_endpoints
-from keras_bnrnn.serving.litert import CHUNK
+from keras_bnrnn.serving.litert import CHUNK, TURN
 from keras_bnrnn.serving.saved_model import for_serving
 from keras_bnrnn.serving.speech import speech_endpoints
 from untrained import WORDS, language_model, speech_model
@@ -154,6 +154,13 @@ def stacked(*layers):
     return keras.Sequential([keras.Input((None, 3)), *layers])
 
 
+def called_twice():
+    inputs = keras.Input((None, 3))
+    layer = keras.layers.LSTM(3, return_sequences=True)
+    part = stacked(BatchNormGRU(3, return_sequences=True))
+    return keras.Model(inputs, part(part(layer(layer(inputs)))))
+
+
 WHOLE_MODELS = {
     "last": lambda: stacked(keras.layers.Masking(), BatchNormGRU(4)),
     "bidirectional": lambda: stacked(
@@ -177,6 +184,7 @@ WHOLE_MODELS = {
     "counting cell": lambda: stacked(keras.layers.RNN(BatchNormLSTMCell(3, max_timesteps=4))),
     "states": with_states,
     "nested": lambda: stacked(stacked(BatchNormLSTM(4)), keras.layers.Dense(2)),
+    "twice": called_twice,
 }
 
 
@@ -194,7 +202,8 @@ def test_litert_of_any_length(kind, tmp_path):
     served, _ = for_serving(model)
     one_row = runtimes.whole(served).build(True)
     run = litert(one_row, tmp_path / "whole.tflite")
-    for frames in (1, CHUNK, CHUNK + 1, 3 * CHUNK - 1, CHUNK**2, CHUNK**2 + CHUNK + 1):
+    chunk = CHUNK * TURN
+    for frames in (1, TURN, TURN + 1, chunk - 1, chunk, CHUNK * chunk, CHUNK * chunk + TURN + 1):
         x = rng.normal(size=(1, frames, 3)).astype("float32")
         outputs = run(**{one_row.inputs[0].name: x})
         for index, expected in enumerate(keras.tree.flatten(model(x))):

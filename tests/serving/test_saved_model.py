@@ -64,6 +64,12 @@ def lengths_first():
     return keras.Model([lengths, features], scores)
 
 
+def unrolled():
+    frames = keras.Input((TIME, 3))
+    layer = keras.layers.LSTM(4, return_sequences=True, unroll=True, name="scores")
+    return keras.Model(frames, layer(frames))
+
+
 def bidirectional():
     """An output for each frame, and one for the sequence."""
     features = keras.Input((None, 3), name="features")
@@ -113,6 +119,7 @@ MODELS = {
     two_inputs: (["values", "tokens"], ["added", "tags"], True),
     with_lengths: (["inputs", "lengths"], ["scores"], True),
     lengths_first: (["lengths", "inputs"], ["scores"], True),
+    unrolled: (["inputs"], ["scores"], True),
     cells: (["inputs"], ["scores"], True),
     carried_states: (["inputs"], ["scores"], True),
     per_step: (["inputs"], ["scores"], False),

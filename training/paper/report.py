@@ -45,7 +45,7 @@ ADVICE = (
     (
         'An output must not know what follows: `"frame"` and dropout. It learns faster; without '
         "dropout it does not end better",
-        ("ptb-small", "valid_perplexity", ("frame-wise", "LSTM")),
+        ("ptb-small", "valid_perplexity", ("frame-wise", "frame-wise, renormalised", "LSTM")),
     ),
     (
         "Steps that differ, or few rows: add `renorm=True`",
