@@ -57,8 +57,7 @@ class FusedLSTM(keras.layers.LSTM):
         cell = self.cell
         kernel = np.concatenate([cell.kernel, cell.recurrent_kernel])
         bias = np.asarray(cell.bias) if cell.use_bias else np.zeros(4 * self.units, "float32")
-        swapped = (_swapped(np.split, np.concatenate, one) for one in (kernel, bias))
-        self.constants = constants(swapped)
+        self.constants = constants(map(_swapped, (kernel, bias)))
         if self.constants is not None:
             state = tf.TensorSpec([None, self.units])
             given = [tf.TensorSpec([None, None, cell.kernel.shape[0]]), state, state]
@@ -131,7 +130,7 @@ class FusedLSTM(keras.layers.LSTM):
         return found.h, found.cs
 
     def _in_loop(self, sequences, h, c):
-        kernel, bias = (_swapped(tf.split, tf.concat, one) for one in self.constants())
+        kernel, bias = map(_swapped, self.constants())
         features = kernel.shape[0] - self.units
         z = tf.matmul(_batch_first(sequences), kernel[:features]) + bias
         equations = LSTMEquations([kernel[features:]])
@@ -140,7 +139,8 @@ class FusedLSTM(keras.layers.LSTM):
         history = tf.TensorArray(tf.float32, turns * FRAMES_PER_TURN, element_shape=h.shape)
 
         def turn(time, states, histories):
-            for _ in range(FRAMES_PER_TURN):  # The last frame again where there are fewer.
+            # The last frame again where there are fewer: a loop for them would cost file and load.
+            for _ in range(FRAMES_PER_TURN):
                 z_t = tf.gather(z, tf.minimum(time, timesteps - 1))
                 states, _ = equations.forward(z_t, states)
                 pairs = zip(histories, states, strict=True)
@@ -202,10 +202,10 @@ def _naming_fused(config):
     return config
 
 
-def _swapped(split, join, weights):
+def _swapped(weights):
     """The weights in the other order of gates, of Keras and of the operation."""
-    i, f, g, o = split(weights, 4, -1)
-    return join([i, g, f, o], -1)
+    i, f, g, o = tf.split(weights, 4, -1)
+    return tf.concat([i, g, f, o], -1)
 
 
 def _batch_first(values):

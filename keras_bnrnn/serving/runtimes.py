@@ -41,8 +41,7 @@ def stepping(
 
     def build(one_row):
         stack = CarriedStack(model, "none", one_row, blocks)
-        count = len(stack.state_specs)
-        outputs, states = stack.model.outputs[:-count], stack.model.outputs[-count:]
+        outputs, states = stack.split(stack.model.outputs)
         return keras.Model(stack.model.inputs, [*map(head, outputs), *states])
 
     return Runtime(

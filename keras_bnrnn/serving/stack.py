@@ -172,7 +172,7 @@ class CarriedStack:
             one if one.shape.rank < 2 else at_least_one_frame(one)
             for one in (*inputs, *([] if mask is None else [mask]))
         ]
-        outputs, after = self._run(self.model, [*given, *states])
+        outputs, after = self.split(self.model([*given, *states], training=False))
         if mask is None:  # Where one is given it leaves out the frame that there was not.
             after = [tf.where(time > 0, new, old) for new, old in zip(after, states, strict=True)]
         return [one[:, :time] for one in outputs], after
@@ -197,15 +197,15 @@ class CarriedStack:
         if lengths is not None:
             of_rows.append(lengths)
             condition &= tf.reduce_all(lengths == time)
-        same_rows = tf.reduce_all(tf.stack([tf.shape(one)[0] for one in of_rows]) == batch)
+        same_rows = tf.reduce_all(_row_counts(of_rows) == batch)
         return tf.cond(
             same_rows & is_small(frames) & (time > 0) & condition,
-            lambda: answers(*self._run(self.quick, [*inputs, *states])),
+            lambda: answers(*self.split(self.quick([*inputs, *states], training=False))),
             lambda: aside(otherwise),
         )
 
-    def _run(self, model, tensors):
-        results = model(tensors, training=False)
+    def split(self, results):
+        """The outputs and the new states among what `model` or `quick` returns."""
         count = len(self.state_specs)
         return results[:-count], results[-count:]
 
@@ -316,6 +316,10 @@ def _call_again(model, inputs, more, call):
         clone_function=lambda layer: layer,
         call_function=call,
     ).outputs
+
+
+def _row_counts(tensors):
+    return tf.stack([tf.shape(one)[0] for one in tensors])
 
 
 def _of_frames(inputs):
@@ -442,6 +446,6 @@ def checked_features(features, mask):
 
 def checked_states(states, batch):
     """The states, if they are of as many rows as the input."""
-    sizes = tf.stack([tf.shape(state)[0] for state in states])
+    sizes = _row_counts(states)
     message = "the states are of another number of rows than the input. Rows, and received:"
     return checked(states, (tf.reduce_all(sizes == batch), message, batch, sizes))
